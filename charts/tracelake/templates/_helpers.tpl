@@ -1,0 +1,60 @@
+{{/* Labels of every object; the argument is a list of the root context and the component. */}}
+{{- define "tracelake.labels" -}}
+{{- $root := index . 0 -}}
+app.kubernetes.io/name: tracelake
+app.kubernetes.io/component: {{ index . 1 }}
+app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ $root.Release.Service }}
+{{- end }}
+
+{{/* What selects a component's pods: never changes. */}}
+{{- define "tracelake.selector" -}}
+app.kubernetes.io/name: tracelake
+app.kubernetes.io/component: {{ . }}
+{{- end }}
+
+{{/* An image; the argument is a list of the root context and the image's name. */}}
+{{- define "tracelake.image" -}}
+{{- $root := index . 0 -}}
+image: {{ printf "%s/%s:%s" $root.Values.image.repository (index . 1) ($root.Values.image.tag | default $root.Chart.AppVersion) | quote }}
+imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+{{- end }}
+
+{{- define "tracelake.pullSecrets" -}}
+{{- with .Values.image.pullSecrets -}}
+imagePullSecrets:
+{{- range . }}
+  - name: {{ . | quote }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* What the Pod Security level `restricted` asks of a pod and of a container. */}}
+{{- define "tracelake.restrictedPod" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+{{- define "tracelake.restrictedContainer" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end }}
+
+{{/* The ClusterTraceStore that the chart makes, if any: its spec as YAML. */}}
+{{- define "tracelake.storeSpec" -}}
+{{- if .Values.devStore.enabled -}}
+{{- if .Values.defaultStore.spec }}{{ fail "set either devStore.enabled or defaultStore.spec, not both" }}{{ end -}}
+s3:
+  endpoint: http://tracelake-dev-store.{{ .Release.Namespace }}.svc:8333
+  bucket: tracelake
+credentials:
+  secretRef: {name: tracelake-dev-store}
+{{- else if .Values.defaultStore.spec -}}
+{{- if not .Values.defaultStore.name }}{{ fail "defaultStore.spec needs defaultStore.name" }}{{ end -}}
+{{- toYaml .Values.defaultStore.spec }}
+{{- end -}}
+{{- end }}

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! `tracelake`: record a command or a cgroup without Kubernetes, and look at and verify datasets.
+//!
+//! One file per command. Errors are one sentence on standard error that says what to do next.
+
+mod location;
+mod record;
+mod verify;
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use dataset::catalogue;
+
+/// Point at pods, get tables.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Record what a command or a cgroup of this machine does.
+    Record(record::Args),
+    /// List what can be recorded, with tables and parameters.
+    Collectors,
+    /// Read every object of a dataset and compare it with its manifests and ledger.
+    Verify(verify::Args),
+    /// Show every table of a dataset: rows, ledger, coverage.
+    Show(verify::ShowArgs),
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    // A store's client looks the provider up when it is made.
+    _ = rustls::crypto::ring::default_provider().install_default();
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("error"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let result = match args.command {
+        Command::Record(args) => record::run(args),
+        Command::Collectors => {
+            print!("{}", collectors());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Verify(args) => verify::verify(&args),
+        Command::Show(args) => verify::show(&args),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("tracelake: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn collectors() -> String {
+    let mut text = String::new();
+    for collector in catalogue::COLLECTORS {
+        let tables: Vec<_> = collector.tables.iter().map(|table| table.name).collect();
+        text += &format!("{}  (tables: {})\n", collector.name, tables.join(", "));
+        text += &format!("    {}\n", collector.doc.replace('\n', "\n    "));
+        for param in collector.params {
+            let expected = catalogue::expected(&param.ty);
+            text += &format!("    {} = {:?}: {expected}; {}\n", param.name, param.default, param.doc);
+        }
+    }
+    text
+}
+
+/// No parameters: defaults.
+fn no_params() -> BTreeMap<String, String> {
+    BTreeMap::new()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn every_collector_and_parameter_is_listed() {
+        let text = collectors();
+        for collector in catalogue::COLLECTORS {
+            assert!(text.contains(collector.name));
+            assert!(collector.params.iter().all(|param| text.contains(param.name)), "{text}");
+        }
+    }
+}

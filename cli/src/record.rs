@@ -1,0 +1,395 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! `tracelake record`: the whole node agent without Kubernetes.
+//!
+//! In: a command, a process or a cgroup of this machine. Out: the same dataset that a session in a
+//! cluster has, and the command's own exit status.
+//! The command runs in a cgroup of its own, which it enters before its program is executed, so its
+//! first `execve` is recorded. Hooks, batches, segments, spool, books and manifest are the agent's
+//! code; only the plan comes from the command line and the store is written to directly.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, ExitStatus};
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use dataset::key::Key;
+use dataset::manifest::{FORMAT_VERSION, SessionFile, Verdict};
+use dataset::{catalogue, reader, render, schema};
+use node_agent::engine::{CollectorSpec, CollectorState, Engine, EngineConfig, SessionSpec, TargetSpec};
+use node_agent::kernel::clock;
+use node_agent::metrics::Metrics;
+use node_agent::pipeline::OUTPUTS;
+use node_agent::pipeline::segment::{Segments, Sinks};
+use node_agent::pipeline::spool::Spool;
+use node_agent::pipeline::upload::{Destination, Uploader};
+use node_agent::session::{Node, Session};
+use node_agent::targets::cgroup;
+
+use crate::location::Location;
+
+const TICK: Duration = Duration::from_millis(20);
+/// How long the store may take nothing before the recording is given up as incomplete.
+const DRAIN: Duration = Duration::from_secs(600);
+const BTF: &str = "/sys/kernel/btf/vmlinux";
+
+/// Arguments of `tracelake record`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Collectors, separated by commas; all of them by default. `tracelake collectors` lists them.
+    #[arg(short = 'c', long = "collectors", value_delimiter = ',')]
+    collectors: Vec<String>,
+    /// A parameter of a collector: COLLECTOR.NAME=VALUE.
+    #[arg(short = 'p', long = "param", value_name = "COLLECTOR.NAME=VALUE")]
+    params: Vec<String>,
+    /// A folder or s3://bucket/prefix for the dataset.
+    #[arg(short = 'o', long, default_value = "tracelake-data")]
+    output: String,
+    /// Seconds after which recording ends, whether or not the command has.
+    #[arg(long, value_name = "SECONDS")]
+    duration: Option<u64>,
+    /// Record one event of this many.
+    #[arg(long, default_value_t = 1)]
+    sample_every: u32,
+    /// Record at most so many events a second; 0 means all.
+    #[arg(long, default_value_t = 0)]
+    max_events_per_second: u64,
+    /// Seconds after which a file is sealed.
+    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    rollover: u64,
+    /// Record the cgroup of this process instead of a command.
+    #[arg(long, conflicts_with_all = ["cgroup", "argv"])]
+    pid: Option<u32>,
+    /// Record this cgroup (a path below the cgroup v2 mount, or a full one) and those below it.
+    #[arg(long, conflicts_with = "argv")]
+    cgroup: Option<PathBuf>,
+    /// The command and its arguments.
+    #[arg(last = true)]
+    argv: Vec<String>,
+}
+
+/// Removes itself, and moves what still runs inside to the cgroup above.
+struct OwnCgroup(PathBuf);
+
+impl OwnCgroup {
+    fn make(root: &Path) -> Result<Self> {
+        let path = root.join(format!("tracelake-record-{}", std::process::id()));
+        fs::create_dir(&path).with_context(|| format!("the cgroup {} cannot be made", path.display()))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for OwnCgroup {
+    fn drop(&mut self) {
+        let above = self.0.parent().map(|above| above.join("cgroup.procs"));
+        let until = Instant::now() + Duration::from_secs(2);
+        while fs::remove_dir(&self.0).is_err() && Instant::now() < until {
+            let inside = fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default();
+            for pid in inside.lines() {
+                // A process that ends meanwhile needs no move.
+                _ = above.as_ref().map(|above| fs::write(above, pid));
+            }
+            std::thread::sleep(TICK);
+        }
+    }
+}
+
+/// Removes the spool's folder: after a recording it is empty, after an error its rows are in no manifest.
+struct OwnSpool(PathBuf);
+
+impl Drop for OwnSpool {
+    fn drop(&mut self) {
+        _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Records, and returns the command's exit status.
+pub(crate) fn run(args: Args) -> Result<ExitCode> {
+    let collectors = collectors(&args)?;
+    ensure!(
+        args.pid.is_some() || args.cgroup.is_some() || !args.argv.is_empty(),
+        "nothing to record: give a command after --, or --pid or --cgroup"
+    );
+    ensure!(rustix_is_root(), "recording needs root: run `sudo tracelake record ...`");
+    ensure!(
+        Path::new(BTF).exists(),
+        "this kernel has no type information ({BTF}): boot one built with CONFIG_DEBUG_INFO_BTF"
+    );
+    let root = cgroup::root(None).context(
+        "this machine has no cgroup v2 tree: mount one with `mount -t cgroup2 none /sys/fs/cgroup`",
+    )?;
+    let own = if args.argv.is_empty() { None } else { Some(OwnCgroup::make(&root)?) };
+    let path = match (&own, &args.cgroup, args.pid) {
+        (Some(own), _, _) => own.0.clone(),
+        (None, Some(path), _) if path.starts_with(&root) => path.clone(),
+        (None, Some(path), _) => root.join(path.strip_prefix("/").unwrap_or(path)),
+        (None, None, Some(pid)) => root.join(cgroup_of(pid)?.trim_start_matches('/')),
+        (None, None, None) => bail!("nothing to record"),
+    };
+    let id = cgroup::id(&path).with_context(|| format!("there is no cgroup {}", path.display()))?;
+    let target = TargetSpec::Cgroup { id, path };
+
+    let location = Location::create(&args.output)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let there = runtime.block_on(reader::load(location.store.as_ref(), &location.prefix))?;
+    ensure!(
+        there.objects.is_empty(),
+        "{} already holds a dataset; choose another place with -o",
+        location.name
+    );
+
+    let spool_dir = OwnSpool(std::env::temp_dir().join(format!("tracelake-record-{}", std::process::id())));
+    fs::DirBuilder::new()
+        .mode(0o700)
+        .create(&spool_dir.0)
+        .with_context(|| format!("{} cannot be made", spool_dir.0.display()))?;
+    let uname = node_agent::session::uname();
+    let name: Arc<str> = uname.node.as_str().into();
+    let (outputs, batches) = sync_channel(OUTPUTS);
+    let mut engine =
+        Engine::start(EngineConfig { node: name.to_string(), ..EngineConfig::default() }, outputs)?;
+    let sinks = Sinks::default();
+    let segments = Segments::new(sinks.clone()).spawn(batches)?;
+    let metrics = Arc::new(Metrics::default());
+    let destination = Destination::Store {
+        store: location.store.clone(),
+        prefix: location.prefix.clone(),
+        node: name.clone(),
+    };
+    let node = Node {
+        name: name.clone(),
+        boot: Node::current_boot()?,
+        incarnation: Node::new_incarnation(),
+        kernel: uname.release,
+        arch: uname.machine,
+        spool: Spool::open(&spool_dir.0, u64::MAX)?,
+        sinks,
+        uploader: Uploader::new(destination, metrics.clone()),
+        runtime: runtime.handle().clone(),
+        metrics,
+    };
+    let uid: Arc<str> = node.incarnation.clone();
+    let session_file = session_file(&args, &uid);
+    runtime
+        .block_on(reader::create_json(
+            location.store.as_ref(),
+            &location.prefix,
+            &Key::Session,
+            &session_file,
+        ))
+        .with_context(|| format!("{} is not writable", location.name))?;
+
+    let spec = SessionSpec {
+        uid: uid.clone(),
+        collectors,
+        containers: Vec::new(),
+        rollover_interval: Duration::from_secs(args.rollover.max(1)),
+        rollover_bytes: 64 << 20,
+    };
+    let mut session = Session::resume(node, uid)?;
+    session.start(&mut engine, spec, None)?;
+    let mut running = 0;
+    for outcome in session.outcomes() {
+        match &outcome.state {
+            CollectorState::Running => running += 1,
+            CollectorState::Unsupported { message, .. } => {
+                eprintln!("tracelake: this kernel cannot run {}: {message}", outcome.collector);
+            }
+        }
+    }
+    ensure!(running > 0, "this kernel can run none of the collectors");
+    session.set_targets(&mut engine, &[target])?;
+
+    let status = follow(&args, own.as_ref(), &mut session, &engine);
+    session.drain(&mut engine)?;
+    let mut progress = (Instant::now(), u64::MAX);
+    while !session.is_done() {
+        session.tick(&engine);
+        let pending = session.bytes_pending();
+        if pending != progress.1 {
+            progress = (Instant::now(), pending);
+        }
+        if progress.0.elapsed() > DRAIN {
+            let error =
+                session.upload_error().map_or_else(|| "no answer".to_owned(), |error| error.to_string());
+            bail!("{pending} bytes could not be uploaded to {}: {error}", location.name);
+        }
+        std::thread::sleep(TICK);
+    }
+    drop(engine);
+    segments.join().map_err(|_| anyhow::anyhow!("the segment thread panicked"))?;
+
+    runtime.block_on(async {
+        let expected = BTreeMap::from([(name.to_string(), String::new())]);
+        let contents = reader::load(location.store.as_ref(), &location.prefix).await?;
+        let manifest = contents.manifest(&expected, render::utc(now_us()));
+        let key = Key::manifest(manifest.number);
+        reader::create_json(location.store.as_ref(), &location.prefix, &key, &manifest).await?;
+        let contents = reader::open(&location.store, &location.prefix).await?;
+        eprint!("{}", summary(&contents, &location.name));
+        ensure!(manifest.verdict == Verdict::Complete, "the dataset is not complete");
+        anyhow::Ok(())
+    })?;
+    Ok(match status? {
+        None => ExitCode::SUCCESS,
+        Some(status) => ExitCode::from(exit_code(status)),
+    })
+}
+
+fn rustix_is_root() -> bool {
+    // SAFETY: geteuid has no preconditions and cannot fail.
+    unsafe { libc::geteuid() == 0 }
+}
+
+fn collectors(args: &Args) -> Result<Vec<CollectorSpec>> {
+    let mut params: BTreeMap<&str, BTreeMap<String, String>> = BTreeMap::new();
+    for param in &args.params {
+        let parts = param.split_once('=').and_then(|(name, value)| Some((name.split_once('.')?, value)));
+        let ((collector, name), value) =
+            parts.with_context(|| format!("{param:?} is not COLLECTOR.NAME=VALUE"))?;
+        params.entry(collector).or_default().insert(name.to_owned(), value.to_owned());
+    }
+    let all: Vec<String> = catalogue::COLLECTORS.iter().map(|collector| collector.name.to_owned()).collect();
+    let names = if args.collectors.is_empty() { &all } else { &args.collectors };
+    if let Some(other) = params.keys().find(|collector| names.iter().all(|name| name != *collector)) {
+        bail!("there is a parameter for {other:?}, which is not among the collectors {}", names.join(", "));
+    }
+    let mut specs: Vec<CollectorSpec> = Vec::new();
+    for name in names {
+        ensure!(specs.iter().all(|spec| spec.name != *name), "collector {name} is given twice");
+        let params = params.get(name.as_str()).cloned().unwrap_or_else(crate::no_params);
+        catalogue::validate(name, &params)?;
+        specs.push(CollectorSpec {
+            name: name.clone(),
+            params,
+            interval: Duration::from_secs(10),
+            sample_every: args.sample_every,
+            max_events_per_second: args.max_events_per_second,
+            optional: args.collectors.is_empty(),
+        });
+    }
+    Ok(specs)
+}
+
+/// The cgroup v2 path of a process, below the mount.
+fn cgroup_of(pid: u32) -> Result<String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup"))
+        .with_context(|| format!("there is no process {pid}"))?;
+    let path = text
+        .lines()
+        .find_map(|line| line.strip_prefix("0::"))
+        .context("this machine has no cgroup v2 tree")?;
+    ensure!(
+        path != "/",
+        "process {pid} is in the root cgroup with everything else: move it to a cgroup of its own, then use --cgroup"
+    );
+    Ok(path.to_owned())
+}
+
+fn now_us() -> i64 {
+    clock::utc_offset_ns().saturating_add_unsigned(clock::boot_ns()).div_euclid(1_000)
+}
+
+fn session_file(args: &Args, uid: &str) -> SessionFile {
+    SessionFile {
+        format_version: FORMAT_VERSION,
+        namespace: "local".to_owned(),
+        session: args.argv.first().map_or_else(
+            || "cgroup".to_owned(),
+            |program| Path::new(program).file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        ),
+        uid: uid.to_owned(),
+        cluster_id: String::new(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        start_time: render::utc(now_us()),
+        spec: serde_json::json!({
+            "command": args.argv,
+            "collectors": args.collectors,
+            "params": args.params,
+            "sampleEvery": args.sample_every,
+            "maxEventsPerSecond": args.max_events_per_second,
+        }),
+        schemas: schema::versions(),
+    }
+}
+
+/// Starts the command and waits for it, or for the time, or for Ctrl-C.
+fn follow(
+    args: &Args,
+    own: Option<&OwnCgroup>,
+    session: &mut Session,
+    engine: &Engine,
+) -> Result<Option<ExitStatus>> {
+    let interrupted = interrupts()?;
+    let until = args.duration.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    let mut child = own.map(|own| spawn(&args.argv, &own.0)).transpose()?;
+    loop {
+        session.tick(engine);
+        if let Some(child) = &mut child
+            && let Some(status) = child.try_wait()?
+        {
+            return Ok(Some(status));
+        }
+        let over = until.is_some_and(|until| Instant::now() >= until);
+        // With a command, Ctrl-C is the command's: the terminal sent it there as well, and its end is ours.
+        if over || (child.is_none() && interrupted.load(std::sync::atomic::Ordering::Relaxed)) {
+            if let Some(child) = &mut child {
+                eprintln!("tracelake: recording is over, the command (pid {}) goes on", child.id());
+            }
+            return Ok(None);
+        }
+        std::thread::sleep(TICK);
+    }
+}
+
+fn interrupts() -> Result<&'static std::sync::atomic::AtomicBool> {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+    extern "C" fn note(_: libc::c_int) {
+        INTERRUPTED.store(true, Ordering::Relaxed);
+    }
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        // SAFETY: the handler only stores into an atomic, which is safe in a signal handler.
+        let previous =
+            unsafe { libc::signal(signal, note as extern "C" fn(libc::c_int) as libc::sighandler_t) };
+        ensure!(previous != libc::SIG_ERR, "cannot handle signal {signal}");
+    }
+    Ok(&INTERRUPTED)
+}
+
+fn spawn(argv: &[String], cgroup: &Path) -> Result<Child> {
+    use std::io::Write;
+    let (program, rest) = argv.split_first().context("there is no command")?;
+    let procs = cgroup.join("cgroup.procs");
+    let mut procs = fs::OpenOptions::new()
+        .write(true)
+        .open(&procs)
+        .with_context(|| format!("cannot open {}", procs.display()))?;
+    let mut command = Command::new(program);
+    command.args(rest);
+    // SAFETY: between fork and exec the closure makes one write to a file that is open already, nothing that allocates
+    // or locks. "0" is whoever writes it.
+    unsafe { command.pre_exec(move || procs.write_all(b"0")) };
+    command.spawn().with_context(|| format!("the command {program:?} cannot be started"))
+}
+
+fn exit_code(status: ExitStatus) -> u8 {
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
+    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
+}
+
+fn summary(contents: &reader::Contents, place: &str) -> String {
+    let rows = contents.tables().into_iter().map(|(table, objects)| {
+        let rows: u64 = objects.iter().map(|object| object.rows).sum();
+        let bytes: u64 = objects.iter().map(|object| object.bytes).sum();
+        vec![table, rows.to_string(), objects.len().to_string(), bytes.to_string()]
+    });
+    let table = render::table(&["table", "rows", "objects", "bytes"], &rows.collect::<Vec<_>>());
+    format!("\n{table}\n{}in {place}\n", render::summary(contents))
+}

@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The same functions over every kind of store: memory, a local folder, S3 in this process (s3s-fs) and a real S3
+//! server (SeaweedFS). A store that passes can hold datasets.
+//!
+//! The real server is `weed`: named by `TRACELAKE_WEED`, else where `cargo xtask` puts it. Without it the test fails.
+
+extern crate tracelake_dataset as dataset;
+
+mod stores;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use dataset::coverage::{CoverageKind, CoverageRow};
+use dataset::key::{Boot, Key, SessionPrefix};
+use dataset::ledger::{LedgerRow, Term};
+use dataset::manifest::{FORMAT_VERSION, Incarnation, NodeManifest, ObjectEntry, SessionFile, Verdict};
+use dataset::reader::{self, Finding, ReadError};
+use dataset::schema::{self, FileInfo};
+use dataset::{bookkeeping, catalogue};
+use futures::TryStreamExt;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use parquet::arrow::ArrowWriter;
+use sha2::{Digest, Sha256};
+
+const BOOT: &str = "0123456789abcdef0123456789abcdef";
+
+async fn conformance(store: Arc<dyn ObjectStore>) {
+    a_second_create_is_refused_and_changes_nothing(&store).await;
+    odd_characters_of_a_prefix_survive(&store).await;
+    create_takes_its_own_earlier_success_for_success(&store).await;
+    a_dataset_is_read_back_as_it_was_written(&store).await;
+    a_damaged_dataset_is_found_out(&store).await;
+    a_folder_without_a_session_is_no_dataset(&store).await;
+}
+
+fn create_only() -> PutOptions {
+    PutOptions { mode: PutMode::Create, ..PutOptions::default() }
+}
+
+async fn a_second_create_is_refused_and_changes_nothing(store: &Arc<dyn ObjectStore>) {
+    let path = Path::parse("once/object").unwrap();
+    store.put_opts(&path, PutPayload::from_static(b"first"), create_only()).await.unwrap();
+    let second = store.put_opts(&path, PutPayload::from_static(b"second"), create_only()).await;
+    assert!(matches!(second, Err(object_store::Error::AlreadyExists { .. })), "{second:?}");
+    assert_eq!(store.get(&path).await.unwrap().bytes().await.unwrap(), Bytes::from_static(b"first"));
+}
+
+async fn odd_characters_of_a_prefix_survive(store: &Arc<dyn ObjectStore>) {
+    let prefix = SessionPrefix::new("odd a+b=c,d~e", "shop", "checkout", "uid-1").unwrap();
+    let path = prefix.object(&Key::Session);
+    reader::create(store.as_ref(), &path, Bytes::from_static(b"{}")).await.unwrap();
+    let listed: Vec<_> = store.list(Some(prefix.path())).try_collect().await.unwrap();
+    assert_eq!(listed.iter().map(|object| &object.location).collect::<Vec<_>>(), [&path]);
+    assert_eq!(store.head(&path).await.unwrap().size, 2);
+}
+
+async fn create_takes_its_own_earlier_success_for_success(store: &Arc<dyn ObjectStore>) {
+    let path = Path::parse("twice/object").unwrap();
+    for _ in 0..2 {
+        reader::create(store.as_ref(), &path, Bytes::from_static(b"same")).await.unwrap();
+    }
+    let other = reader::create(store.as_ref(), &path, Bytes::from_static(b"else")).await;
+    assert!(matches!(other, Err(ReadError::Exists { .. })), "{other:?}");
+}
+
+async fn put_table(
+    store: &Arc<dyn ObjectStore>,
+    prefix: &SessionPrefix,
+    table: &'static catalogue::Table,
+    rows: arrow_array::RecordBatch,
+) -> ObjectEntry {
+    let boot: Boot = BOOT.parse().unwrap();
+    let info = FileInfo { session: "uid-1", node: "node-1", boot: BOOT, incarnation: "i", sequence: 0 };
+    let mut writer =
+        ArrowWriter::try_new(Vec::new(), schema::of(table), Some(schema::writer_properties(table, &info)))
+            .unwrap();
+    writer.write(&rows).unwrap();
+    let content = writer.into_inner().unwrap();
+    let key = Key::segment(table.name, "node-1", &boot, 0).unwrap();
+    let sha256 = Sha256::digest(&content).iter().map(|byte| format!("{byte:02x}")).collect();
+    let bytes = content.len() as u64;
+    reader::create(store.as_ref(), &prefix.object(&key), content.into()).await.unwrap();
+    ObjectEntry { key: key.relative(), rows: rows.num_rows() as u64, weight: 0, bytes, sha256 }
+}
+
+/// A session with one node that recorded nothing, as small as a dataset can be, and valid.
+async fn write_session(store: &Arc<dyn ObjectStore>, prefix: &SessionPrefix) -> NodeManifest {
+    let session = SessionFile {
+        format_version: FORMAT_VERSION,
+        namespace: "shop".into(),
+        session: "checkout".into(),
+        uid: "uid-1".into(),
+        cluster_id: String::new(),
+        version: "0".into(),
+        start_time: String::new(),
+        spec: serde_json::Value::Null,
+        schemas: schema::versions(),
+    };
+    reader::create_json(store.as_ref(), prefix, &Key::Session, &session).await.unwrap();
+    let coverage = vec![CoverageRow {
+        node: "node-1".into(),
+        boot: BOOT.into(),
+        incarnation: "i".into(),
+        namespace: "shop".into(),
+        pod: "web".into(),
+        container: "app".into(),
+        pod_uid: "u".into(),
+        collector: "processes".into(),
+        kind: CoverageKind::Traced,
+        from_ns: 1,
+        to_ns: 2,
+        from_utc_us: 1,
+        to_utc_us: 2,
+        from_start: true,
+        hooks: "tp_btf".into(),
+        reason: String::new(),
+    }];
+    let mut row = LedgerRow {
+        node: "node-1".into(),
+        boot: BOOT.into(),
+        table: "processes".into(),
+        ..Default::default()
+    };
+    row.emitted = Some(3);
+    row.terms.add(Term::Filtered, 3);
+    let ledger = vec![row];
+    let incarnations = vec![Incarnation { incarnation: "i".into(), clean: true, ..Default::default() }];
+    let mut objects = Vec::new();
+    for (table, rows) in [
+        (&bookkeeping::LEDGER, bookkeeping::ledger_batch(&ledger)),
+        (&bookkeeping::COVERAGE, bookkeeping::coverage_batch(&coverage)),
+        (&bookkeeping::SESSION_NODES, bookkeeping::session_nodes_batch("node-1", BOOT, &incarnations)),
+    ] {
+        objects.push(put_table(store, prefix, table, rows).await);
+    }
+    let node = NodeManifest {
+        format_version: FORMAT_VERSION,
+        node: "node-1".into(),
+        boot: BOOT.into(),
+        incarnations,
+        objects,
+        ledger,
+        coverage,
+    };
+    let key = Key::node_manifest("node-1", &BOOT.parse().unwrap()).unwrap();
+    reader::create_json(store.as_ref(), prefix, &key, &node).await.unwrap();
+    node
+}
+
+async fn close(store: &Arc<dyn ObjectStore>, prefix: &SessionPrefix, expected: &[&str]) -> Verdict {
+    let contents = reader::load(store.as_ref(), prefix).await.unwrap();
+    let expected =
+        expected.iter().map(|node| ((*node).to_owned(), String::new())).collect::<BTreeMap<_, _>>();
+    let manifest = contents.manifest(&expected, "2026-11-23T00:00:00Z".into());
+    let key = Key::manifest(manifest.number);
+    reader::create_json(store.as_ref(), prefix, &key, &manifest).await.unwrap();
+    manifest.verdict
+}
+
+async fn a_dataset_is_read_back_as_it_was_written(store: &Arc<dyn ObjectStore>) {
+    let prefix = SessionPrefix::new("good", "shop", "checkout", "uid-1").unwrap();
+    let node = write_session(store, &prefix).await;
+    assert_eq!(close(store, &prefix, &["node-1"]).await, Verdict::Complete);
+    let contents = reader::open(store, &prefix).await.unwrap();
+    assert_eq!(contents.nodes.values().collect::<Vec<_>>(), [&node]);
+    assert_eq!(reader::verify(store.as_ref(), &contents).await.unwrap(), []);
+    let ledger = reader::read_table(store.as_ref(), &contents, "ledger").await.unwrap();
+    assert_eq!(ledger[0], bookkeeping::ledger_batch(&node.ledger));
+    let shown = dataset::render::dataset(store.as_ref(), &contents, 5).await.unwrap();
+    assert!(shown.contains("complete (1 nodes)") && shown.contains("processes"), "{shown}");
+    // A node that never answered makes the next manifest, of the next number, incomplete.
+    assert_eq!(close(store, &prefix, &["node-1", "node-2"]).await, Verdict::Incomplete);
+    let contents = reader::open(store, &prefix).await.unwrap();
+    assert_eq!(contents.manifest.unwrap().number, 2);
+}
+
+async fn a_damaged_dataset_is_found_out(store: &Arc<dyn ObjectStore>) {
+    let prefix = SessionPrefix::new("damaged", "shop", "checkout", "uid-1").unwrap();
+    let node = write_session(store, &prefix).await;
+    assert_eq!(close(store, &prefix, &["node-1"]).await, Verdict::Complete);
+    let path = |object: &ObjectEntry| prefix.object(&Key::parse(&object.key).unwrap());
+    let [missing, flipped, longer] = [&node.objects[0], &node.objects[1], &node.objects[2]];
+    store.delete(&path(missing)).await.unwrap();
+    let mut content = store.get(&path(flipped)).await.unwrap().bytes().await.unwrap().to_vec();
+    content[10] ^= 1;
+    store.put(&path(flipped), content.into()).await.unwrap();
+    store.put(&path(longer), PutPayload::from_static(b"another")).await.unwrap();
+    let stray = Key::segment("processes", "node-9", &BOOT.parse().unwrap(), 0).unwrap();
+    store.put(&prefix.object(&stray), PutPayload::from_static(b"x")).await.unwrap();
+
+    let contents = reader::open(store, &prefix).await.unwrap();
+    let findings = reader::verify(store.as_ref(), &contents).await.unwrap();
+    let missing = Finding::Missing { key: missing.key.clone() };
+    let longer = Finding::Length { key: longer.key.clone(), listed: longer.bytes, stored: 7 };
+    assert!(findings.contains(&missing) && findings.contains(&longer), "{findings:?}");
+    assert!(findings.iter().any(
+        |f| matches!(f, Finding::Content { key, reason } if *key == flipped.key && reason.contains("SHA-256"))
+    ));
+    assert!(findings.contains(&Finding::Unlisted { key: stray.relative() }));
+    // The next manifest does not call complete what is not there.
+    assert_eq!(close(store, &prefix, &["node-1"]).await, Verdict::Incomplete);
+}
+
+async fn a_folder_without_a_session_is_no_dataset(store: &Arc<dyn ObjectStore>) {
+    let prefix = SessionPrefix::new("empty", "shop", "checkout", "uid-1").unwrap();
+    let opened = reader::open(store, &prefix).await;
+    assert!(matches!(opened, Err(ReadError::NotADataset { .. })), "{opened:?}");
+}
+
+#[tokio::test]
+async fn memory() {
+    conformance(Arc::new(object_store::memory::InMemory::new())).await;
+}
+
+#[tokio::test]
+async fn local_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    conformance(Arc::new(object_store::local::LocalFileSystem::new_with_prefix(folder.path()).unwrap()))
+        .await;
+}
+
+#[tokio::test]
+async fn s3_in_process() {
+    let server = stores::S3InProcess::start().await;
+    conformance(server.store()).await;
+}
+
+#[tokio::test]
+async fn s3_server() {
+    let server = stores::SeaweedFs::start().await;
+    conformance(server.store().await).await;
+}

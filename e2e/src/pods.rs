@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Pods with known workloads, from the image that the harness loads into every node.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{AttachParams, LogParams, PostParams};
+use kube::runtime::wait::await_condition;
+use kube::{Api, Client};
+use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
+
+/// Debian with nginx, redis and `workload` (`workload/src/main.rs`).
+pub const IMAGE: &str = "tracelake/shop:dev";
+/// The label by which the tests' sessions select their pods.
+pub const LABEL: &str = "tracelake-e2e";
+/// Emulated nodes start a pod in seconds; a pull or a stuck runtime shows within this time.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// A pod to be made: `workload ARGS...` with the label `tracelake-e2e: LABEL`.
+pub struct PodSpec {
+    name: String,
+    label: String,
+    node: Option<String>,
+    host_network: bool,
+    command: Vec<String>,
+}
+
+impl PodSpec {
+    /// Runs `workload` with these arguments once.
+    pub fn workload(name: &str, label: &str, args: &[&str]) -> Self {
+        let mut command = vec!["/usr/local/bin/workload".to_owned()];
+        command.extend(args.iter().map(|arg| (*arg).to_owned()));
+        Self { name: name.to_owned(), label: label.to_owned(), node: None, host_network: false, command }
+    }
+
+    /// Pins the pod to a node.
+    #[must_use]
+    pub fn on(mut self, node: &str) -> Self {
+        self.node = Some(node.to_owned());
+        self
+    }
+
+    /// Puts the pod into the node's network namespace.
+    #[must_use]
+    pub fn host_network(mut self) -> Self {
+        self.host_network = true;
+        self
+    }
+
+    /// The object as the API server gets it.
+    pub fn to_pod(&self) -> Result<Pod> {
+        let mut spec = json!({
+            "restartPolicy": "Never",
+            "hostNetwork": self.host_network,
+            "terminationGracePeriodSeconds": 1,
+            "automountServiceAccountToken": false,
+            "enableServiceLinks": false,
+            "containers": [{ "name": "app", "image": IMAGE, "imagePullPolicy": "IfNotPresent", "command": self.command }],
+        });
+        if let Some(node) = &self.node {
+            spec["nodeSelector"] = json!({ "kubernetes.io/hostname": node });
+        }
+        Ok(serde_json::from_value(json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": { "name": self.name, "labels": { LABEL: self.label } },
+            "spec": spec,
+        }))?)
+    }
+
+    /// Creates the pod and returns it.
+    pub async fn create(&self, api: &Api<Pod>) -> Result<Pod> {
+        api.create(&PostParams::default(), &self.to_pod()?)
+            .await
+            .with_context(|| format!("creating pod {}", self.name))
+    }
+
+    /// Creates the pod and waits until it runs; returns it with its addresses.
+    pub async fn start(&self, api: &Api<Pod>) -> Result<Pod> {
+        self.create(api).await?;
+        running(api, &self.name).await
+    }
+
+    /// Creates the pod, waits for its end and returns the JSON that `workload` printed last.
+    pub async fn run(&self, api: &Api<Pod>) -> Result<Value> {
+        self.create(api).await?;
+        finished(api, &self.name).await
+    }
+}
+
+/// Waits until a pod's containers run.
+pub async fn running(api: &Api<Pod>, name: &str) -> Result<Pod> {
+    let is_running = |pod: Option<&Pod>| {
+        pod.and_then(|pod| pod.status.as_ref()).is_some_and(|status| {
+            status.phase.as_deref() == Some("Running")
+                && status.container_statuses.iter().flatten().all(|container| container.ready)
+        })
+    };
+    tokio::time::timeout(PATIENCE, await_condition(api.clone(), name, is_running))
+        .await
+        .with_context(|| format!("pod {name} is not running after {PATIENCE:?}"))??
+        .context("the pod is gone")
+}
+
+/// Waits until a pod has succeeded and returns the last line of its log as JSON.
+pub async fn finished(api: &Api<Pod>, name: &str) -> Result<Value> {
+    let has_ended = |pod: Option<&Pod>| {
+        phase(pod).is_some_and(|phase| phase == "Succeeded" || phase == "Failed")
+    };
+    let pod = tokio::time::timeout(PATIENCE, await_condition(api.clone(), name, has_ended))
+        .await
+        .with_context(|| format!("pod {name} has not ended after {PATIENCE:?}"))??;
+    let log = api.logs(name, &LogParams::default()).await?;
+    if phase(pod.as_ref()).as_deref() != Some("Succeeded") {
+        bail!("pod {name} failed; its log:\n{log}");
+    }
+    let last = log.lines().last().with_context(|| format!("pod {name} printed nothing"))?;
+    serde_json::from_str(last).with_context(|| format!("pod {name} printed {last:?}"))
+}
+
+/// A pod's own address.
+pub fn address(pod: &Pod) -> Result<String> {
+    pod.status.as_ref().and_then(|status| status.pod_ip.clone()).context("the pod has no address")
+}
+
+/// A pod's UID.
+pub fn uid(pod: &Pod) -> Result<String> {
+    pod.metadata.uid.clone().context("the pod has no UID")
+}
+
+/// Runs a command in a pod's container and returns what it printed.
+pub async fn exec(api: &Api<Pod>, name: &str, command: &[&str]) -> Result<String> {
+    let mut attached = api.exec(name, command.to_vec(), &AttachParams::default().stderr(true)).await?;
+    let mut text = String::new();
+    if let Some(mut stdout) = attached.stdout() {
+        stdout.read_to_string(&mut text).await?;
+    }
+    let status = attached.take_status().context("exec has a status")?.await.context("exec ended without a status")?;
+    if status.status.as_deref() != Some("Success") {
+        bail!("`{}` in pod {name} failed: {}", command.join(" "), status.message.unwrap_or_default());
+    }
+    Ok(text)
+}
+
+/// Pods of one namespace.
+pub fn api(client: &Client, namespace: &str) -> Api<Pod> {
+    Api::namespaced(client.clone(), namespace)
+}
+
+fn phase(pod: Option<&Pod>) -> Option<String> {
+    pod?.status.as_ref()?.phase.clone()
+}

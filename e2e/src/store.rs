@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Reads what a session left in the cluster's store, from outside the cluster.
+//!
+//! The store is reached through the API server (port-forward to the dev store's pod), so that the
+//! tests need nothing but `KUBECONFIG`. Requests are signed with the dev store's own credentials,
+//! read from its Secret: the tests are the cluster's administrator.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use futures::TryStreamExt;
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use kube::api::ListParams;
+use kube::{Api, Client};
+use object_store::ObjectStore;
+use object_store::aws::AmazonS3Builder;
+use tokio::net::{TcpListener, TcpStream};
+
+/// Where the chart's dev store listens, and the bucket that it makes.
+const PORT: u16 = 8333;
+/// The bucket of the dev store.
+pub const BUCKET: &str = "tracelake";
+const SECRET: &str = "tracelake-dev-store";
+const LABEL: &str = "app.kubernetes.io/component=dev-store";
+
+/// The dev store's whole bucket, as long as the process lives.
+pub async fn dev_store(client: &Client, namespace: &str) -> Result<Arc<dyn ObjectStore>> {
+    let secret = Api::<Secret>::namespaced(client.clone(), namespace)
+        .get(SECRET)
+        .await
+        .with_context(|| format!("no Secret {namespace}/{SECRET}: is the chart installed with devStore.enabled?"))?;
+    let data = secret.data.unwrap_or_default();
+    let value = |key: &str| -> Result<String> {
+        let bytes = data.get(key).with_context(|| format!("Secret {namespace}/{SECRET} has no {key}"))?;
+        Ok(String::from_utf8(bytes.0.clone())?)
+    };
+    let address = forward(client.clone(), namespace.to_owned(), LABEL, PORT).await?;
+    let store = AmazonS3Builder::new()
+        .with_endpoint(format!("http://{address}"))
+        .with_allow_http(true)
+        .with_region("us-east-1")
+        .with_bucket_name(BUCKET)
+        .with_access_key_id(value("accessKeyId")?)
+        .with_secret_access_key(value("secretAccessKey")?)
+        .build()?;
+    Ok(Arc::new(store))
+}
+
+/// Listens on a port of this machine's loopback and carries each connection to `port` of the pod
+/// that `label` selects at that time.
+pub async fn forward(client: Client, namespace: String, label: &'static str, port: u16) -> Result<SocketAddr> {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+    let address = listener.local_addr()?;
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (client, namespace) = (client.clone(), namespace.clone());
+            tokio::spawn(async move {
+                // The caller sees a connection that ends early and retries it: its errors say more than ours.
+                let _ = carry(stream, client, &namespace, label, port).await;
+            });
+        }
+    });
+    Ok(address)
+}
+
+async fn carry(mut stream: TcpStream, client: Client, namespace: &str, label: &str, port: u16) -> Result<()> {
+    let pods = Api::<Pod>::namespaced(client, namespace);
+    let pod = pods.list(&ListParams::default().labels(label)).await?.items.pop().context("no pod")?;
+    let name = pod.metadata.name.context("a pod has a name")?;
+    let mut forwarder = pods.portforward(&name, &[port]).await?;
+    let mut upstream = forwarder.take_stream(port).context("the port was asked for")?;
+    tokio::io::copy_bidirectional(&mut stream, &mut upstream).await?;
+    drop(upstream);
+    forwarder.join().await?;
+    Ok(())
+}
+
+/// Every key in the bucket.
+pub async fn keys(store: &Arc<dyn ObjectStore>) -> Result<Vec<String>> {
+    let mut listed = store.list(None);
+    let mut keys = Vec::new();
+    while let Some(object) = listed.try_next().await.context("listing the dev store's bucket")? {
+        keys.push(object.location.to_string());
+    }
+    Ok(keys)
+}

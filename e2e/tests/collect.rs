@@ -1,0 +1,307 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What pods did is what the tables say, exactly: counts, bytes, identities, loss.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::Api;
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::runtime::wait::await_condition;
+use serde_json::json;
+use tracelake_e2e::pods::{self, PodSpec};
+use tracelake_e2e::rows::{Dataset, Row, number, sum, text};
+use tracelake_e2e::session::Session;
+use tracelake_e2e::{Env, in_namespace};
+
+/// Long enough for every workload here; a test stops its session when its workload has ended.
+const WINDOW: &str = "15m";
+
+/// Stops a session, waits for its end and opens what it left: complete, and with nothing lost.
+async fn complete(env: &Env, session: &Session) -> Result<Dataset> {
+    session.stop().await?;
+    let ended = session.phase("Completed").await?;
+    let dataset = Dataset::open(&env.store, &ended).await?;
+    dataset.verify().await?;
+    for row in dataset.table("ledger").await? {
+        for (column, value) in &row {
+            if column.starts_with("lost_") {
+                ensure!(value.as_i64() == Some(0), "{column} is {value} in {row:?}");
+            }
+        }
+    }
+    Ok(dataset)
+}
+
+fn of<'a>(rows: &'a [Row], pod: &str, column: &str, value: &str) -> Vec<&'a Row> {
+    rows.iter().filter(|row| text(row, "pod") == pod && text(row, column) == value).collect()
+}
+
+#[test]
+fn programs_and_both_ends_of_connections_between_two_nodes_are_counted_exactly() -> Result<()> {
+    in_namespace("counts", |env, ns| async move {
+        let (a, b) = env.two_nodes().await?;
+        let api = pods::api(&env.client, &ns);
+        let server = PodSpec::workload("server", "counts", &["serve", "7000"]).on(&a).start(&api).await?;
+        PodSpec::workload("other-node", "counts", &["sleep"]).on(&b).start(&api).await?;
+        let session = Session::create(&env.client, &ns, "counts", Session::spec("counts", WINDOW)).await?;
+        session.recording().await?;
+
+        let target = format!("{}:7000", pods::address(&server)?);
+        let client = PodSpec::workload("client", "counts", &["connect", &target, "37", "1000", "20000"]).on(&b);
+        let did = client.run(&api).await?;
+        ensure!(did["connections"] == 37, "the client says {did}");
+        PodSpec::workload("spawner", "counts", &["spawn", "23", "/usr/bin/true"]).on(&a).run(&api).await?;
+
+        let dataset = complete(&env, &session).await?;
+        let connections = dataset.table("tcp_connections").await?;
+        let active = of(&connections, "client", "direction", "active");
+        let passive = of(&connections, "server", "direction", "passive");
+        ensure!(active.len() == 37, "{} active rows of the client", active.len());
+        ensure!(passive.len() == 37, "{} passive rows of the server", passive.len());
+        ensure!(connections.len() == 74, "{} rows, of which 74 are known", connections.len());
+        for (rows, sent, received) in [(&active, 37_000, 740_000), (&passive, 740_000, 37_000)] {
+            let found = (sum(rows.iter().copied(), "bytes_acked")?, sum(rows.iter().copied(), "bytes_received")?);
+            ensure!(found == (sent, received), "bytes acked and received are {found:?}, not {:?}", (sent, received));
+        }
+        let ports = |rows: &[&Row], column: &str| rows.iter().map(|row| number(row, column)).collect::<BTreeSet<_>>();
+        ensure!(ports(&active, "lport") == ports(&passive, "rport"), "the two ends disagree about the client's ports");
+
+        let processes = dataset.table("processes").await?;
+        let executed: Vec<&Row> = of(&processes, "spawner", "kind", "exec")
+            .into_iter()
+            .filter(|row| text(row, "exe") == "/usr/bin/true")
+            .collect();
+        ensure!(executed.len() == 23, "{} executions of /usr/bin/true", executed.len());
+        let identity = |row: &Row| (number(row, "pid"), number(row, "start_ns"));
+        let ended: BTreeSet<_> =
+            of(&processes, "spawner", "kind", "exit").into_iter().map(identity).collect();
+        ensure!(executed.iter().all(|row| ended.contains(&identity(row))), "a program that ran has no exit");
+        for row in connections.iter().chain(&processes) {
+            ensure!(text(row, "container") == "app", "a row of container {:?}: {row:?}", text(row, "container"));
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn the_first_exec_of_fifty_pods_is_seen_or_coverage_says_why_not() -> Result<()> {
+    const PODS: usize = 50;
+    in_namespace("fifty", |env, ns| async move {
+        let (a, b) = env.two_nodes().await?;
+        let api = pods::api(&env.client, &ns);
+        for (name, node) in [("hold-a", &a), ("hold-b", &b)] {
+            PodSpec::workload(name, "fifty", &["sleep"]).on(node).start(&api).await?;
+        }
+        let session = Session::create(&env.client, &ns, "fifty", Session::spec("fifty", WINDOW)).await?;
+        session.recording().await?;
+        // Five at a time: what is asked is whether a start is missed, not how many starts the nodes can take at once.
+        for group in 0..PODS / 5 {
+            let group: Vec<_> = (0..5)
+                .map(|i| PodSpec::workload(&format!("p{}", group * 5 + i), "fifty", &["spawn", "1", "/usr/bin/true"]))
+                .collect();
+            futures::future::try_join_all(group.iter().map(|pod| pod.run(&api))).await?;
+        }
+        let dataset = complete(&env, &session).await?;
+        let first: BTreeSet<String> = dataset
+            .table("processes")
+            .await?
+            .iter()
+            .filter(|row| text(row, "kind") == "exec" && text(row, "exe") == "/usr/local/bin/workload")
+            .map(|row| text(row, "pod").to_owned())
+            .collect();
+        let coverage = dataset.table("coverage").await?;
+        let mut seen = 0;
+        for i in 0..PODS {
+            let pod = format!("p{i}");
+            let rows: Vec<&Row> = coverage.iter().filter(|row| text(row, "pod") == pod).collect();
+            if first.contains(&pod) {
+                seen += 1;
+            } else {
+                let explained = rows.iter().any(|row| row.get("from_start") == Some(&json!(false)));
+                ensure!(explained, "the first exec of {pod} is missing and coverage claims it: {rows:?}");
+            }
+        }
+        println!("first exec seen: {seen} of {PODS}");
+        ensure!(seen > 0, "no first exec was seen at all");
+        Ok(())
+    })
+}
+
+#[test]
+fn two_sessions_on_the_same_pods_see_the_same() -> Result<()> {
+    in_namespace("two", |env, ns| async move {
+        let (a, _) = env.two_nodes().await?;
+        let api = pods::api(&env.client, &ns);
+        let server = PodSpec::workload("server", "two", &["serve", "7000"]).on(&a).start(&api).await?;
+        let one = Session::create(&env.client, &ns, "one", Session::spec("two", WINDOW)).await?;
+        let other = Session::create(&env.client, &ns, "other", Session::spec("two", WINDOW)).await?;
+        one.recording().await?;
+        other.recording().await?;
+        let target = format!("{}:7000", pods::address(&server)?);
+        PodSpec::workload("client", "two", &["connect", &target, "11", "500", "500"]).on(&a).run(&api).await?;
+        let mut found = Vec::new();
+        for session in [&one, &other] {
+            let dataset = complete(&env, session).await?;
+            let mut identities: Vec<_> = dataset
+                .table("tcp_connections")
+                .await?
+                .iter()
+                .map(|row| (text(row, "pod").to_owned(), number(row, "lport"), number(row, "rport"), number(row, "bytes_acked")))
+                .collect();
+            identities.sort();
+            ensure!(identities.len() == 22, "{} rows of 11 connections", identities.len());
+            found.push(identities);
+        }
+        ensure!(found[0] == found[1], "the sessions disagree: {found:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_connection_opened_before_the_session_is_adopted_and_one_left_open_is_flushed() -> Result<()> {
+    in_namespace("before", |env, ns| async move {
+        let (a, b) = env.two_nodes().await?;
+        let api = pods::api(&env.client, &ns);
+        let server = PodSpec::workload("server", "server", &["serve", "7000"]).on(&a).start(&api).await?;
+        let target = format!("{}:7000", pods::address(&server)?);
+        for (name, end) in [("ends", "/tmp/end"), ("stays", "/tmp/never")] {
+            PodSpec::workload(name, "before", &["hold", &target, "100016", end]).on(&b).start(&api).await?;
+        }
+        let session = Session::create(&env.client, &ns, "before", Session::spec("before", WINDOW)).await?;
+        session.recording().await?;
+        pods::exec(&api, "ends", &["touch", "/tmp/end"]).await?;
+        pods::finished(&api, "ends").await?;
+        let dataset = complete(&env, &session).await?;
+        let connections = dataset.table("tcp_connections").await?;
+        for (pod, reason, bytes) in [("ends", "fin", 100_016), ("stays", "open_at_stop", 50_016)] {
+            let rows: Vec<&Row> = connections.iter().filter(|row| text(row, "pod") == pod).collect();
+            ensure!(rows.len() == 1, "{} rows of {pod}", rows.len());
+            ensure!(text(rows[0], "direction") == "adopted", "{pod}: {:?}", rows[0]);
+            ensure!(text(rows[0], "end_reason") == reason, "{pod}: {:?}", rows[0]);
+            ensure!(number(rows[0], "bytes_acked") == bytes, "{pod}: {:?}", rows[0]);
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_deployment_is_followed_over_a_rolling_update() -> Result<()> {
+    in_namespace("rolling", |env, ns| async move {
+        let deployments: Api<Deployment> = Api::namespaced(env.client.clone(), &ns);
+        let command = |generation: &str| {
+            json!(["/bin/sh", "-c", format!(": {generation}; /usr/local/bin/workload spawn 3 /usr/bin/true; exec /usr/local/bin/workload sleep")])
+        };
+        let object: Deployment = serde_json::from_value(json!({
+            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": "web" },
+            "spec": {
+                "replicas": 2, "selector": { "matchLabels": { "app": "web" } },
+                "template": {
+                    "metadata": { "labels": { "app": "web" } },
+                    "spec": { "terminationGracePeriodSeconds": 1, "containers": [
+                        { "name": "app", "image": pods::IMAGE, "imagePullPolicy": "IfNotPresent", "command": command("first") }] },
+                },
+            },
+        }))?;
+        deployments.create(&PostParams::default(), &object).await?;
+        rolled_out(&deployments, "web").await?;
+        let mut spec = Session::spec("unused", WINDOW);
+        spec["target"] = json!({ "workloadRef": { "kind": "Deployment", "name": "web" } });
+        let session = Session::create(&env.client, &ns, "rolling", spec).await?;
+        session.recording().await?;
+        let before: BTreeSet<String> = pod_names(&env, &ns).await?;
+        let patch = json!({ "spec": { "template": { "spec": { "containers": [{ "name": "app", "command": command("second") }] } } } });
+        deployments.patch("web", &PatchParams::default(), &Patch::Strategic(patch)).await?;
+        rolled_out(&deployments, "web").await?;
+        let after: BTreeSet<String> = pod_names(&env, &ns).await?.difference(&before).cloned().collect();
+        ensure!(after.len() == 2, "the update made {after:?}");
+
+        let dataset = complete(&env, &session).await?;
+        let processes = dataset.table("processes").await?;
+        let mut programs: BTreeMap<&str, usize> = BTreeMap::new();
+        for row in &processes {
+            if text(row, "kind") == "exec" && text(row, "exe") == "/usr/bin/true" {
+                *programs.entry(text(row, "pod")).or_default() += 1;
+            }
+        }
+        for pod in &after {
+            ensure!(programs.get(pod.as_str()) == Some(&3), "{pod} ran 3 programs, the table has {programs:?}");
+        }
+        for pod in &before {
+            let ended = processes.iter().any(|row| text(row, "pod") == pod && text(row, "kind") == "exit");
+            ensure!(ended, "{pod} was replaced, but has no exit");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_host_network_pod_has_its_own_rows_and_nobody_elses() -> Result<()> {
+    in_namespace("hostnet", |env, ns| async move {
+        let (a, b) = env.two_nodes().await?;
+        let api = pods::api(&env.client, &ns);
+        let server = PodSpec::workload("server", "hostnet", &["serve", "7077"]).on(&a).host_network().start(&api).await?;
+        PodSpec::workload("other-node", "hostnet", &["sleep"]).on(&b).start(&api).await?;
+        let session = Session::create(&env.client, &ns, "hostnet", Session::spec("hostnet", WINDOW)).await?;
+        session.recording().await?;
+        let target = format!("{}:7077", pods::address(&server)?);
+        PodSpec::workload("client", "hostnet", &["connect", &target, "13", "200", "300"]).on(&b).run(&api).await?;
+        let dataset = complete(&env, &session).await?;
+        let connections = dataset.table("tcp_connections").await?;
+        ensure!(of(&connections, "client", "direction", "active").len() == 13, "active: {connections:?}");
+        ensure!(of(&connections, "server", "direction", "passive").len() == 13, "passive: {connections:?}");
+        // The node's own connections (kubelet, runtime) share the network namespace, not the cgroup.
+        ensure!(connections.len() == 26, "{} rows, of which 26 are known", connections.len());
+        Ok(())
+    })
+}
+
+#[test]
+fn a_session_deleted_early_lets_go_and_leaves_what_it_had() -> Result<()> {
+    in_namespace("deleted", |env, ns| async move {
+        let api = pods::api(&env.client, &ns);
+        PodSpec::workload("sleeper", "deleted", &["sleep"]).start(&api).await?;
+        let session = Session::create(&env.client, &ns, "deleted", Session::spec("deleted", WINDOW)).await?;
+        let uid = session.recording().await?.metadata.uid.context("a session has a UID")?;
+        session.delete().await?;
+        let keys = tracelake_e2e::store::keys(&env.store).await?;
+        let left: Vec<&String> = keys.iter().filter(|key| key.contains(&uid)).collect();
+        ensure!(left.iter().any(|key| key.contains("/processes/")), "the snapshot was not uploaded: {left:?}");
+        ensure!(left.iter().any(|key| key.contains("/_tracelake/manifest-")), "no manifest: {left:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_selector_that_matches_nothing_waits_and_completes_empty() -> Result<()> {
+    in_namespace("nothing", |env, ns| async move {
+        let session = Session::create(&env.client, &ns, "nothing", Session::spec("nobody", "20s")).await?;
+        ensure!(session.condition("TargetsResolved", "False").await? == "NoPods", "another reason");
+        let ended = session.phase("Completed").await?;
+        let dataset = Dataset::open(&env.store, &ended).await?;
+        dataset.verify().await?;
+        ensure!(dataset.table("processes").await?.is_empty(), "rows of nothing");
+        Ok(())
+    })
+}
+
+async fn rolled_out(api: &Api<Deployment>, name: &str) -> Result<()> {
+    let done = |deployment: Option<&Deployment>| {
+        deployment.is_some_and(|deployment| {
+            let status = deployment.status.clone().unwrap_or_default();
+            status.observed_generation == deployment.metadata.generation
+                && status.updated_replicas == Some(2)
+                && status.available_replicas == Some(2)
+                && status.replicas == Some(2)
+        })
+    };
+    let wait = await_condition(api.clone(), name, done);
+    tokio::time::timeout(std::time::Duration::from_secs(180), wait).await.context("the rollout does not end")??;
+    Ok(())
+}
+
+async fn pod_names(env: &Env, namespace: &str) -> Result<BTreeSet<String>> {
+    let pods = pods::api(&env.client, namespace).list(&kube::api::ListParams::default().labels("app=web")).await?;
+    Ok(pods.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).filter_map(|pod| pod.metadata.name).collect())
+}

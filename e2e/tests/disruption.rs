@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What breaks in the middle of a session costs what the ledger says, and nothing else.
+//!
+//! These tests break things that others share, so they run one at a time. Processes are killed from a
+//! privileged pod in the node's pid namespace, which works on any cluster; to stop a whole node the
+//! harness gives a command (`TRACELAKE_NODE_COMMAND`, called with `stop` or `start` and the node's name).
+
+use std::collections::BTreeSet;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use futures::TryStreamExt;
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use kube::Api;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::runtime::wait::await_condition;
+use kube::runtime::watcher;
+use serde_json::json;
+use tracelake_e2e::pods::{self, PodSpec};
+use tracelake_e2e::rows::{Dataset, Row, number, text};
+use tracelake_e2e::session::{Session, condition};
+use tracelake_e2e::{Env, in_namespace};
+
+const WINDOW: &str = "15m";
+/// The operator's CA and serving certificate.
+const CA_SECRET: &str = "tracelake-operator-tls";
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Kills every process of that name on a node with SIGKILL.
+async fn kill(env: &Env, namespace: &str, node: &str, process: &str) -> Result<()> {
+    let api = pods::api(&env.client, namespace);
+    let name = format!("kill-{}", &uuid::Uuid::new_v4().simple().to_string()[..6]);
+    let pod: Pod = serde_json::from_value(json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name },
+        "spec": {
+            "restartPolicy": "Never", "hostPID": true, "nodeSelector": { "kubernetes.io/hostname": node },
+            "containers": [{
+                "name": "app", "image": pods::IMAGE, "imagePullPolicy": "IfNotPresent",
+                "securityContext": { "capabilities": { "add": ["KILL"] } },
+                // -x with the 15 bytes that the kernel keeps of a name.
+                "command": ["/bin/sh", "-c", format!("pkill -KILL -x {} && echo true", &process[..process.len().min(15)])],
+            }],
+        },
+    }))?;
+    api.create(&PostParams::default(), &pod).await?;
+    pods::finished(&api, &name).await.with_context(|| format!("killing {process} on {node}"))?;
+    Ok(())
+}
+
+fn programs(rows: &[Row], pod: &str) -> BTreeSet<(i64, i64)> {
+    rows.iter()
+        .filter(|row| text(row, "pod") == pod && text(row, "kind") == "exec" && text(row, "exe") == "/usr/bin/true")
+        .map(|row| (number(row, "pid"), number(row, "start_ns")))
+        .collect()
+}
+
+#[test]
+fn an_agent_that_is_killed_loses_no_sealed_row_and_declares_the_gap() -> Result<()> {
+    in_namespace("agent-kill", |env, ns| async move {
+        let (a, _) = env.two_nodes().await?;
+        let api = pods::api(&env.client, &ns);
+        PodSpec::workload("sleeper", "kill", &["sleep"]).on(&a).start(&api).await?;
+        let mut spec = Session::spec("kill", WINDOW);
+        spec["rollover"] = json!({ "interval": "2s", "size": "1Mi" });
+        let session = Session::create(&env.client, &ns, "agent-kill", spec).await?;
+        session.recording().await?;
+        PodSpec::workload("first", "kill", &["spawn", "23", "/usr/bin/true"]).on(&a).run(&api).await?;
+        // Once the rows are in the store they are sealed beyond doubt.
+        let uploaded = |session: &crds::TraceSession| {
+            session.status.as_ref().and_then(|status| status.totals.as_ref()).is_some_and(|totals| totals.rows >= 46)
+        };
+        session.wait("46 uploaded rows", uploaded).await?;
+        let agent = env.agent_on(&a).await?;
+        kill(&env, &ns, &a, "tracelake-node-agent").await?;
+        restarted(&env, &agent).await?;
+        session.recording().await?;
+        PodSpec::workload("second", "kill", &["spawn", "17", "/usr/bin/true"]).on(&a).run(&api).await?;
+        session.stop().await?;
+        let ended = session.phase("Completed").await?;
+        let dataset = Dataset::open(&env.store, &ended).await?;
+        dataset.verify().await?;
+        let processes = dataset.table("processes").await?;
+        ensure!(programs(&processes, "first").len() == 23, "sealed rows are gone");
+        ensure!(programs(&processes, "second").len() == 17, "rows after the restart are missing");
+        let executions = processes.iter().filter(|row| text(row, "kind") == "exec").count();
+        let distinct: BTreeSet<_> = processes
+            .iter()
+            .filter(|row| text(row, "kind") == "exec")
+            .map(|row| (number(row, "pid"), number(row, "ts_ns")))
+            .collect();
+        ensure!(executions == distinct.len(), "{} rows are there twice", executions - distinct.len());
+        let nodes = dataset.table("session_nodes").await?;
+        let lives = nodes.iter().filter(|row| text(row, "node") == a).count();
+        ensure!(lives == 2, "{lives} incarnations on {a}: {nodes:?}");
+        let coverage = dataset.table("coverage").await?;
+        ensure!(
+            coverage.iter().any(|row| text(row, "reason").contains("gap")),
+            "no row of coverage declares the gap: {coverage:?}"
+        );
+        Ok(())
+    })
+}
+
+#[test]
+fn an_operator_that_is_killed_changes_nothing_for_running_sessions() -> Result<()> {
+    in_namespace("operator-kill", |env, ns| async move {
+        let (a, _) = env.two_nodes().await?;
+        let api = pods::api(&env.client, &ns);
+        PodSpec::workload("sleeper", "opkill", &["sleep"]).on(&a).start(&api).await?;
+        let session = Session::create(&env.client, &ns, "operator-kill", Session::spec("opkill", WINDOW)).await?;
+        let before = session.recording().await?;
+        let operators = ListParams::default().labels("app.kubernetes.io/component=operator");
+        let system = pods::api(&env.client, &env.system);
+        let operator = system.list(&operators).await?.items.pop().context("no operator")?;
+        let node = operator.spec.as_ref().and_then(|spec| spec.node_name.clone()).context("the operator runs nowhere")?;
+        kill(&env, &ns, &node, "tracelake-operator").await?;
+        // In the sleeper's pod, which is traced already: a new pod needs the operator.
+        pods::exec(&api, "sleeper", &["/usr/local/bin/workload", "spawn", "23", "/usr/bin/true"]).await?;
+        restarted(&env, &operator).await?;
+        session.recording().await?;
+        session.stop().await?;
+        let ended = session.phase("Completed").await?;
+        let start = |session: &crds::TraceSession| session.status.as_ref().and_then(|status| status.start_time.clone());
+        ensure!(start(&ended) == start(&before), "the window moved");
+        let dataset = Dataset::open(&env.store, &ended).await?;
+        dataset.verify().await?;
+        let found = programs(&dataset.table("processes").await?, "sleeper").len();
+        ensure!(found == 23, "{found} executions");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_new_ca_during_a_session_leaves_no_gap() -> Result<()> {
+    in_namespace("ca", |env, ns| async move {
+        let (a, _) = env.two_nodes().await?;
+        let api = pods::api(&env.client, &ns);
+        PodSpec::workload("sleeper", "ca", &["sleep"]).on(&a).start(&api).await?;
+        let session = Session::create(&env.client, &ns, "ca", Session::spec("ca", WINDOW)).await?;
+        session.recording().await?;
+        let secrets: Api<Secret> = Api::namespaced(env.client.clone(), &env.system);
+        let serving = |secret: &Secret| secret.data.as_ref().and_then(|data| data.get("tls.crt").cloned());
+        let old = serving(&secrets.get(CA_SECRET).await?).context("the CA's Secret holds no tls.crt")?;
+        let ask = Patch::Merge(json!({ "metadata": { "annotations": { "tracelake.dev/rotate-ca": ns } } }));
+        secrets.patch(CA_SECRET, &PatchParams::default(), &ask).await?;
+        // Served only after the new CA has reached the agents' mounts.
+        let replaced = await_condition(secrets.clone(), CA_SECRET, |secret: Option<&Secret>| {
+            secret.and_then(serving).is_some_and(|now| now != old)
+        });
+        tokio::time::timeout(2 * PATIENCE, replaced).await.context("the CA was not replaced")??;
+        PodSpec::workload("after", "ca", &["spawn", "23", "/usr/bin/true"]).on(&a).run(&api).await?;
+        session.stop().await?;
+        let dataset = Dataset::open(&env.store, &session.phase("Completed").await?).await?;
+        dataset.verify().await?;
+        ensure!(programs(&dataset.table("processes").await?, "after").len() == 23, "rows are missing");
+        let coverage = dataset.table("coverage").await?;
+        ensure!(coverage.iter().all(|row| !text(row, "reason").contains("gap")), "a gap: {coverage:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn wrong_credentials_collect_nothing_until_the_secret_is_mended() -> Result<()> {
+    in_namespace("credentials", |env, ns| async move {
+        let (a, _) = env.two_nodes().await?;
+        let api = pods::api(&env.client, &ns);
+        PodSpec::workload("sleeper", "credentials", &["sleep"]).on(&a).start(&api).await?;
+        let stores: Api<crds::ClusterTraceStore> = Api::all(env.client.clone());
+        let secrets: Api<Secret> = Api::namespaced(env.client.clone(), &env.system);
+        let right = secrets.get("tracelake-dev-store").await?.data.context("the dev store's Secret is empty")?;
+        let mut store = serde_json::to_value(stores.get("default").await?)?;
+        store["metadata"] = json!({ "name": ns });
+        store["spec"]["credentials"] = json!({ "secretRef": { "name": ns } });
+        let mut wrong = right.clone();
+        wrong.insert("secretAccessKey".to_owned(), k8s_openapi::ByteString(b"wrong".to_vec()));
+        let secret = Secret { metadata: serde_json::from_value(json!({ "name": ns }))?, data: Some(wrong), ..Secret::default() };
+        secrets.create(&PostParams::default(), &secret).await?;
+        stores.create(&PostParams::default(), &serde_json::from_value(store)?).await?;
+
+        let mut spec = Session::spec("credentials", WINDOW);
+        spec["storeRef"] = json!({ "kind": "ClusterTraceStore", "name": ns });
+        let session = Session::create(&env.client, &ns, "credentials", spec).await?;
+        let reason = session.condition("StoreReady", "False").await?;
+        ensure!(reason == "SignatureDoesNotMatch", "StoreReady=False/{reason}");
+        let now = session.get().await?;
+        ensure!(condition(&now, "Collecting").is_none_or(|(status, _)| status != "True"), "it collects");
+
+        let mended = Instant::now();
+        let mend = json!({ "data": { "secretAccessKey": right["secretAccessKey"] } });
+        secrets.patch(&ns, &PatchParams::default(), &Patch::Merge(mend)).await?;
+        session.recording().await?;
+        ensure!(mended.elapsed() < Duration::from_secs(60), "it took {:?} from mending the Secret to collecting", mended.elapsed());
+        session.stop().await?;
+        session.phase("Completed").await?;
+        session.delete().await?;
+        stores.delete(&ns, &DeleteParams::default()).await?;
+        secrets.delete(&ns, &DeleteParams::default()).await?;
+        Ok(())
+    })
+}
+
+#[test]
+fn a_node_that_is_lost_is_incomplete_and_completes_when_it_returns() -> Result<()> {
+    in_namespace("node-lost", |env, ns| async move {
+        let (a, b) = env.two_nodes().await?;
+        let operators = ListParams::default().labels("app.kubernetes.io/component=operator");
+        let operator = pods::api(&env.client, &env.system).list(&operators).await?.items.pop().context("no operator")?;
+        let home = operator.spec.and_then(|spec| spec.node_name).context("the operator runs nowhere")?;
+        let lost = if home == a { b } else { a };
+        let api = pods::api(&env.client, &ns);
+        PodSpec::workload("sleeper", "lost", &["sleep"]).on(&lost).start(&api).await?;
+        let mut spec = Session::spec("lost", WINDOW);
+        spec["drainTimeout"] = json!("15s");
+        let session = Session::create(&env.client, &ns, "node-lost", spec).await?;
+        session.recording().await?;
+        pods::exec(&api, "sleeper", &["/usr/local/bin/workload", "spawn", "23", "/usr/bin/true"]).await?;
+        node_command("stop", &lost)?;
+        session.stop().await?;
+        let incomplete = session.phase("Incomplete").await?;
+        ensure!(
+            condition(&incomplete, "Degraded") == Some(("True".to_owned(), "NodeLost".to_owned())),
+            "Degraded is {:?}",
+            condition(&incomplete, "Degraded")
+        );
+        let first = Dataset::open(&env.store, &incomplete).await?.manifest_number();
+        node_command("start", &lost)?;
+        let back = session
+            .wait("phase Completed", |session| {
+                session.status.as_ref().is_some_and(|status| status.phase == Some(crds::Phase::Completed))
+            })
+            .await?;
+        let dataset = Dataset::open(&env.store, &back).await?;
+        dataset.verify().await?;
+        ensure!(dataset.manifest_number() > first, "no second manifest");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_running_session_with_nothing_new_costs_no_write_for_five_minutes() -> Result<()> {
+    const IDLE: Duration = Duration::from_secs(300);
+    in_namespace("idle", |env, ns| async move {
+        let api = pods::api(&env.client, &ns);
+        PodSpec::workload("sleeper", "idle", &["sleep"]).start(&api).await?;
+        let session = Session::create(&env.client, &ns, "idle", Session::spec("idle", WINDOW)).await?;
+        session.recording().await?;
+        // The start's own rows reach the status within one rollover.
+        let settled = |session: &crds::TraceSession| {
+            session.status.as_ref().and_then(|status| status.totals.as_ref()).is_some_and(|totals| totals.bytes_uploaded > 0)
+        };
+        session.wait("the first upload", settled).await?;
+        let sessions: Api<crds::TraceSession> = Api::namespaced(env.client.clone(), &ns);
+        let mut changes = Box::pin(watcher::watch_object(sessions, "idle"));
+        let mut versions = BTreeSet::new();
+        let watch = async {
+            while let Some(object) = changes.try_next().await? {
+                versions.extend(object.and_then(|object| object.metadata.resource_version));
+            }
+            anyhow::Ok(())
+        };
+        // Time itself is what is tested here: nothing may happen while it passes.
+        if let Ok(ended) = tokio::time::timeout(IDLE, watch).await {
+            ended?;
+        }
+        ensure!(versions.len() == 1, "{} writes in {IDLE:?}", versions.len() - 1);
+        session.stop().await?;
+        session.phase("Completed").await?;
+        Ok(())
+    })
+}
+
+fn node_command(verb: &str, node: &str) -> Result<()> {
+    let command = std::env::var("TRACELAKE_NODE_COMMAND").context(
+        "TRACELAKE_NODE_COMMAND is not set: this test stops a node; `cargo xtask test e2e` gives the command of its own cluster",
+    )?;
+    let mut words = command.split_whitespace();
+    let program = words.next().context("TRACELAKE_NODE_COMMAND is empty")?;
+    let status = Command::new(program).args(words).args([verb, node]).status()?;
+    ensure!(status.success(), "`{command} {verb} {node}` ended with {status}");
+    Ok(())
+}
+
+/// Waits until the container of a pod, seen before it was killed, has been started again and is ready.
+async fn restarted(env: &Env, before: &Pod) -> Result<()> {
+    let name = before.metadata.name.as_deref().context("a pod has a name")?;
+    let lives = starts(before);
+    let again = await_condition(pods::api(&env.client, &env.system), name, |pod: Option<&Pod>| {
+        pod.is_some_and(|pod| {
+            let containers = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
+            starts(pod) > lives && containers.into_iter().all(|container| container.ready)
+        })
+    });
+    tokio::time::timeout(PATIENCE, again).await.with_context(|| format!("{name} does not come back"))??;
+    Ok(())
+}
+
+fn starts(pod: &Pod) -> i32 {
+    let containers = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
+    containers.map(|container| container.restart_count).sum()
+}

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What bad input gets: a clear message where the user looks, and nothing collected or lost by it.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use kube::api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
+use kube::{Api, Client};
+use serde_json::{Value, json};
+use tracelake_e2e::session::{Session, condition};
+use tracelake_e2e::{in_namespace, store};
+
+/// Applies an object of any of our kinds without changing anything and returns the API server's answer.
+async fn dry_run(client: &Client, namespace: &str, object: &DynamicObject) -> Result<DynamicObject, kube::Error> {
+    let types = object.types.clone().unwrap_or_default();
+    let kind = GroupVersionKind::gvk("tracelake.dev", "v1alpha1", &types.kind);
+    let resource = ApiResource::from_gvk(&kind);
+    let api: Api<DynamicObject> = if types.kind.starts_with("Cluster") {
+        Api::all_with(client.clone(), &resource)
+    } else {
+        Api::namespaced_with(client.clone(), namespace, &resource)
+    };
+    let mut object = object.clone();
+    object.metadata.namespace = None;
+    api.create(&PostParams { dry_run: true, ..PostParams::default() }, &object).await
+}
+
+fn objects(folder: &str) -> Result<Vec<(String, String, DynamicObject)>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(folder);
+    let mut found = Vec::new();
+    for entry in fs::read_dir(&folder).with_context(|| format!("reading {}", folder.display()))? {
+        let path = entry?.path();
+        let text = fs::read_to_string(&path)?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        for document in text.split("\n---\n") {
+            let object: Value = serde_yaml::from_str(document).with_context(|| format!("{name} is not YAML"))?;
+            if object["apiVersion"] == "tracelake.dev/v1alpha1" {
+                found.push((name.clone(), text.clone(), serde_json::from_value(object)?));
+            }
+        }
+    }
+    ensure!(!found.is_empty(), "{} has no object of ours", folder.display());
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(found)
+}
+
+#[test]
+fn every_bad_example_is_refused_with_the_message_that_it_names() -> Result<()> {
+    in_namespace("bad", |env, ns| async move {
+        let mut wrong = Vec::new();
+        for (name, text, object) in objects("crds/tests/bad")? {
+            let expected = text
+                .lines()
+                .find_map(|line| line.strip_prefix("# expect: "))
+                .with_context(|| format!("{name} has no line `# expect: `"))?;
+            match dry_run(&env.client, &ns, &object).await {
+                Err(kube::Error::Api(status)) if status.message.contains(expected) => {}
+                Err(error) => wrong.push(format!("{name}: expected {expected:?}, got {error}")),
+                Ok(_) => wrong.push(format!("{name}: admitted, expected {expected:?}")),
+            }
+        }
+        ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+        Ok(())
+    })
+}
+
+#[test]
+fn every_good_example_is_admitted() -> Result<()> {
+    in_namespace("good", |env, ns| async move {
+        for folder in ["crds/examples", "examples"] {
+            for (name, _, object) in objects(folder)? {
+                dry_run(&env.client, &ns, &object).await.with_context(|| format!("{folder}/{name}"))?;
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_running_sessions_spec_cannot_be_changed_but_for_stop_and_ttl() -> Result<()> {
+    in_namespace("immutable", |env, ns| async move {
+        let session = Session::create(&env.client, &ns, "fixed", Session::spec("nobody", "1m")).await?;
+        let api: Api<crds::TraceSession> = Api::namespaced(env.client.clone(), &ns);
+        let longer = Patch::Merge(json!({ "spec": { "duration": "2m" } }));
+        match api.patch("fixed", &PatchParams::default(), &longer).await {
+            Err(kube::Error::Api(status)) => ensure!(status.message.contains("duration cannot be changed"), "{}", status.message),
+            other => bail!("the duration was changed: {other:?}"),
+        }
+        let ttl = Patch::Merge(json!({ "spec": { "ttlSecondsAfterFinished": 5 } }));
+        api.patch("fixed", &PatchParams::default(), &ttl).await?;
+        session.stop().await?;
+        let gone = kube::runtime::wait::await_condition(api, "fixed", |object: Option<&crds::TraceSession>| object.is_none());
+        tokio::time::timeout(std::time::Duration::from_secs(120), gone).await.context("the ttl did not act")??;
+        Ok(())
+    })
+}
+
+#[test]
+fn an_unknown_collector_or_parameter_fails_and_lists_the_known_ones() -> Result<()> {
+    in_namespace("unknown", |env, ns| async move {
+        for (name, collector, reason, known) in [
+            ("collector", json!({ "name": "tcpConections", "optional": true }), "UnknownCollector", "tcpConnections"),
+            ("parameter", json!({ "name": "processes", "params": { "thread": "true" } }), "InvalidParameter", "threads"),
+            ("value", json!({ "name": "processes", "params": { "threads": "perhaps" } }), "InvalidParameter", "threads"),
+        ] {
+            let mut spec = Session::spec("nobody", "1m");
+            spec["collectors"] = json!([collector]);
+            let session = Session::create(&env.client, &ns, name, spec).await?;
+            let failed = session.phase("Failed").await?;
+            let (status, found) = condition(&failed, "Accepted").context("no condition Accepted")?;
+            ensure!(status == "False" && found == reason, "{name}: Accepted={status}/{found}");
+            let text = serde_json::to_string(&failed.status)?;
+            ensure!(text.contains(known), "{name}: the message does not name {known}: {text}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_store_that_is_missing_or_broken_keeps_a_session_from_collecting_and_says_why() -> Result<()> {
+    in_namespace("stores", |env, ns| async move {
+        let mut missing = Session::spec("nobody", "10s");
+        missing["storeRef"] = json!({ "kind": "TraceStore", "name": "nowhere" });
+        missing["startDeadline"] = json!("5s");
+        let session = Session::create(&env.client, &ns, "missing", missing).await?;
+        ensure!(session.condition("StoreReady", "False").await? == "StoreNotFound", "another reason");
+        session.phase("Failed").await?;
+        let uid = session.get().await?.metadata.uid.context("a session has a UID")?;
+        ensure!(store::keys(&env.store).await?.iter().all(|key| !key.contains(&uid)), "something was collected");
+        Ok(())
+    })
+}

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+//! Every collector and every table: the list that the kernel side, the agent, the dataset and the operator share.
+
+use crate::table::{CollectorInfo, Table};
+use crate::{processes, tcp_connections};
+
+/// Every table, ordered by [`Table::index`].
+pub const TABLES: &[&Table] = &[&processes::TABLE, &tcp_connections::TABLE];
+
+/// Every collector, sorted by name.
+pub const COLLECTORS: &[&CollectorInfo] = &[&processes::COLLECTOR, &tcp_connections::COLLECTOR];
+
+/// The collector of that name (camelCase), if there is one.
+pub fn collector(name: &str) -> Option<&'static CollectorInfo> {
+    COLLECTORS.iter().find(|collector| collector.name == name).copied()
+}
+
+/// The table of that name (snake_case), if there is one.
+pub fn table(name: &str) -> Option<&'static Table> {
+    TABLES.iter().find(|table| table.name == name).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_stand_at_their_index() {
+        for (index, table) in TABLES.iter().enumerate() {
+            assert_eq!(table.index as usize, index, "{}", table.name);
+            assert!(
+                index < crate::counters::MAX_TABLES as usize,
+                "{} has no room in the kernel's counters",
+                table.name
+            );
+        }
+    }
+
+    #[test]
+    fn names_are_unique_and_collectors_sorted() {
+        assert!(COLLECTORS.is_sorted_by(|a, b| a.name < b.name));
+        for table in TABLES {
+            assert!(
+                collector(table.collector).is_some_and(|c| c.tables.iter().any(|t| t.name == table.name))
+            );
+            let mut names: Vec<_> = table.columns.iter().map(|column| column.name).collect();
+            names.sort_unstable();
+            names.dedup();
+            assert_eq!(names.len(), table.columns.len(), "a column of {} is there twice", table.name);
+        }
+    }
+
+    #[test]
+    fn every_column_is_documented_and_numbers_carry_a_unit() {
+        use crate::table::ColumnType::{Float64, Int32, Int64, TimeUtc};
+        for table in TABLES {
+            for column in table.columns {
+                assert!(column.doc.len() > 10, "{}.{} has no documentation", table.name, column.name);
+                if matches!(column.ty, Int32 | Int64 | Float64 | TimeUtc) {
+                    assert!(!column.unit.is_empty(), "{}.{} has no unit", table.name, column.name);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+//! What the kernel programs and the agent have in common: layouts of records and maps, and the description of every
+//! table and collector, declared once.
+//!
+//! The kernel side builds this crate for the BPF target (`no_std`, no dependencies). User space adds the feature `user`.
+#![cfg_attr(not(any(test, feature = "user")), no_std)]
+
+pub mod catalogue;
+pub mod counters;
+pub mod event;
+pub mod fields;
+pub mod processes;
+pub mod table;
+pub mod target;
+pub mod tcp_connections;

@@ -1,0 +1,334 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+//! What tables and columns are called and mean: the one description from which Arrow and Parquet schemas, the docs
+//! page and the operator's check of parameters are made.
+//!
+//! In: the declarations beside each event ([`event!`](crate::event)). Out: constants, readable from any crate with the
+//! feature `user`. Plain data without dependencies, so that it can be made in a constant.
+
+/// How a column is stored. Integers are signed because some engines read unsigned 64-bit numbers as decimals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ColumnType {
+    /// Signed 64-bit integer.
+    Int64,
+    /// Signed 32-bit integer.
+    Int32,
+    /// True or false.
+    Bool,
+    /// UTF-8 text, rarely repeated.
+    Text,
+    /// UTF-8 text from a small set: dictionary-encoded with 32-bit keys.
+    Dict,
+    /// Address as text (IPv4 as IPv4): dictionary-encoded with 32-bit keys.
+    Ip,
+    /// Microseconds since the Unix epoch, UTC.
+    TimeUtc,
+    /// 64-bit floating point.
+    Float64,
+}
+
+/// One column of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Column {
+    /// Name in snake_case; carries the unit as its suffix where there is one.
+    pub name: &'static str,
+    /// How it is stored.
+    pub ty: ColumnType,
+    /// Unit (`ns`, `B`, `segments`, ...), `id` for identifiers, empty for names and flags.
+    pub unit: &'static str,
+    /// Whether a row may have no value here.
+    pub nullable: bool,
+    /// What it means, for users.
+    pub doc: &'static str,
+}
+
+impl Column {
+    /// A column without a value yet; only to fill arrays in constants.
+    const EMPTY: Column = Column { name: "", ty: ColumnType::Int64, unit: "", nullable: false, doc: "" };
+}
+
+/// One table: the rows of one schema, one folder of the dataset.
+#[derive(Clone, Copy, Debug)]
+pub struct Table {
+    /// Name in snake_case, also the folder in the dataset.
+    pub name: &'static str,
+    /// The collector that fills it, as the custom resource calls it (camelCase).
+    pub collector: &'static str,
+    /// What one row is, for users.
+    pub doc: &'static str,
+    /// Common columns first, then the table's own, in the order of the schema.
+    pub columns: &'static [Column],
+    /// Position in [`TABLES`](crate::catalogue::TABLES); the kernel counts by it.
+    pub index: u32,
+}
+
+/// What values a parameter of a collector may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ParamType {
+    /// `true` or `false`.
+    Bool,
+    /// A whole number within the bounds, both included.
+    Integer {
+        /// Smallest value allowed.
+        min: i64,
+        /// Largest value allowed.
+        max: i64,
+    },
+    /// A duration such as `250ms`, `5s`, `1m`, within the bounds, both included.
+    Duration {
+        /// Shortest duration allowed, in milliseconds.
+        min_ms: u64,
+        /// Longest duration allowed, in milliseconds.
+        max_ms: u64,
+    },
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// Port numbers and ranges, separated by commas: `443,8000-8080`; at most this many entries. Empty means all.
+    Ports {
+        /// Largest number of entries.
+        max: usize,
+    },
+}
+
+/// One parameter of a collector.
+#[derive(Clone, Copy, Debug)]
+pub struct Param {
+    /// Name as in the custom resource (camelCase).
+    pub name: &'static str,
+    /// Values it may take.
+    pub ty: ParamType,
+    /// Value when it is left out, in the same notation.
+    pub default: &'static str,
+    /// What it does, for users.
+    pub doc: &'static str,
+}
+
+/// One collector: a question about the kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct CollectorInfo {
+    /// Name as in the custom resource (camelCase).
+    pub name: &'static str,
+    /// What it measures, for whom, and its caveats.
+    pub doc: &'static str,
+    /// Tables it fills.
+    pub tables: &'static [&'static Table],
+    /// Parameters beyond those common to all collectors.
+    pub params: &'static [Param],
+    /// Whether `sampleEvery` and `maxEventsPerSecond` apply: true for tables of events.
+    pub events: bool,
+}
+
+/// Columns that every table starts with. Engines join tables on them, so they are declared once.
+pub const COMMON_COLUMNS: [Column; 12] = [
+    Column {
+        name: "time_utc",
+        ty: ColumnType::TimeUtc,
+        unit: "us",
+        nullable: false,
+        doc: "When it happened, in UTC, rounded down to microseconds; made from ts_ns and the node's clock anchor.",
+    },
+    Column {
+        name: "ts_ns",
+        ty: ColumnType::Int64,
+        unit: "ns",
+        nullable: false,
+        doc: "When it happened, exactly: nanoseconds since the node's boot (CLOCK_BOOTTIME).",
+    },
+    Column {
+        name: "weight",
+        ty: ColumnType::Int64,
+        unit: "events",
+        nullable: false,
+        doc: "How many events this row stands for; more than 1 when the collector samples.",
+    },
+    Column { name: "node", ty: ColumnType::Dict, unit: "id", nullable: false, doc: "Name of the node." },
+    Column {
+        name: "namespace",
+        ty: ColumnType::Dict,
+        unit: "id",
+        nullable: true,
+        doc: "Namespace of the pod; null when the row belongs to no pod.",
+    },
+    Column { name: "pod", ty: ColumnType::Dict, unit: "id", nullable: true, doc: "Name of the pod." },
+    Column {
+        name: "container",
+        ty: ColumnType::Dict,
+        unit: "id",
+        nullable: true,
+        doc: "Name of the container; null when it was not known by the time the rows were sealed.",
+    },
+    Column { name: "pod_uid", ty: ColumnType::Dict, unit: "id", nullable: true, doc: "UID of the pod." },
+    Column {
+        name: "cgroup_id",
+        ty: ColumnType::Int64,
+        unit: "id",
+        nullable: false,
+        doc: "Id of the cgroup (v2) that the row was attributed by.",
+    },
+    Column {
+        name: "netns",
+        ty: ColumnType::Int64,
+        unit: "id",
+        nullable: true,
+        doc: "Inode of the network namespace, where the hook knows it.",
+    },
+    Column {
+        name: "attribution",
+        ty: ColumnType::Dict,
+        unit: "",
+        nullable: false,
+        doc: "How the pod was found: task (the process's cgroup) or socket (the cgroup that made the socket).",
+    },
+    Column {
+        name: "cpu",
+        ty: ColumnType::Int32,
+        unit: "id",
+        nullable: false,
+        doc: "CPU that the hook ran on.",
+    },
+];
+
+/// Columns of the process that a row is about: (pid, start_ns) is its identity, because a pid alone is reused.
+pub const PROCESS_COLUMNS: [Column; 4] = [
+    Column {
+        name: "pid",
+        ty: ColumnType::Int64,
+        unit: "id",
+        nullable: true,
+        doc: "Process id (thread group) in the node's pid namespace.",
+    },
+    Column {
+        name: "tid",
+        ty: ColumnType::Int64,
+        unit: "id",
+        nullable: true,
+        doc: "Thread id in the node's pid namespace; equal to pid for rows about the whole process.",
+    },
+    Column {
+        name: "start_ns",
+        ty: ColumnType::Int64,
+        unit: "ns",
+        nullable: true,
+        doc: "When the process began, nanoseconds since boot; with pid its identity.",
+    },
+    Column {
+        name: "comm",
+        ty: ColumnType::Dict,
+        unit: "",
+        nullable: true,
+        doc: "Name of the thread as the kernel holds it, at most 15 bytes.",
+    },
+];
+
+/// Columns of the connection that a row is about.
+pub const FLOW_COLUMNS: [Column; 7] = [
+    Column {
+        name: "family",
+        ty: ColumnType::Int32,
+        unit: "id",
+        nullable: false,
+        doc: "Address family of the flow: 2 for IPv4 (also through an IPv6 socket), 10 for IPv6.",
+    },
+    Column {
+        name: "protocol",
+        ty: ColumnType::Int32,
+        unit: "id",
+        nullable: false,
+        doc: "IP protocol number: 6 for TCP, 17 for UDP.",
+    },
+    Column { name: "laddr", ty: ColumnType::Ip, unit: "id", nullable: false, doc: "Address on this side." },
+    Column { name: "lport", ty: ColumnType::Int32, unit: "id", nullable: false, doc: "Port on this side." },
+    Column { name: "raddr", ty: ColumnType::Ip, unit: "id", nullable: false, doc: "Address of the peer." },
+    Column { name: "rport", ty: ColumnType::Int32, unit: "id", nullable: false, doc: "Port of the peer." },
+    Column {
+        name: "sock_id",
+        ty: ColumnType::Int64,
+        unit: "id",
+        nullable: false,
+        doc: "Cookie of the socket: unique on the node until it boots, the same in every table and in `ss -e`.",
+    },
+];
+
+/// Position of the first own column of a table that starts with the common columns only.
+pub const AFTER_COMMON: usize = COMMON_COLUMNS.len();
+/// Position of the first own column of a table that starts with the common and the process columns.
+pub const AFTER_PROCESS: usize = AFTER_COMMON + PROCESS_COLUMNS.len();
+/// Position of the first own column of a table that starts with the common, the process and the flow columns.
+pub const AFTER_FLOW: usize = AFTER_PROCESS + FLOW_COLUMNS.len();
+
+/// Joins column lists in a constant; `N` has to be the sum of the lengths.
+///
+/// # Panics
+/// At compile time, when `N` is not the sum of the lengths.
+pub const fn concat<const N: usize>(parts: &[&[Column]]) -> [Column; N] {
+    let mut out = [Column::EMPTY; N];
+    let (mut part, mut at) = (0, 0);
+    while part < parts.len() {
+        let mut i = 0;
+        while i < parts[part].len() {
+            out[at] = parts[part][i];
+            at += 1;
+            i += 1;
+        }
+        part += 1;
+    }
+    assert!(at == N, "N has to be the sum of the lengths");
+    out
+}
+
+/// How many of the fields of a record are columns.
+pub const fn count(fields: &[Option<Column>]) -> usize {
+    let (mut i, mut columns) = (0, 0);
+    while i < fields.len() {
+        if fields[i].is_some() {
+            columns += 1;
+        }
+        i += 1;
+    }
+    columns
+}
+
+/// The columns among the fields of a record; `N` has to be their [`count`].
+///
+/// # Panics
+/// At compile time, when there are more than `N`.
+pub const fn declared<const N: usize>(fields: &[Option<Column>]) -> [Column; N] {
+    let mut out = [Column::EMPTY; N];
+    let (mut i, mut at) = (0, 0);
+    while i < fields.len() {
+        if let Some(column) = fields[i] {
+            out[at] = column;
+            at += 1;
+        }
+        i += 1;
+    }
+    out
+}
+
+/// Index of the column of that name.
+///
+/// # Panics
+/// At compile time, when there is none.
+pub const fn position(columns: &[Column], name: &str) -> usize {
+    let mut i = 0;
+    while i < columns.len() {
+        if same(columns[i].name.as_bytes(), name.as_bytes()) {
+            return i;
+        }
+        i += 1;
+    }
+    panic!("no column of that name")
+}
+
+const fn same(a: &[u8], b: &[u8]) -> bool {
+    if a.len() != b.len() {
+        return false;
+    }
+    let mut i = 0;
+    while i < a.len() {
+        if a[i] != b[i] {
+            return false;
+        }
+        i += 1;
+    }
+    true
+}

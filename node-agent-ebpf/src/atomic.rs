@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+//! Atomic changes of words in maps. The standard library leaves these methods out for targets without compare-and-swap;
+//! BPF has the instructions (since 5.12), and the compiler's intrinsics reach them.
+//!
+//! Two orders for a reason: LLVM makes an addition without the fetch flag of every relaxed one, also where its result is
+//! used, which then is the operand. Whoever needs the result asks for a stronger order.
+
+use core::intrinsics::AtomicOrdering::{AcqRel, Relaxed};
+use core::intrinsics::{atomic_and, atomic_or, atomic_xadd};
+
+/// Adds.
+///
+/// # Safety
+/// `word` points into a map's value and is aligned.
+#[inline(always)]
+pub(crate) unsafe fn add(word: *mut u64, value: u64) {
+    // SAFETY: as promised by the caller.
+    unsafe { atomic_xadd::<u64, u64, { Relaxed }>(word, value) };
+}
+
+/// Adds and returns what was there before.
+///
+/// # Safety
+/// As [`add`].
+#[inline(always)]
+pub(crate) unsafe fn fetch_add(word: *mut u64, value: u64) -> u64 {
+    // SAFETY: as promised by the caller.
+    unsafe { atomic_xadd::<u64, u64, { AcqRel }>(word, value) }
+}
+
+/// Sets bits and returns what was there before.
+///
+/// # Safety
+/// As [`add`].
+#[inline(always)]
+pub(crate) unsafe fn or(word: *mut u64, bits: u64) -> u64 {
+    // SAFETY: as promised by the caller.
+    unsafe { atomic_or::<u64, u64, { AcqRel }>(word, bits) }
+}
+
+/// Keeps only these bits and returns what was there before.
+///
+/// # Safety
+/// As [`add`].
+#[inline(always)]
+pub(crate) unsafe fn and(word: *mut u64, bits: u64) -> u64 {
+    // SAFETY: as promised by the caller.
+    unsafe { atomic_and::<u64, u64, { AcqRel }>(word, bits) }
+}

@@ -1,0 +1,382 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+//! Beginnings, program changes and ends of processes.
+//!
+//! Hooks: tp_btf `sched_process_fork`, `sched_process_exec`, `sched_process_exit`, `cgroup_attach_task`, and `iter/task` for
+//! what runs already. Arguments are the same from 6.1 to 7.x, but for `group_dead` of the exit (6.18 and newer); older
+//! kernels get it from `signal->live`, which several last threads may see as 0 at once: one of them is chosen by a map.
+//! Cost: below 1 us per event on a target, a hash lookup on others.
+//! Not seen: what threads used that end at the very moment of the process's end; CPU time since the scheduler's last update.
+//! Invariant: [`KNOWN`] says of each process who has had its beginning, so every exit has exactly one before it, whether
+//! the process was forked, moved in, listed by the iterator, or was seen by none of them in time.
+
+use core::ptr::addr_of_mut;
+
+use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
+use aya_ebpf::helpers::generated;
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
+use aya_ebpf::macros::{btf_tracepoint, map};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap};
+use aya_ebpf::programs::BtfTracePointContext;
+use node_agent_common::event::Attribution;
+use node_agent_common::processes::{
+    INDEX, Kind, OPTION_ARGS, OPTION_THREADS, ProcessEvent, ProcessExec, TEXT,
+};
+use node_agent_common::target::MAX_TARGETS;
+
+use crate::kernel::{self, CGROUP_ROOT, ROOT_HIERARCHY_ID, address, constant, follow, load};
+use crate::ring::{self, Hit};
+use crate::{atomic, counters, target};
+
+node_agent_common::declare_task_fields!();
+
+/// Not 0 where `sched_process_exit` says whether the whole process ends.
+#[unsafe(no_mangle)]
+static EXIT_HAS_GROUP_DEAD: u64 = 0;
+
+/// `SIGNAL_GROUP_EXIT` of include/linux/sched/signal.h: the same since 2.6, a macro and so not in the BTF.
+const SIGNAL_GROUP_EXIT: u32 = 4;
+
+/// A live process or thread in a target.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Known {
+    /// Tells it from another with the same id.
+    start_ns: u64,
+    /// Sessions that have had its beginning.
+    slots: u64,
+}
+
+/// Thread id to what is known of it. Not preallocated: most nodes use little of it.
+#[map]
+static KNOWN: HashMap<u32, Known> = HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
+
+/// Processes of several threads whose end has been told, to tell it once.
+#[map]
+static ENDED: LruHashMap<u32, u64> = LruHashMap::with_max_entries(4096, 0);
+
+/// Cgroup id to the sessions that want what runs in it listed; filled by the agent for one pass of the iterator.
+#[map]
+static SNAPSHOT: HashMap<u64, u64> = HashMap::with_max_entries(MAX_TARGETS, BPF_F_NO_PREALLOC);
+
+/// Slots that have an option on: [`OPTION_THREADS`], [`OPTION_ARGS`].
+#[map]
+static PROCESS_OPTIONS: Array<u64> = Array::with_max_entries(2, 0);
+
+#[inline(always)]
+fn option(which: u32) -> u64 {
+    PROCESS_OPTIONS.get(which).copied().unwrap_or(0)
+}
+
+/// Who a task is.
+#[derive(Clone, Copy)]
+struct Task {
+    task: *const u8,
+    pid: u32,
+    tid: u32,
+    start_ns: u64,
+}
+
+impl Task {
+    /// # Safety
+    /// `task` is a typed pointer to a `struct task_struct`.
+    #[inline(always)]
+    unsafe fn new(task: *const u8) -> Task {
+        // SAFETY: members of the type; the leader is a task as well.
+        unsafe {
+            Task {
+                task,
+                pid: load(task, &TASK_TGID),
+                tid: load(task, &TASK_PID),
+                start_ns: load(follow(task, &TASK_GROUP_LEADER), &TASK_START_BOOTTIME),
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn is_thread(&self) -> bool {
+        self.pid != self.tid
+    }
+
+    #[inline(always)]
+    unsafe fn ppid(&self) -> u32 {
+        // SAFETY: the parent is a task.
+        unsafe { load(follow(self.task, &TASK_REAL_PARENT), &TASK_TGID) }
+    }
+
+    #[inline(always)]
+    unsafe fn uid(&self) -> u32 {
+        // SAFETY: members of the type.
+        unsafe { load(follow(self.task, &TASK_CRED), &CRED_UID) }
+    }
+
+    #[inline(always)]
+    unsafe fn nice(&self) -> i32 {
+        // Priorities 100 to 139 are nice -20 to 19.
+        // SAFETY: a member of the type.
+        unsafe { load::<i32>(self.task, &TASK_STATIC_PRIO) - 120 }
+    }
+
+    #[inline(always)]
+    unsafe fn comm(&self, to: *mut [u8; 16]) {
+        // SAFETY: 16 bytes at both ends.
+        unsafe { generated::bpf_probe_read_kernel(to.cast(), 16, address(self.task, &TASK_COMM).cast()) };
+    }
+}
+
+/// Sessions that want rows about the task, of those that record its cgroup.
+#[inline(always)]
+fn wanted(task: &Task, cgroup_id: u64) -> u64 {
+    let slots = counters::enabled(target::slots(cgroup_id), INDEX);
+    if slots != 0 && task.is_thread() { slots & option(OPTION_THREADS) } else { slots }
+}
+
+#[inline(always)]
+fn hit(slots: u64, cgroup_id: u64) -> Hit {
+    Hit { slots, cgroup_id, netns: 0, attribution: Attribution::Task }
+}
+
+/// Sends the beginning to those of `slots` that have not had it.
+///
+/// # Safety
+/// `task` was made from a typed pointer.
+#[inline(always)]
+unsafe fn begin(task: &Task, cgroup_id: u64, slots: u64, kind: Kind) {
+    let mut fresh = slots;
+    let known = KNOWN.get_ptr_mut(task.tid);
+    // SAFETY: a pointer into the map's value; the word is changed atomically only.
+    unsafe {
+        match known {
+            Some(known) if (*known).start_ns == task.start_ns => {
+                fresh = slots & !atomic::or(addr_of_mut!((*known).slots), slots);
+            }
+            // A full map costs no row: a process that is not known here gets its beginning again before its exit.
+            _ => _ = KNOWN.insert(task.tid, Known { start_ns: task.start_ns, slots }, 0),
+        }
+        if fresh != 0 {
+            event(task, &hit(fresh, cgroup_id), kind);
+        }
+    }
+}
+
+/// Sends a row without usage.
+#[inline(always)]
+unsafe fn event(task: &Task, hit: &Hit, kind: Kind) {
+    ring::emit::<ProcessEvent>(hit, |record| {
+        // SAFETY: the record is ours; the task is a typed pointer.
+        unsafe {
+            identity(task, record, kind);
+            (*record).maj_flt = 0;
+            (*record).min_flt = 0;
+            (*record).utime_ns = 0;
+            (*record).stime_ns = 0;
+            (*record).runtime_ns = 0;
+            (*record).max_rss_pages = 0;
+            (*record).status = 0;
+            (*record).whole = 0;
+        }
+    });
+}
+
+#[inline(always)]
+unsafe fn identity(task: &Task, record: *mut ProcessEvent, kind: Kind) {
+    // SAFETY: the record is ours; the task is a typed pointer.
+    unsafe {
+        (*record).start_ns = task.start_ns;
+        (*record).what = kind as u32;
+        (*record).pid = task.pid;
+        (*record).tid = task.tid;
+        (*record).ppid = task.ppid();
+        (*record).uid = task.uid();
+        (*record).nice = task.nice();
+        task.comm(addr_of_mut!((*record).comm));
+    }
+}
+
+/// A task was forked; it has its cgroup by now.
+#[btf_tracepoint(function = "sched_process_fork")]
+pub fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: (parent, child), both `struct task_struct *`.
+    unsafe {
+        let child: *const u8 = ctx.arg(1);
+        let cgroup_id = kernel::task_cgroup_id(child);
+        if target::slots(cgroup_id) == 0 {
+            return 0;
+        }
+        let task = Task::new(child);
+        let slots = wanted(&task, cgroup_id);
+        if slots != 0 {
+            begin(&task, cgroup_id, slots, Kind::Start);
+        }
+    }
+    0
+}
+
+/// A task runs another program: the memory and the name are the new program's by now.
+#[btf_tracepoint(function = "sched_process_exec")]
+pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: (task, old pid, `struct linux_binprm *`).
+    unsafe {
+        let current: *const u8 = ctx.arg(0);
+        let cgroup_id = kernel::task_cgroup_id(current);
+        let slots = counters::enabled(target::slots(cgroup_id), INDEX);
+        if slots == 0 {
+            return 0;
+        }
+        let task = Task::new(current);
+        begin(&task, cgroup_id, slots, Kind::Snapshot);
+        let bprm: *const u8 = ctx.arg(2);
+        let filename = follow(bprm, &BPRM_FILENAME);
+        let with_args = slots & option(OPTION_ARGS) != 0;
+        ring::emit::<ProcessExec>(&hit(slots, cgroup_id), |record| {
+            (*record).start_ns = task.start_ns;
+            (*record).pid = task.pid;
+            (*record).tid = task.tid;
+            (*record).ppid = task.ppid();
+            (*record).uid = task.uid();
+            (*record).nice = task.nice();
+            task.comm(addr_of_mut!((*record).comm));
+            let exe = addr_of_mut!((*record).exe).cast::<u8>();
+            *exe = 0;
+            bpf_probe_read_kernel_str(exe.cast(), TEXT as u32, filename.cast());
+            (*record).args_len = 0;
+            if with_args {
+                let mm = follow(task.task, &TASK_MM);
+                let (start, end) = (load::<u64>(mm, &MM_ARG_START), load::<u64>(mm, &MM_ARG_END));
+                let length = end.wrapping_sub(start);
+                let length = if length < TEXT as u64 { length as u32 } else { TEXT as u32 };
+                let args = addr_of_mut!((*record).args).cast::<u8>();
+                if generated::bpf_probe_read_user(args.cast(), length, start as *const _) == 0 {
+                    (*record).args_len = length;
+                }
+            }
+        });
+    }
+    0
+}
+
+/// A task ends; its memory is gone, its usage and cgroup are still there.
+#[btf_tracepoint(function = "sched_process_exit")]
+pub fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: (task) and, where the constant says so, (group_dead).
+    unsafe {
+        let current: *const u8 = ctx.arg(0);
+        let cgroup_id = kernel::task_cgroup_id(current);
+        let slots = counters::enabled(target::slots(cgroup_id), INDEX);
+        if slots == 0 {
+            return 0;
+        }
+        let task = Task::new(current);
+        let signal = follow(current, &TASK_SIGNAL);
+        let group_dead = if constant(&EXIT_HAS_GROUP_DEAD) != 0 {
+            ctx.arg::<u64>(1) & 0xff != 0
+        } else {
+            load::<i32>(signal, &SIGNAL_LIVE) == 0
+                && (load::<i32>(signal, &SIGNAL_NR_THREADS) == 1
+                    || ENDED.insert(task.pid, task.start_ns, u64::from(BPF_NOEXIST)).is_ok()
+                    || told_of_another(&task))
+        };
+        if task.is_thread() {
+            let slots = slots & option(OPTION_THREADS);
+            if slots != 0 {
+                begin(&task, cgroup_id, slots, Kind::Snapshot);
+                end(&task, signal, &hit(slots, cgroup_id), false);
+            }
+            let _ = KNOWN.remove(task.tid);
+        }
+        if group_dead {
+            let process = Task { tid: task.pid, ..task };
+            begin(&process, cgroup_id, slots, Kind::Snapshot);
+            end(&process, signal, &hit(slots, cgroup_id), true);
+            let _ = KNOWN.remove(process.tid);
+        }
+    }
+    0
+}
+
+/// Whether the entry in [`ENDED`] is about an earlier process with the same id; takes it over then.
+#[inline(always)]
+fn told_of_another(task: &Task) -> bool {
+    // SAFETY: one word, read once.
+    let told = unsafe { ENDED.get(task.pid) }.copied();
+    told != Some(task.start_ns) && ENDED.insert(task.pid, task.start_ns, 0).is_ok()
+}
+
+/// Sends an exit: the usage of one thread, or with `whole` of the process.
+#[inline(always)]
+unsafe fn end(task: &Task, signal: *const u8, hit: &Hit, whole: bool) {
+    ring::emit::<ProcessEvent>(hit, |record| {
+        // SAFETY: the record is ours; task and signal are typed pointers.
+        unsafe {
+            let this = task.task;
+            identity(task, record, Kind::Exit);
+            (*record).maj_flt = load(this, &TASK_MAJ_FLT);
+            (*record).min_flt = load(this, &TASK_MIN_FLT);
+            (*record).utime_ns = load(this, &TASK_UTIME);
+            (*record).stime_ns = load(this, &TASK_STIME);
+            (*record).runtime_ns = load(this, &TASK_RUNTIME);
+            (*record).max_rss_pages = load(signal, &SIGNAL_MAXRSS);
+            (*record).whole = u32::from(whole);
+            (*record).status = load(this, &TASK_EXIT_CODE);
+            if whole {
+                (*record).maj_flt += load::<u64>(signal, &SIGNAL_MAJ_FLT);
+                (*record).min_flt += load::<u64>(signal, &SIGNAL_MIN_FLT);
+                (*record).utime_ns += load::<u64>(signal, &SIGNAL_UTIME);
+                (*record).stime_ns += load::<u64>(signal, &SIGNAL_STIME);
+                (*record).runtime_ns += load::<u64>(signal, &SIGNAL_RUNTIME);
+                // What wait(2) reports: the group's code after exit_group or a signal, else the first thread's own.
+                (*record).status = if load::<u32>(signal, &SIGNAL_FLAGS) & SIGNAL_GROUP_EXIT != 0 {
+                    load(signal, &SIGNAL_GROUP_EXIT_CODE)
+                } else {
+                    load(follow(this, &TASK_GROUP_LEADER), &TASK_EXIT_CODE)
+                };
+            }
+        }
+    });
+}
+
+/// A process was moved into a cgroup.
+#[btf_tracepoint(function = "cgroup_attach_task")]
+pub fn cgroup_attach_task(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: (`struct cgroup *`, path, `struct task_struct *`, threadgroup).
+    unsafe {
+        let cgroup: *const u8 = ctx.arg(0);
+        if load::<i32>(follow(cgroup, &CGROUP_ROOT), &ROOT_HIERARCHY_ID) != 0 {
+            return 0;
+        }
+        let cgroup_id = kernel::cgroup_id(cgroup);
+        let slots = target::slots(cgroup_id);
+        if slots == 0 {
+            return 0;
+        }
+        let task = Task::new(ctx.arg(2));
+        let slots = wanted(&task, cgroup_id);
+        if slots != 0 {
+            begin(&task, cgroup_id, slots, Kind::Joined);
+        }
+    }
+    0
+}
+
+/// Lists what runs in the cgroups of [`SNAPSHOT`]; the context is (meta, task).
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+pub unsafe extern "C" fn process_snapshot(ctx: *mut u64) -> i32 {
+    // SAFETY: the iterator's context is two pointers, the second of them to a task, or null at the end.
+    unsafe {
+        let this = *ctx.add(1) as *const u8;
+        if this.is_null() || load::<i32>(this, &TASK_EXIT_STATE) != 0 {
+            return 0;
+        }
+        let cgroup_id = kernel::task_cgroup_id(this);
+        let asked = SNAPSHOT.get(cgroup_id).copied().unwrap_or(0);
+        if asked == 0 {
+            return 0;
+        }
+        let task = Task::new(this);
+        let slots = asked & wanted(&task, cgroup_id);
+        if slots != 0 && load::<i32>(follow(this, &TASK_SIGNAL), &SIGNAL_LIVE) > 0 {
+            begin(&task, cgroup_id, slots, Kind::Snapshot);
+        }
+    }
+    0
+}

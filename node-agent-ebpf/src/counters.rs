@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+//! Counts, per session and table, what becomes of each event, where it becomes it; applies sampling and rate limits.
+//!
+//! Counters are per CPU and atomic: a softirq may interrupt a program on the same CPU between load and store.
+
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, PerCpuArray};
+use node_agent_common::counters::{Counters, Limits, MAX_TABLES, RateWindow, SLOT_TABLES, slot_table};
+use node_agent_common::target::SLOTS;
+
+use crate::atomic;
+
+/// What became of events; see [`slot_table`] for the index.
+#[map]
+static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(SLOT_TABLES, 0);
+
+/// What each session asked for.
+#[map]
+static LIMITS: Array<Limits> = Array::with_max_entries(SLOT_TABLES, 0);
+
+/// Where each session's rate stands.
+#[map]
+static RATES: Array<RateWindow> = Array::with_max_entries(SLOT_TABLES, 0);
+
+/// Slots that record a table. Zero ends a session at once, whatever its targets still say.
+#[map]
+static ENABLED: Array<u64> = Array::with_max_entries(MAX_TABLES, 0);
+
+const NANOSECONDS: u64 = 1_000_000_000;
+
+/// Which of `slots` record `table`.
+#[inline(always)]
+pub(crate) fn enabled(slots: u64, table: u32) -> u64 {
+    match ENABLED.get(table) {
+        Some(enabled) => slots & *enabled,
+        None => 0,
+    }
+}
+
+/// Counts an event for each of `slots` and says which of them get a row for it.
+///
+/// Exported, so that the verifier checks it once and not for every caller.
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn admit(slots: u64, table: u32, now: u64) -> u64 {
+    // Bits are taken out of what the verifier cannot know. Putting known ones together gives it 2^64 different answers to
+    // follow, and every program is refused as too large.
+    let (mut rest, mut admitted) = (slots, slots);
+    let mut round = 0;
+    while round < SLOTS {
+        if rest == 0 {
+            break;
+        }
+        let bit = rest & rest.wrapping_neg();
+        if !admit_one(slot_table(bit.trailing_zeros(), table), now) {
+            admitted &= !bit;
+        }
+        rest &= !bit;
+        round += 1;
+    }
+    admitted
+}
+
+#[inline(always)]
+fn admit_one(index: u32, now: u64) -> bool {
+    let (Some(counters), Some(limits)) = (COUNTERS.get_ptr_mut(index), LIMITS.get(index)) else {
+        return false;
+    };
+    // SAFETY: pointers into the maps' values.
+    unsafe {
+        atomic::add(&raw mut (*counters).emitted, 1);
+        if limits.max_per_second != 0 {
+            let Some(rate) = RATES.get_ptr_mut(index) else { return false };
+            let second = now / NANOSECONDS;
+            // Two CPUs may both begin the second: a few events more may pass then, and none goes uncounted.
+            if (*rate).second != second {
+                (*rate).second = second;
+                (*rate).used = 0;
+            }
+            if atomic::fetch_add(&raw mut (*rate).used, 1) >= limits.max_per_second {
+                atomic::add(&raw mut (*counters).rate_limited, 1);
+                return false;
+            }
+        }
+        if limits.sample_every > 1 {
+            // Equal, not greater: a nested event must not take a second row for the same number of events.
+            if atomic::fetch_add(&raw mut (*counters).sampled_out, 1) + 1 != limits.sample_every {
+                return false;
+            }
+            atomic::add(&raw mut (*counters).sampled_out, limits.sample_every.wrapping_neg());
+        }
+    }
+    true
+}
+
+/// How an event that was admitted was lost afterwards.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Loss {
+    /// The ring had no room.
+    RingFull,
+    /// A map had no room.
+    MapFull,
+    /// The collector's own parameters turned it away.
+    Filtered,
+}
+
+/// Counts the events that a row would have stood for as lost, for each of `slots`.
+///
+/// Exported, as [`admit`].
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn lose(slots: u64, table: u32, loss: u32) {
+    let mut rest = slots;
+    let mut slot = 0;
+    while slot < SLOTS {
+        if rest == 0 {
+            break;
+        }
+        if rest & 1 != 0 {
+            let index = slot_table(slot, table);
+            if let (Some(counters), Some(limits)) = (COUNTERS.get_ptr_mut(index), LIMITS.get(index)) {
+                let weight = if limits.sample_every > 1 { limits.sample_every } else { 1 };
+                // SAFETY: a pointer into the map's value.
+                let counter = unsafe {
+                    if loss == Loss::RingFull as u32 {
+                        &raw mut (*counters).ring_full
+                    } else if loss == Loss::MapFull as u32 {
+                        &raw mut (*counters).map_full
+                    } else {
+                        &raw mut (*counters).filtered
+                    }
+                };
+                // SAFETY: as above.
+                unsafe { atomic::add(counter, weight) };
+            }
+        }
+        rest >>= 1;
+        slot += 1;
+    }
+}

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+//! Reads sockets: whose they are, where they lead, and what TCP has counted.
+//!
+//! In: a `struct sock`, either as a typed pointer (tracepoint argument, iterator: plain loads) or as a number (the key of
+//! a map entry: probe reads, [`Probe`]). Out: the fields of a [`ConnectionEvent`].
+//! A socket belongs to the cgroup that made it. On softirq paths the current task is whoever was interrupted, so these
+//! functions never look at it.
+
+use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_probe_read_kernel, bpf_skc_to_tcp_sock};
+use node_agent_common::fields;
+use node_agent_common::tcp_connections::{ConnectionEvent, flag};
+
+use crate::kernel::{self, address, constant, exists, follow, load};
+
+node_agent_common::declare_sock_fields!();
+node_agent_common::declare_tcp_fields!();
+
+/// Number of the bit `SOCK_DONE` (enum `sock_flags`) in `sk_flags`: the peer's FIN was received.
+#[unsafe(no_mangle)]
+static SOCK_DONE_BIT: u64 = fields::MISSING;
+
+/// `IPPROTO_TCP`: a number of the protocol itself.
+pub(crate) const TCP: u64 = 6;
+/// `AF_INET6` of Linux's ABI.
+pub(crate) const INET6: u64 = 10;
+
+/// A way to read members of a kernel structure.
+pub(crate) trait Read {
+    /// The integer at `place`, of whatever width the running kernel gives it, bit-field or not.
+    ///
+    /// # Safety
+    /// `base` is what the implementation expects, of the structure that `place` is in.
+    unsafe fn number(base: *const u8, place: &'static u64) -> u64;
+}
+
+/// Plain loads from typed pointers: 2 ns each.
+pub(crate) struct Direct;
+/// Probe reads from any address: 8-10 ns each.
+pub(crate) struct Probe;
+
+#[inline(always)]
+fn bits(packed: u64, value: u64) -> u64 {
+    match fields::bits(packed) {
+        (_, 0) => value,
+        (shift, width) => (value >> (shift & 63)) & ((1 << (width & 63)) - 1),
+    }
+}
+
+impl Read for Direct {
+    #[inline(always)]
+    unsafe fn number(base: *const u8, place: &'static u64) -> u64 {
+        let packed = constant(place);
+        // The width is a constant to the verifier, which follows one of these only.
+        // SAFETY: as promised by the caller.
+        let value = unsafe {
+            match fields::size(packed) {
+                1 => u64::from(load::<u8>(base, place)),
+                2 => u64::from(load::<u16>(base, place)),
+                4 => u64::from(load::<u32>(base, place)),
+                _ => load::<u64>(base, place),
+            }
+        };
+        bits(packed, value)
+    }
+}
+
+impl Read for Probe {
+    #[inline(always)]
+    unsafe fn number(base: *const u8, place: &'static u64) -> u64 {
+        let packed = constant(place);
+        let mut value = 0u64;
+        let size = match fields::size(packed) {
+            1 => 1,
+            2 => 2,
+            4 => 4,
+            _ => 8,
+        };
+        // SAFETY: at most 8 bytes into 8; a bad address reads as zero. Little-endian, as every supported machine.
+        unsafe { bpf_probe_read_kernel((&raw mut value).cast(), size, address(base, place).cast()) };
+        bits(packed, value)
+    }
+}
+
+/// Id of the cgroup that made the socket.
+///
+/// # Safety
+/// `sk` is a typed pointer to a full `struct sock`.
+#[inline(always)]
+pub(crate) unsafe fn cgroup_id(sk: *const u8) -> u64 {
+    // SAFETY: members of the type.
+    unsafe { kernel::cgroup_id(follow(sk, &SK_CGROUP)) }
+}
+
+/// Inode of the socket's network namespace.
+///
+/// # Safety
+/// As [`cgroup_id`].
+#[inline(always)]
+pub(crate) unsafe fn netns(sk: *const u8) -> u64 {
+    // SAFETY: members of the type.
+    unsafe { Direct::number(follow(sk, &SK_NET), &NET_INUM) }
+}
+
+/// The socket's cookie; made now if nobody asked before.
+///
+/// # Safety
+/// As [`cgroup_id`].
+#[inline(always)]
+pub(crate) unsafe fn cookie(sk: *const u8) -> u64 {
+    // SAFETY: the helper takes typed sockets.
+    unsafe { bpf_get_socket_cookie(sk.cast_mut().cast()) }
+}
+
+/// The same socket as a typed `struct tcp_sock`; null when it is none.
+///
+/// # Safety
+/// As [`cgroup_id`].
+#[inline(always)]
+pub(crate) unsafe fn tcp_sock(sk: *const u8) -> *const u8 {
+    // SAFETY: the helper takes typed sockets and checks them.
+    unsafe { bpf_skc_to_tcp_sock(sk.cast_mut().cast()).cast_const().cast() }
+}
+
+/// Fills in what TCP has counted, and why the socket is in error.
+///
+/// # Safety
+/// `tcp` is a `struct tcp_sock` that `R` can read, `to` a record that may be written.
+#[inline(always)]
+pub(crate) unsafe fn counters<R: Read>(tcp: *const u8, to: *mut ConnectionEvent) {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        (*to).acked_raw = R::number(tcp, &TCP_BYTES_ACKED);
+        (*to).received_raw = R::number(tcp, &TCP_BYTES_RECEIVED);
+        (*to).bytes_sent = R::number(tcp, &TCP_BYTES_SENT);
+        (*to).bytes_retrans = R::number(tcp, &TCP_BYTES_RETRANS);
+        (*to).segs_in = R::number(tcp, &TCP_SEGS_IN) as u32;
+        (*to).segs_out = R::number(tcp, &TCP_SEGS_OUT) as u32;
+        (*to).data_segs_out = R::number(tcp, &TCP_DATA_SEGS_OUT) as u32;
+        (*to).retrans_segs = R::number(tcp, &TCP_TOTAL_RETRANS) as u32;
+        (*to).srtt_raw = R::number(tcp, &TCP_SRTT_US) as u32;
+        (*to).min_rtt_raw = R::number(tcp, &TCP_RTT_MIN) as u32;
+        (*to).snd_cwnd = R::number(tcp, &TCP_SND_CWND) as u32;
+        (*to).snd_una = R::number(tcp, &TCP_SND_UNA) as u32;
+        (*to).snd_nxt = R::number(tcp, &TCP_SND_NXT) as u32;
+        (*to).write_seq = R::number(tcp, &TCP_WRITE_SEQ) as u32;
+        (*to).error = R::number(tcp, &SK_ERR) as i32;
+        let done = constant(&SOCK_DONE_BIT) & 63;
+        if R::number(tcp, &SK_FLAGS) >> done & 1 != 0 {
+            (*to).flags |= flag::FIN_RECEIVED;
+        }
+    }
+}
+
+/// Fills in addresses and ports. The local port is the one that stays until the socket is gone (`inet_sport`); `skc_num`
+/// is cleared before CLOSE is announced.
+///
+/// # Safety
+/// `tcp` is a typed `struct tcp_sock`, `to` a record that may be written.
+#[inline(always)]
+pub(crate) unsafe fn flow(tcp: *const u8, to: *mut ConnectionEvent) {
+    // SAFETY: as promised; ports are in network order in the kernel.
+    unsafe {
+        let family = Direct::number(tcp, &SK_FAMILY);
+        (*to).family = family as u16;
+        (*to).lport = u16::from_be(Direct::number(tcp, &INET_SPORT) as u16);
+        (*to).rport = u16::from_be(Direct::number(tcp, &SK_DPORT) as u16);
+        let (mut laddr, mut raddr) = ([0u64; 2], [0u64; 2]);
+        if family == INET6 && exists(&SK_V6_DADDR) && exists(&SK_V6_RCV_SADDR) {
+            laddr = pair(tcp, &SK_V6_RCV_SADDR);
+            raddr = pair(tcp, &SK_V6_DADDR);
+        } else {
+            laddr[0] = Direct::number(tcp, &SK_RCV_SADDR);
+            raddr[0] = Direct::number(tcp, &SK_DADDR);
+        }
+        (*to).laddr = bytes(laddr);
+        (*to).raddr = bytes(raddr);
+    }
+}
+
+/// Fills in the name of the congestion control.
+///
+/// # Safety
+/// `tcp` is a `struct tcp_sock`, `to` a record that may be written.
+#[inline(always)]
+pub(crate) unsafe fn congestion_control(tcp: *const u8, to: *mut ConnectionEvent) {
+    // SAFETY: 16 bytes at both ends; a bad address reads as zeros. The pointer is read by a probe too, so that one
+    // function serves typed sockets and numbers alike; it runs once in a connection's life.
+    unsafe {
+        let operations = Probe::number(tcp, &ICSK_CA_OPS) as *const u8;
+        bpf_probe_read_kernel((&raw mut (*to).ca_name).cast(), 16, address(operations, &CA_OPS_NAME).cast());
+    }
+}
+
+/// 16 bytes as two words.
+#[inline(always)]
+unsafe fn pair(base: *const u8, place: &'static u64) -> [u64; 2] {
+    let at = address(base, place);
+    // SAFETY: a member of 16 bytes of a typed structure.
+    unsafe { [*at.cast::<u64>(), *at.wrapping_add(8).cast::<u64>()] }
+}
+
+#[inline(always)]
+fn bytes(words: [u64; 2]) -> [u8; 16] {
+    // SAFETY: 16 bytes are 16 bytes.
+    unsafe { core::mem::transmute::<[u64; 2], [u8; 16]>(words) }
+}

@@ -1,0 +1,475 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Takes whole-state plans, drives the recording, and says in whole-state reports what came of it.
+//!
+//! In: [`ReceivedPlan`]s of the operator's stream; what the spool holds from before. Out: a `Report`
+//! whenever something changed, and sessions in the engine.
+//! Loses: nothing; a session that is no longer listed is given up, which is what the plan says.
+//!
+//! One thread owns the engine and all sessions and takes every decision in turn, so nothing here is
+//! locked. It wakes for each plan and five times a second. Uploads run elsewhere, on tokio.
+//!
+//! Invariants:
+//! 1. A window ends on this node's own clock, whether or not the operator is there.
+//! 2. Nothing is given up before a plan says so: an agent that starts without an operator goes on with
+//!    what it finds on its disk.
+//! 3. Whatever a plan says, what is not valid is reported and never reaches the engine.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use dataset::ledger::Term;
+use dataset::manifest::Totals;
+use node_api::v1;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::engine::{CollectorState, EngineError, TargetSpec};
+use crate::kernel::clock;
+use crate::plan::{self, Activity, MAX_WINDOW, StoredPlan, ValidPlan};
+use crate::session::{Node, Recorder, Session};
+
+/// How often windows, counters and uploads are looked at.
+const TICK: Duration = Duration::from_millis(200);
+/// How often a report is made: it sums up every segment, and the stream sends every few seconds.
+const REPORT: Duration = Duration::from_secs(1);
+/// How long the last rows of all sessions may take when the agent is told to end.
+const INTERRUPT: Duration = Duration::from_secs(8);
+/// A window's end that moves by less is the network's latency, not news.
+const SLACK_NS: u64 = 1_000_000_000;
+
+/// A plan and when it came: its remaining times count from there.
+#[derive(Clone, Debug)]
+pub struct ReceivedPlan {
+    /// As sent. Bodies come once per stream, so no message may be skipped.
+    pub plan: v1::Plan,
+    /// Boot time in nanoseconds when it was received ([`clock::boot_ns`]).
+    pub received_ns: u64,
+}
+
+/// The agent's ends of its conversation with the operator, held by `operator::Client::run`.
+pub struct OperatorLink {
+    /// Every plan that arrives, in order.
+    pub plans: mpsc::Sender<ReceivedPlan>,
+    /// The latest whole report; to be sent on change, a few seconds apart at least, and at once after a (re)connect.
+    pub reports: watch::Receiver<v1::Report>,
+    /// What to open the next stream with; `known_plans` is kept up to date.
+    pub hello: watch::Receiver<v1::Hello>,
+    /// Set while a stream is up (for `/readyz` and metrics).
+    pub connected: watch::Sender<bool>,
+}
+
+/// One session and what the operator wants of it.
+struct Managed {
+    session: Session,
+    body: Option<(v1::SessionPlan, ValidPlan)>,
+    stored: Option<StoredPlan>,
+    targets: Vec<TargetSpec>,
+    /// Why it does not record though it should: a constant, then a sentence.
+    trouble: Option<(&'static str, String)>,
+}
+
+/// The agent's one decider.
+pub struct Agent<R> {
+    node: Node,
+    recorder: R,
+    sessions: BTreeMap<String, Managed>,
+    reports: watch::Sender<v1::Report>,
+    hello: watch::Sender<v1::Hello>,
+    plans: mpsc::Receiver<ReceivedPlan>,
+    connected: watch::Receiver<bool>,
+    reported: Instant,
+}
+
+impl<R: Recorder> Agent<R> {
+    /// Takes up what the spool holds. `hello` says who this agent is; its known plans are filled in here.
+    ///
+    /// # Errors
+    /// When the spool cannot be read.
+    pub fn new(node: Node, recorder: R, hello: v1::Hello) -> anyhow::Result<(Self, OperatorLink)> {
+        let (plans_tx, plans) = mpsc::channel(16);
+        let (reports, reports_rx) = watch::channel(v1::Report::default());
+        let (hello, hello_rx) = watch::channel(hello);
+        let (connected_tx, connected) = watch::channel(false);
+        let mut agent = Self {
+            node,
+            recorder,
+            sessions: BTreeMap::new(),
+            reports,
+            hello,
+            plans,
+            connected,
+            reported: Instant::now(),
+        };
+        for uid in agent.node.spool.sessions()? {
+            if let Err(error) = agent.take_up(&uid) {
+                error!(session = uid, %error, "what the spool holds of a session cannot be read");
+            }
+        }
+        agent.publish();
+        let link =
+            OperatorLink { plans: plans_tx, reports: reports_rx, hello: hello_rx, connected: connected_tx };
+        Ok((agent, link))
+    }
+
+    fn take_up(&mut self, uid: &str) -> anyhow::Result<()> {
+        let mut session = Session::resume(self.node.clone(), uid.into())?;
+        let stored = StoredPlan::load(&self.node.spool.session_dir(uid)?);
+        let body = stored.as_ref().and_then(|stored| {
+            let body = stored.body()?;
+            let valid = plan::validate(&body, &stored.hash).ok()?;
+            (body.uid == uid).then_some((body, valid))
+        });
+        let targets = body.as_ref().map(|(_, valid)| valid.targets.clone()).unwrap_or_default();
+        let same_boot = stored.as_ref().is_some_and(|stored| stored.boot == self.node.boot.as_str());
+        if same_boot
+            && let Some(stored) = &stored
+            && stored.activity == Activity::Drain
+        {
+            session.drain(&mut self.recorder)?;
+        }
+        info!(session = uid, plan = stored.is_some(), same_boot, "taken up from the spool");
+        // After a reboot the window's end means nothing; the operator says how much is left.
+        let stored = stored.filter(|_| same_boot);
+        self.sessions.insert(uid.to_owned(), Managed { session, body, stored, targets, trouble: None });
+        Ok(())
+    }
+
+    /// Runs until told to stop; then seals what is open and leaves it in the spool.
+    pub fn run(mut self, stop: &CancellationToken) {
+        let runtime = self.node.runtime.clone();
+        while !stop.is_cancelled() {
+            let next = runtime.block_on(async {
+                tokio::select! {
+                    plan = self.plans.recv() => plan,
+                    () = tokio::time::sleep(TICK) => None,
+                    () = stop.cancelled() => None,
+                }
+            });
+            if let Some(received) = next {
+                self.apply(received);
+            }
+            self.tick();
+        }
+        self.interrupt();
+    }
+
+    fn interrupt(&mut self) {
+        for managed in self.sessions.values_mut() {
+            managed.session.interrupt(&mut self.recorder);
+        }
+        let until = Instant::now() + INTERRUPT;
+        while self.sessions.values().any(|managed| !managed.session.is_idle()) {
+            if Instant::now() >= until {
+                error!("the last rows did not come in time; the next agent counts them as a gap");
+                break;
+            }
+            for managed in self.sessions.values_mut() {
+                managed.session.tick(&self.recorder);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        info!("everything is sealed, the next agent goes on");
+    }
+
+    /// Makes the plan so.
+    pub fn apply(&mut self, received: ReceivedPlan) {
+        let ReceivedPlan { plan, received_ns } = received;
+        let mut bodies: BTreeMap<String, v1::SessionPlan> = BTreeMap::new();
+        for body in plan.bodies {
+            bodies.insert(node_api::plan::hash(&body), body);
+        }
+        // A body with fields that this version does not know hashes differently here: it is found by its session.
+        let by_uid: BTreeMap<String, String> =
+            bodies.iter().map(|(hash, body)| (body.uid.clone(), hash.clone())).collect();
+        let listed: BTreeSet<&str> = plan.sessions.iter().map(|session| session.uid.as_str()).collect();
+        let gone: Vec<String> =
+            self.sessions.keys().filter(|uid| !listed.contains(uid.as_str())).cloned().collect();
+        for uid in gone {
+            self.give_up(&uid);
+        }
+        let mut refused = 0;
+        for session in &plan.sessions {
+            let found = bodies.get(&session.hash).or_else(|| bodies.get(by_uid.get(&session.uid)?));
+            if let Err(message) = self.apply_session(session, found, received_ns) {
+                warn!(session = session.uid, message, "a session of the plan is refused");
+                refused += 1;
+            }
+        }
+        self.node.metrics.plan(refused);
+        self.publish();
+    }
+
+    fn apply_session(
+        &mut self,
+        wanted: &v1::SessionRef,
+        body: Option<&v1::SessionPlan>,
+        received_ns: u64,
+    ) -> Result<(), String> {
+        let valid = match body {
+            Some(body) if body.uid == wanted.uid => match plan::validate(body, &wanted.hash) {
+                Ok(valid) => Some((body.clone(), valid)),
+                Err(error) => return self.refuse(&wanted.uid, error.to_string()),
+            },
+            Some(body) => return Err(format!("its body is of session {:?}", body.uid)),
+            None => None,
+        };
+        if !self.sessions.contains_key(&wanted.uid) {
+            // Without a body its UID is not checked yet, and it would be part of a path.
+            let Some((_, valid)) = &valid else { return Err("its body did not come".to_owned()) };
+            let session = Session::resume(self.node.clone(), valid.spec.uid.clone())
+                .map_err(|error| error.to_string())?;
+            let managed = Managed { session, body: None, stored: None, targets: Vec::new(), trouble: None };
+            self.sessions.insert(wanted.uid.clone(), managed);
+        }
+        let managed = self.sessions.get_mut(&wanted.uid).ok_or("it is gone")?;
+        if let Some((body, valid)) = valid {
+            let recording = managed.body.as_ref().filter(|_| managed.session.is_recording());
+            if recording.is_some_and(|(old, _)| {
+                old.collectors != body.collectors || old.containers != body.containers
+            }) {
+                warn!(
+                    session = wanted.uid,
+                    "collectors of a running session do not change; only its targets were taken over"
+                );
+            }
+            managed.body = Some((body, valid));
+        }
+        let collect = wanted.activity == v1::Activity::Collect as i32 && wanted.remaining_ms > 0;
+        let remaining = Duration::from_millis(wanted.remaining_ms).min(MAX_WINDOW);
+        let end = received_ns.saturating_add(remaining.as_nanos() as u64);
+        let activity = if collect { Activity::Collect } else { Activity::Drain };
+        let (hash, boot) = (wanted.hash.as_str(), self.node.boot.as_str());
+        let news = managed.stored.as_ref().is_none_or(|stored| {
+            stored.hash != hash
+                || stored.activity != activity
+                || (collect && stored.window_end_ns.abs_diff(end) > SLACK_NS)
+        });
+        if news && let Some((body, _)) = &managed.body {
+            let end = if collect { end } else { received_ns };
+            let stored = StoredPlan::new(hash, body, activity, boot, end);
+            let dir = self.node.spool.session_dir(&wanted.uid).map_err(|error| error.to_string())?;
+            if let Err(error) = stored.save(&dir) {
+                error!(session = wanted.uid, %error, "the plan cannot be stored; a restart would need the operator");
+            }
+            managed.session.set_window_end(end);
+            managed.stored = Some(stored);
+        }
+        managed.pursue(&mut self.recorder);
+        Ok(())
+    }
+
+    /// A body that is not valid: the session, if it is known, goes on as it was, and its report says why.
+    fn refuse(&mut self, uid: &str, message: String) -> Result<(), String> {
+        if let Some(managed) = self.sessions.get_mut(uid) {
+            managed.trouble = Some(("PlanRefused", message.clone()));
+        }
+        Err(message)
+    }
+
+    fn give_up(&mut self, uid: &str) {
+        let Some(managed) = self.sessions.remove(uid) else { return };
+        match managed.session.discard(&mut self.recorder) {
+            Ok(0) => info!(session = uid, "the session is over and forgotten"),
+            Ok(segments) => error!(
+                session = uid,
+                segments, "the session is over; segments that were not uploaded are discarded"
+            ),
+            Err(error) => error!(session = uid, %error, "a session's spool cannot be removed"),
+        }
+    }
+
+    /// Takes every step that is due, and reports if something changed.
+    pub fn tick(&mut self) {
+        for managed in self.sessions.values_mut() {
+            managed.pursue(&mut self.recorder);
+            managed.session.tick(&self.recorder);
+        }
+        if self.reported.elapsed() >= REPORT {
+            self.publish();
+        }
+    }
+
+    fn publish(&mut self) {
+        self.reported = Instant::now();
+        let recording = self.sessions.values().filter(|managed| managed.session.is_recording()).count();
+        self.node.metrics.state(self.sessions.len(), recording, self.node.spool.used_bytes());
+        self.node.metrics.connected(*self.connected.borrow());
+        let known: Vec<String> = self
+            .sessions
+            .values()
+            .filter_map(|managed| Some(managed.stored.as_ref()?.hash.clone()))
+            .collect();
+        self.hello.send_if_modified(|hello| {
+            let changed = hello.known_plans != known;
+            hello.known_plans = known;
+            changed
+        });
+        let report =
+            v1::Report { sessions: self.sessions.iter().map(|(uid, managed)| managed.report(uid)).collect() };
+        self.reports.send_if_modified(|last| {
+            let changed = *last != report;
+            *last = report;
+            changed
+        });
+    }
+}
+
+impl Managed {
+    /// Brings the session to what its plan says now.
+    fn pursue(&mut self, recorder: &mut dyn Recorder) {
+        let (Some(stored), Some((_, valid))) = (&self.stored, &self.body) else { return };
+        if stored.activity == Activity::Drain || clock::boot_ns() >= stored.window_end_ns {
+            if let Err(error) = self.session.drain(recorder) {
+                self.trouble = Some(("SpoolFailed", error.to_string()));
+            }
+            return;
+        }
+        if !self.session.is_recording() {
+            if !self.session.is_idle() || valid.spec.collectors.is_empty() {
+                return;
+            }
+            if let Err(error) = self.session.start(recorder, valid.spec.clone(), Some(stored.window_end_ns)) {
+                let reason = match error.downcast_ref() {
+                    Some(EngineError::NodeCapacity | EngineError::Duplicate(_)) => "NodeCapacity",
+                    _ => "StartFailed",
+                };
+                let trouble = Some((reason, error.to_string()));
+                if self.trouble != trouble {
+                    warn!(session = %self.session.uid, reason, %error, "the session cannot start, will retry");
+                }
+                self.trouble = trouble;
+                return;
+            }
+            (self.trouble, self.targets) = (None, Vec::new());
+        }
+        if self.targets != valid.targets {
+            match self.session.set_targets(recorder, &valid.targets) {
+                Ok(()) => {
+                    (self.trouble, self.targets) = (None, valid.targets.clone());
+                }
+                Err(error) => {
+                    warn!(session = %self.session.uid, %error, "the targets cannot be set, will retry");
+                    self.trouble = Some(("TargetsFailed", error.to_string()));
+                }
+            }
+        }
+    }
+
+    fn report(&self, uid: &str) -> v1::SessionReport {
+        let session = &self.session;
+        let mut collectors: Vec<v1::CollectorReport> = session
+            .outcomes()
+            .iter()
+            .map(|outcome| {
+                let (reason, message) = match &outcome.state {
+                    CollectorState::Running => (String::new(), String::new()),
+                    CollectorState::Unsupported { reason, message } => {
+                        ((*reason).to_owned(), message.clone())
+                    }
+                };
+                let running = outcome.state == CollectorState::Running;
+                v1::CollectorReport { name: outcome.collector.clone(), running, reason, message }
+            })
+            .collect();
+        collectors.extend(self.body.iter().flat_map(|(_, valid)| &valid.refused).map(|refused| {
+            v1::CollectorReport {
+                name: refused.collector.clone(),
+                running: false,
+                reason: "PlanRefused".to_owned(),
+                message: refused.message.clone(),
+            }
+        }));
+        let runs = collectors.iter().any(|collector| collector.running);
+        let draining = self.stored.as_ref().is_some_and(|stored| stored.activity == Activity::Drain)
+            || !session.is_recording();
+        let stage = if session.is_done() {
+            v1::Stage::Done
+        } else if session.is_recording() {
+            if runs { v1::Stage::Running } else { v1::Stage::Failed }
+        } else if draining && self.is_over() {
+            v1::Stage::Draining
+        } else if self.trouble.as_ref().is_some_and(|(reason, _)| *reason == "StartFailed")
+            || self.body.as_ref().is_some_and(|(_, valid)| valid.spec.collectors.is_empty())
+        {
+            v1::Stage::Failed
+        } else {
+            v1::Stage::Preparing
+        };
+        let (reason, message) = self.reason(stage, &collectors);
+        v1::SessionReport {
+            uid: uid.to_owned(),
+            plan_hash: self.body.as_ref().map(|(_, valid)| valid.hash.clone()).unwrap_or_default(),
+            stage: stage as i32,
+            reason,
+            message,
+            collectors,
+            totals: Some(totals(&session.totals(), session.bytes_pending())),
+            manifests: session.manifests(),
+            targets: u32::try_from(self.targets.len()).unwrap_or(u32::MAX),
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.stored.as_ref().is_none_or(|stored| {
+            stored.activity == Activity::Drain || clock::boot_ns() >= stored.window_end_ns
+        })
+    }
+
+    /// The most important trouble: what keeps it from recording, then what keeps it from uploading.
+    fn reason(&self, stage: v1::Stage, collectors: &[v1::CollectorReport]) -> (String, String) {
+        if stage == v1::Stage::Done {
+            return Default::default();
+        }
+        if let Some((reason, message)) = &self.trouble {
+            return ((*reason).to_owned(), message.clone());
+        }
+        if let Some(error) = self.session.upload_error() {
+            let reason: &'static str = (&error).into();
+            return (reason.to_owned(), error.to_string());
+        }
+        if stage == v1::Stage::Failed
+            && let Some(first) = collectors.iter().find(|collector| !collector.running)
+        {
+            return (first.reason.clone(), first.message.clone());
+        }
+        Default::default()
+    }
+}
+
+fn totals(totals: &Totals, bytes_pending: u64) -> v1::Totals {
+    v1::Totals {
+        emitted: totals.emitted,
+        exported: totals.terms.get(Term::Exported),
+        sampled_out: totals.terms.get(Term::SampledOut),
+        rate_limited: totals.terms.get(Term::RateLimited),
+        filtered: totals.terms.get(Term::Filtered),
+        lost: totals.terms.lost(),
+        rows: totals.rows,
+        bytes_uploaded: totals.bytes,
+        objects_uploaded: totals.objects,
+        bytes_pending,
+    }
+}
+
+/// What the first message of a stream says.
+pub fn hello(node: &Node, capabilities: Vec<crate::engine::Capability>) -> v1::Hello {
+    v1::Hello {
+        node: node.name.to_string(),
+        boot: node.boot.to_string(),
+        incarnation: node.incarnation.to_string(),
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        kernel: node.kernel.clone(),
+        arch: node.arch.clone(),
+        capabilities: capabilities
+            .into_iter()
+            .map(|capability| v1::Capability {
+                collector: capability.collector.to_owned(),
+                supported: capability.supported,
+                reason: capability.reason,
+            })
+            .collect(),
+        known_plans: Vec::new(),
+    }
+}

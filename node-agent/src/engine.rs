@@ -1,0 +1,772 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The kernel side of a node: one set of hooks, shared by all sessions.
+//!
+//! In: sessions with their collectors, targets and ends. Out: [`Output`]: batches of rows, and the end of each session.
+//! Loses: events that find a ring or map full, or that do not decode; all counted ([`TableCounters`]).
+//! Invariants: no program is attached while no session is open. For each table, at any time after a session's end,
+//! `emitted` equals the weights of its batches plus the other counters. A slot is given out again only after its last batch.
+//! Why one control thread: opening, joining and closing each change kernel maps in several steps; in turn they need no
+//! further order.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use arrow_array::RecordBatch;
+use aya::maps::{ArrayOfMaps, HashMap, MapData, PerCpuArray, PerCpuValues, RingBuf};
+use node_agent_common::counters::{Counters, Limits, MAX_TABLES, RateWindow, slot_table};
+use node_agent_common::target::{PodKey, pod_key};
+
+use crate::collectors::{self, ALL, ParamError, Params};
+use crate::kernel::clock;
+use crate::kernel::load::{Kernel, KernelError, wait_for_programs};
+use crate::pipeline::batch::Columns;
+use crate::pipeline::decode::{self, Link, Rings, Session, Shared, TableState};
+use crate::pipeline::ring;
+use crate::targets::cgroup;
+
+pub use crate::kernel::probe::Capability;
+pub use crate::targets::{PodTarget, TargetSpec};
+
+/// How the engine is set up.
+#[derive(Clone, Debug, Default)]
+pub struct EngineConfig {
+    /// Name of the node, as in the `node` column.
+    pub node: String,
+    /// Where the cgroup v2 tree lies; none for where this process sees it mounted. Hybrid hosts have it in `unified`.
+    pub cgroup_root: Option<PathBuf>,
+    /// Bytes of each ring, a power of two; none for what fits the number of CPUs.
+    pub ring_bytes: Option<usize>,
+}
+
+/// A session to open.
+#[derive(Clone, Debug)]
+pub struct SessionSpec {
+    /// UID, unique on the node.
+    pub uid: Arc<str>,
+    /// What it collects.
+    pub collectors: Vec<CollectorSpec>,
+    /// Names of the containers whose rows it wants; empty for all.
+    pub containers: Vec<String>,
+    /// How long rows wait at most before a batch is sealed; jittered by a tenth.
+    pub rollover_interval: Duration,
+    /// At about how many bytes in memory a batch is sealed.
+    pub rollover_bytes: u64,
+}
+
+/// One collector of a session.
+#[derive(Clone, Debug, Default)]
+pub struct CollectorSpec {
+    /// Name (camelCase).
+    pub name: String,
+    /// Its parameters, as in the catalogue.
+    pub params: Params,
+    /// Period of aggregates; collectors of events do not use it.
+    pub interval: Duration,
+    /// One row for this many events; 0 and 1 mean each.
+    pub sample_every: u32,
+    /// Events per second that may become rows on this node; 0 means all.
+    pub max_events_per_second: u64,
+    /// Whether the session does without it where it cannot run.
+    pub optional: bool,
+}
+
+/// Rows of one table of one session, nearly in order of time (CPUs deliver apart).
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// UID of the session.
+    pub session: Arc<str>,
+    /// Name of the table.
+    pub table: &'static str,
+    /// The rows, with the schema of `dataset`.
+    pub rows: RecordBatch,
+    /// Events that they stand for.
+    pub weight: u64,
+}
+
+/// What the engine hands on.
+#[derive(Clone, Debug)]
+pub enum Output {
+    /// Rows.
+    Batch(Batch),
+    /// No further batch of this session will come.
+    Closed {
+        /// UID of the session.
+        session: Arc<str>,
+    },
+}
+
+/// What became of one table's events since its session opened. All but `sampled_out` only grow.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TableCounters {
+    /// Name of the table.
+    pub table: &'static str,
+    /// Hits on a target.
+    pub emitted: u64,
+    /// Hits that no row stands for yet: fewer than `sampleEvery` per CPU.
+    pub sampled_out: u64,
+    /// Hits beyond `maxEventsPerSecond`.
+    pub rate_limited: u64,
+    /// Hits that the session's parameters or containers leave out.
+    pub filtered: u64,
+    /// Hits that found their ring full.
+    pub ring_full: u64,
+    /// Hits that found the collector's map full.
+    pub map_full: u64,
+    /// Runs that the kernel skipped because the same program ran on that CPU; also in `emitted`, as nobody can say which
+    /// of them were hits.
+    pub recursion: u64,
+    /// Hits whose record could not be made a row.
+    pub decode_error: u64,
+}
+
+/// Since when, until when and how one container was traced by one collector.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TargetCoverage {
+    /// UID of the pod; empty for a cgroup.
+    pub pod_uid: String,
+    /// Namespace of the pod; empty for a cgroup.
+    pub namespace: String,
+    /// Name of the pod; empty for a cgroup.
+    pub pod: String,
+    /// Name of the container, its id while the name is not known, or the path of a cgroup.
+    pub container: String,
+    /// Name of the collector (camelCase).
+    pub collector: &'static str,
+    /// Since when, nanoseconds since boot.
+    pub from_ns: u64,
+    /// Until when; none while it is traced.
+    pub to_ns: Option<u64>,
+    /// Whether it was made under the hooks' eyes, so that its first exec is in the rows.
+    pub from_start: bool,
+    /// How it is traced; empty if it is not.
+    pub hooks: String,
+    /// Why it is not traced; empty if it is.
+    pub reason: String,
+}
+
+/// What came of one collector when its session was opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CollectorOutcome {
+    /// Name of the collector (camelCase).
+    pub collector: String,
+    /// Whether it runs.
+    pub state: CollectorState,
+}
+
+/// See [`CollectorOutcome`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CollectorState {
+    /// It records.
+    Running,
+    /// This node cannot run it.
+    Unsupported {
+        /// One word for machines.
+        reason: &'static str,
+        /// What is missing, for people.
+        message: String,
+    },
+}
+
+/// Why the engine cannot do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// All 64 slots are taken.
+    #[error(
+        "this node records {} sessions already; the next one has to wait for one of them to end",
+        node_agent_common::target::SLOTS
+    )]
+    NodeCapacity,
+    /// The session is open already.
+    #[error("session {0} is open already")]
+    Duplicate(Arc<str>),
+    /// There is no such session.
+    #[error("there is no open session {0}")]
+    UnknownSession(String),
+    /// No such collector.
+    #[error("there is no collector `{name}`; known: {known}")]
+    UnknownCollector {
+        /// What was asked for.
+        name: String,
+        /// All names.
+        known: String,
+    },
+    /// A parameter is wrong.
+    #[error(transparent)]
+    Param(#[from] ParamError),
+    /// The kernel refuses.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The system refuses.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// What the control thread knows of an open session.
+struct Control {
+    slot: u32,
+    /// Position of each running collector in [`ALL`].
+    collectors: Vec<usize>,
+    unsupported: Vec<(&'static str, String)>,
+    /// UID of each pod it ever recorded: since when, until when.
+    pods: BTreeMap<String, (u64, Option<u64>)>,
+    /// The same for cgroups named by id.
+    cgroups: BTreeMap<u64, (u64, Option<u64>)>,
+    /// Pods' keys in the kernel's map.
+    keys: BTreeMap<String, Vec<PodKey>>,
+}
+
+/// The kernel side of this node. Ends its threads and detaches everything when dropped.
+pub struct Engine {
+    config: EngineConfig,
+    cgroup_root: PathBuf,
+    link: Arc<Link>,
+    kernel: Arc<Mutex<Option<Kernel>>>,
+    sessions: BTreeMap<String, Control>,
+    ended_coverage: BTreeMap<String, Vec<TargetCoverage>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+fn lock(kernel: &Mutex<Option<Kernel>>) -> MutexGuard<'_, Option<Kernel>> {
+    kernel.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Engine {
+    /// What each collector can do on this node. Loads nothing.
+    pub fn capabilities() -> Vec<Capability> {
+        crate::kernel::probe::capabilities()
+    }
+
+    /// Starts the thread that drains the rings. Loads and attaches nothing.
+    ///
+    /// # Errors
+    /// When there is no cgroup v2 tree, or no thread.
+    pub fn start(config: EngineConfig, out: SyncSender<Output>) -> Result<Engine, EngineError> {
+        let cgroup_root = cgroup::root(config.cgroup_root.as_deref())
+            .map_err(|source| EngineError::Io { what: "cannot find the cgroup tree", source })?;
+        let link = Arc::new(Link::default());
+        let kernel = Arc::new(Mutex::new(None));
+        let (thread_link, thread_kernel, node) = (link.clone(), kernel.clone(), config.node.clone());
+        let idle_link = link.clone();
+        let thread = std::thread::Builder::new()
+            .name("ring-drain".into())
+            .spawn(move || {
+                decode::run(&thread_link, &node, &out, || unload_when_idle(&thread_kernel, &idle_link))
+            })
+            .map_err(|source| EngineError::Io {
+                what: "cannot start the thread that drains the rings",
+                source,
+            })?;
+        let (sessions, ended_coverage) = Default::default();
+        Ok(Engine { config, cgroup_root, link, kernel, sessions, ended_coverage, thread: Some(thread) })
+    }
+
+    /// Gives the session a slot and starts its collectors. It records nothing until it has targets.
+    ///
+    /// # Errors
+    /// When the node is full, the session is open, a collector or parameter is unknown, or the object cannot be loaded.
+    /// A collector that this kernel cannot run is no error: its outcome says so.
+    pub fn open(&mut self, spec: SessionSpec) -> Result<Vec<CollectorOutcome>, EngineError> {
+        if self.sessions.contains_key(&*spec.uid) || self.link.lock().session(&spec.uid).is_some() {
+            return Err(EngineError::Duplicate(spec.uid));
+        }
+        let mut wanted = Vec::new();
+        for collector in &spec.collectors {
+            let (index, found) =
+                collectors::find(&collector.name).ok_or_else(|| EngineError::UnknownCollector {
+                    name: collector.name.clone(),
+                    known: ALL.iter().map(|collector| collector.info().name).collect::<Vec<_>>().join(", "),
+                })?;
+            wanted.push((index, collector, found.decoder(&collector.params)?));
+        }
+        let slot = self.link.lock().free_slot().ok_or(EngineError::NodeCapacity)?;
+        let mut guard = lock(&self.kernel);
+        let kernel = match &mut *guard {
+            Some(kernel) => kernel,
+            None => guard.insert(self.load()?),
+        };
+        let (mut outcomes, mut running, mut unsupported, mut tables) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for (index, collector, decoder) in wanted {
+            let started = kernel.attach(index).and_then(|()| {
+                prepare(kernel, slot, index, collector)
+                    .and_then(|()| ALL[index].open(kernel, slot, &collector.params))
+                    .inspect_err(|_| kernel.detach(index))
+            });
+            let state = match started {
+                Ok(()) => {
+                    let table = ALL[index].info().tables[0];
+                    running.push(index);
+                    tables.push(TableState {
+                        collector: index,
+                        table,
+                        tags: ALL[index].tags(),
+                        decoder,
+                        columns: Columns::new(table),
+                        deadline: None,
+                        weight: u64::from(collector.sample_every).max(1),
+                        filtered: 0,
+                        decode_error: 0,
+                        recursion_base: kernel.recursion_misses(index),
+                        recursion: 0,
+                    });
+                    CollectorState::Running
+                }
+                Err(error) => {
+                    let message = error.to_string();
+                    unsupported.push((ALL[index].info().name, message.clone()));
+                    let reason = if matches!(error, KernelError::Unsupported(_)) {
+                        "MissingInKernel"
+                    } else {
+                        "LoadFailed"
+                    };
+                    CollectorState::Unsupported { reason, message }
+                }
+            };
+            outcomes.push(CollectorOutcome { collector: collector.name.clone(), state });
+        }
+        self.clear_counters(slot, &tables)?;
+        let session = Session {
+            uid: spec.uid.clone(),
+            containers: spec.containers,
+            rollover_interval: spec.rollover_interval,
+            rollover_bytes: spec.rollover_bytes,
+            tables,
+            closing: None,
+        };
+        {
+            let mut shared = self.link.lock();
+            let slots = &mut shared.sessions;
+            slots.resize_with(slots.len().max(slot as usize + 1), || None);
+            slots[slot as usize] = Some(session);
+        }
+        for &index in &running {
+            kernel.set_bit("ENABLED", ALL[index].info().tables[0].index, slot, true)?;
+        }
+        self.ended_coverage.remove(&*spec.uid);
+        let (pods, cgroups, keys) = Default::default();
+        let control = Control { slot, collectors: running, unsupported, pods, cgroups, keys };
+        self.sessions.insert(spec.uid.to_string(), control);
+        drop(guard);
+        self.link.wake();
+        Ok(outcomes)
+    }
+
+    /// Sets the counters of a slot's tables to zero, before anything can count in them.
+    fn clear_counters(&self, slot: u32, tables: &[TableState]) -> Result<(), EngineError> {
+        let cpus = aya::util::nr_cpus().map_err(|(what, source)| EngineError::Io { what, source })?;
+        let mut shared = self.link.lock();
+        let Some(rings) = &mut shared.rings else { return Ok(()) };
+        for state in tables {
+            let zeros = PerCpuValues::try_from(vec![Counters::default(); cpus])
+                .map_err(|source| EngineError::Io { what: "cannot count CPUs", source })?;
+            let set = rings.counters.set(slot_table(slot, state.table.index), zeros, 0);
+            set.map_err(|source| KernelError::Map { map: "COUNTERS", source })?;
+        }
+        Ok(())
+    }
+
+    /// Makes the object and the rings.
+    fn load(&self) -> Result<Kernel, EngineError> {
+        let cpus = aya::util::nr_cpus().map_err(|(what, source)| EngineError::Io { what, source })?;
+        let (count, bytes) = ring::layout(cpus);
+        let bytes = self.config.ring_bytes.unwrap_or(bytes);
+        let mut kernel = Kernel::load(count as u64 - 1)?;
+        let failed = |map| move |source| EngineError::Kernel(KernelError::Map { map, source });
+        let mut outer: ArrayOfMaps<MapData, RingBuf<MapData>> =
+            ArrayOfMaps::try_from(kernel.take_map("RINGS")?).map_err(failed("RINGS"))?;
+        let mut rings = Vec::with_capacity(count);
+        for index in 0..count {
+            let ring = ring::create(bytes)
+                .map_err(|source| EngineError::Io { what: "cannot make a ring", source })?;
+            outer.set(index as u32, &ring, 0).map_err(failed("RINGS"))?;
+            rings.push(ring);
+        }
+        kernel.keep(outer);
+        let counters = PerCpuArray::try_from(kernel.take_map("COUNTERS")?).map_err(failed("COUNTERS"))?;
+        self.link.lock().rings = Some(Rings { rings, counters });
+        Ok(kernel)
+    }
+
+    /// Sets what the session records: the whole list, each time. Pods join as soon as their cgroup is made; what is there
+    /// already joins now, with what runs in it. Names of containers are taken over for batches still to be sealed.
+    ///
+    /// # Errors
+    /// When the session is not open, or a map cannot be written; calling again continues.
+    pub fn set_targets(&mut self, session: &str, targets: &[TargetSpec]) -> Result<(), EngineError> {
+        let control =
+            self.sessions.get_mut(session).ok_or_else(|| EngineError::UnknownSession(session.to_owned()))?;
+        let mut guard = lock(&self.kernel);
+        let Some(kernel) = &mut *guard else { return Err(EngineError::UnknownSession(session.to_owned())) };
+        let now = clock::boot_ns();
+        let (mut pods, mut cgroups) = (BTreeMap::new(), BTreeMap::new());
+        for target in targets {
+            match target {
+                TargetSpec::Pod(pod) => _ = pods.insert(pod.uid.clone(), pod),
+                TargetSpec::Cgroup { id, path } => _ = cgroups.insert(*id, path),
+            }
+        }
+        {
+            let mut shared = self.link.lock();
+            pods.values().for_each(|pod| shared.directory.pod(pod));
+        }
+        let is_open = |entry: Option<&(u64, Option<u64>)>| entry.is_some_and(|(_, left)| left.is_none());
+        let new_pods: Vec<&PodTarget> =
+            pods.values().filter(|pod| !is_open(control.pods.get(&pod.uid))).copied().collect();
+        let new_cgroups: Vec<(u64, &Path)> = cgroups
+            .iter()
+            .filter(|(id, _)| !is_open(control.cgroups.get(id)))
+            .map(|(id, path)| (*id, path.as_path()))
+            .collect();
+
+        for (uid, (_, left)) in &mut control.pods {
+            if left.is_none() && !pods.contains_key(uid) {
+                *left = Some(now);
+                for key in control.keys.remove(uid).unwrap_or_default() {
+                    change(kernel, "PODS", key, control.slot, false)?;
+                }
+                leave(kernel, &self.link, control.slot, |_, cgroup| cgroup.pod.as_deref() == Some(uid))?;
+            }
+        }
+        for (root, (_, left)) in &mut control.cgroups {
+            if left.is_none() && !cgroups.contains_key(root) {
+                *left = Some(now);
+                leave(kernel, &self.link, control.slot, |shared, cgroup| below(shared, cgroup, *root))?;
+            }
+        }
+        if new_pods.is_empty() && new_cgroups.is_empty() {
+            return Ok(());
+        }
+        for pod in &new_pods {
+            let keys: Vec<PodKey> = [Some(pod.uid.as_str()), pod.cgroup_name.as_deref()]
+                .into_iter()
+                .flatten()
+                .filter_map(pod_key)
+                .collect();
+            for key in &keys {
+                change(kernel, "PODS", *key, control.slot, true)?;
+            }
+            control.keys.insert(pod.uid.clone(), keys);
+            control.pods.insert(pod.uid.clone(), (now, None));
+        }
+        for &(id, path) in &new_cgroups {
+            change(kernel, "TARGETS", id, control.slot, true)?;
+            control.cgroups.insert(id, (now, None));
+            self.link.lock().directory.enter(id, 0, relative(&self.cgroup_root, path), now, false);
+        }
+        // A cgroup that is being made while the maps change is seen either by the hook, with the maps as they are now, or
+        // by the first walk; one whose hook had read them before, by the second.
+        let mut joined = BTreeSet::new();
+        for _ in 0..2 {
+            wait_for_programs();
+            scan(&self.cgroup_root, &self.link, kernel, control.slot, &new_pods, &new_cgroups, &mut joined)?;
+        }
+        joined.extend(new_cgroups.iter().map(|(id, _)| *id));
+        let joined: Vec<u64> = joined.into_iter().collect();
+        for &index in &control.collectors {
+            if let Err(error) = ALL[index].join(kernel, control.slot, &joined) {
+                let collector = ALL[index].info().name;
+                tracing::warn!(%error, collector, session, "what runs already is reported with its first event only");
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the session: what is open is reported, its last batches are sealed, then comes [`Output::Closed`]. Returns
+    /// before that, once no further event is recorded for it. An unknown session is ignored.
+    pub fn close(&mut self, session: &str) {
+        let Some(mut control) = self.sessions.remove(session) else { return };
+        let mut guard = lock(&self.kernel);
+        let Some(kernel) = &mut *guard else { return };
+        let slot = control.slot;
+        let log = |what: &str, result: Result<(), KernelError>| {
+            if let Err(error) = result {
+                tracing::error!(%error, session, "cannot {what}");
+            }
+        };
+        for &index in &control.collectors {
+            log("report what is still open", ALL[index].flush(kernel, slot));
+        }
+        for table in 0..MAX_TABLES {
+            log("stop recording", kernel.set_bit("ENABLED", table, slot, false));
+        }
+        let now = clock::boot_ns();
+        for (_, left) in control.pods.values_mut().chain(control.cgroups.values_mut()) {
+            left.get_or_insert(now);
+        }
+        for key in control.keys.values().flatten() {
+            log("forget a pod", change(kernel, "PODS", *key, slot, false));
+        }
+        // Twice: a cgroup that is being made may inherit the slot after the first time.
+        for _ in 0..2 {
+            log("forget targets", clear_targets(kernel, slot));
+            wait_for_programs();
+        }
+        let coverage = self.coverage_of(&control);
+        self.ended_coverage.insert(session.to_owned(), coverage);
+        while self.ended_coverage.len() > 256 {
+            self.ended_coverage.pop_first();
+        }
+        let mut shared = self.link.lock();
+        let rings = shared.rings.as_ref().map_or(0, |rings| rings.rings.len());
+        if let Some(ending) = shared.sessions.get_mut(slot as usize).and_then(Option::as_mut) {
+            for state in &mut ending.tables {
+                state.recursion =
+                    kernel.recursion_misses(state.collector).saturating_sub(state.recursion_base);
+            }
+            ending.closing = Some(vec![false; rings]);
+        }
+        drop(shared);
+        for &index in &control.collectors {
+            log("leave the collector's maps", ALL[index].close(kernel, slot));
+            kernel.detach(index);
+        }
+        if self.sessions.is_empty() {
+            kernel.detach_targets();
+        }
+        drop(guard);
+        self.link.wake();
+    }
+
+    /// What became of the session's events, also for some time after its end. Empty for an unknown session.
+    pub fn counters(&self, session: &str) -> Vec<TableCounters> {
+        let kernel = lock(&self.kernel);
+        let mut shared = self.link.lock();
+        let Some((slot, open)) = shared.session(session) else {
+            let ended = shared.ended.iter().rev().find(|(uid, _)| &**uid == session);
+            return ended.map(|(_, counters)| counters.clone()).unwrap_or_default();
+        };
+        if let (Some(kernel), None) = (&*kernel, &open.closing) {
+            let slots = &mut shared.sessions;
+            let tables = slots[slot as usize].iter_mut().flat_map(|session| &mut session.tables);
+            for state in tables {
+                state.recursion =
+                    kernel.recursion_misses(state.collector).saturating_sub(state.recursion_base);
+            }
+        }
+        shared.session(session).map(|(slot, open)| shared.counters_of(slot, open)).unwrap_or_default()
+    }
+
+    /// Since when each container was traced, also for some time after the session's end. Empty for an unknown session.
+    pub fn coverage(&self, session: &str) -> Vec<TargetCoverage> {
+        match self.sessions.get(session) {
+            Some(control) => self.coverage_of(control),
+            None => self.ended_coverage.get(session).cloned().unwrap_or_default(),
+        }
+    }
+
+    fn coverage_of(&self, control: &Control) -> Vec<TargetCoverage> {
+        let shared = self.link.lock();
+        let directory = &shared.directory;
+        let mut coverage = Vec::new();
+        for (id, cgroup) in directory.cgroups() {
+            let window = match &cgroup.pod {
+                Some(uid) if cgroup.child == id && !directory.is_sandbox(cgroup) => control.pods.get(&**uid),
+                _ => control.cgroups.get(&id),
+            };
+            let Some(&(joined_ns, left_ns)) = window else { continue };
+            let container = match (directory.container_name(cgroup), &cgroup.container) {
+                (Some(name), _) => name,
+                (None, Some(id)) => id,
+                (None, None) => &cgroup.path,
+            };
+            let uid = cgroup.pod.as_deref().unwrap_or_default();
+            let (namespace, pod) = directory.pod_name(uid);
+            let to_ns = left_ns.into_iter().chain(cgroup.gone_ns).min();
+            let from_ns = cgroup.from_ns.max(joined_ns);
+            let row = |collector, reason: &str| TargetCoverage {
+                pod_uid: uid.to_owned(),
+                namespace: namespace.to_owned(),
+                pod: pod.to_owned(),
+                container: container.to_owned(),
+                collector,
+                from_ns,
+                to_ns: if reason.is_empty() { to_ns } else { Some(from_ns) },
+                from_start: reason.is_empty() && cgroup.from_start && cgroup.from_ns >= joined_ns,
+                hooks: if reason.is_empty() { "tp_btf".to_owned() } else { String::new() },
+                reason: reason.to_owned(),
+            };
+            coverage.extend(control.collectors.iter().map(|&index| row(ALL[index].info().name, "")));
+            coverage.extend(control.unsupported.iter().map(|(name, reason)| row(name, reason)));
+        }
+        coverage.sort_by(|a, b| {
+            (&a.namespace, &a.pod, &a.container, a.collector, a.from_ns).cmp(&(
+                &b.namespace,
+                &b.pod,
+                &b.container,
+                b.collector,
+                b.from_ns,
+            ))
+        });
+        coverage
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.link.lock().stop = true;
+        self.link.wake();
+        lock(&self.kernel).take();
+        // It ends by itself, unless its receiver holds it up; nobody waits for that.
+        drop(self.thread.take());
+    }
+}
+
+/// Gives the memory of maps and rings back once no session has a slot.
+fn unload_when_idle(kernel: &Mutex<Option<Kernel>>, link: &Link) {
+    let mut kernel = lock(kernel);
+    let mut shared: MutexGuard<'_, Shared> = link.lock();
+    if shared.sessions.iter().all(Option::is_none) {
+        shared.rings = None;
+        shared.directory = Default::default();
+        *kernel = None;
+    }
+}
+
+/// Enters cgroups that exist already below the new targets.
+fn scan(
+    cgroup_root: &Path,
+    link: &Link,
+    kernel: &mut Kernel,
+    slot: u32,
+    pods: &[&PodTarget],
+    cgroups: &[(u64, &Path)],
+    joined: &mut BTreeSet<u64>,
+) -> Result<(), EngineError> {
+    let wanted: BTreeSet<&str> =
+        pods.iter().flat_map(|pod| [Some(pod.uid.as_str()), pod.cgroup_name.as_deref()]).flatten().collect();
+    let mut result = Ok(());
+    let mut found = |parent: u64, id: u64, path: &Path| {
+        let now = clock::boot_ns();
+        let path = relative(cgroup_root, path);
+        let mut shared = link.lock();
+        shared.directory.enter(id, parent, path, now, false);
+        drop(shared);
+        match has(kernel, id, slot).and_then(|has| {
+            if !has {
+                change(kernel, "TARGETS", id, slot, true)?;
+                joined.insert(id);
+            }
+            Ok(())
+        }) {
+            Ok(()) => true,
+            Err(error) => {
+                result = Err(error);
+                false
+            }
+        }
+    };
+    if !wanted.is_empty() {
+        let mut inside: BTreeSet<u64> = BTreeSet::new();
+        cgroup::walk(cgroup_root, &mut |parent, id, path| {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let own = crate::targets::pod::name_key(name).is_some_and(|key| wanted.contains(&*key));
+            if own || inside.contains(&parent) {
+                inside.insert(id);
+                return found(parent, id, path);
+            }
+            true
+        });
+    }
+    for (_, path) in cgroups {
+        cgroup::walk(path, &mut found);
+    }
+    result.map_err(EngineError::from)
+}
+
+/// Writes the slot's limits.
+fn prepare(kernel: &mut Kernel, slot: u32, index: usize, spec: &CollectorSpec) -> Result<(), KernelError> {
+    let at = slot_table(slot, ALL[index].info().tables[0].index);
+    let limits =
+        Limits { sample_every: spec.sample_every.into(), max_per_second: spec.max_events_per_second };
+    let failed = |map| move |source| KernelError::Map { map, source };
+    kernel.array::<Limits>("LIMITS")?.set(at, limits, 0).map_err(failed("LIMITS"))?;
+    kernel.array::<RateWindow>("RATES")?.set(at, RateWindow::default(), 0).map_err(failed("RATES"))
+}
+
+fn has(kernel: &mut Kernel, cgroup: u64, slot: u32) -> Result<bool, KernelError> {
+    let targets: HashMap<_, u64, u64> = kernel.hash("TARGETS")?;
+    Ok(targets.get(&cgroup, 0).is_ok_and(|slots| slots & 1 << slot != 0))
+}
+
+/// Sets or clears the slot's bit of an entry, which is made or removed as needed.
+fn change<K: aya::Pod>(
+    kernel: &mut Kernel,
+    map: &'static str,
+    key: K,
+    slot: u32,
+    on: bool,
+) -> Result<(), KernelError> {
+    let mut entries = kernel.hash::<K, u64>(map)?;
+    let slots = entries.get(&key, 0).unwrap_or(0);
+    let changed = if on { slots | 1 << slot } else { slots & !(1 << slot) };
+    match (slots == changed, changed) {
+        (true, _) => Ok(()),
+        // Removed by the hook meanwhile is as good.
+        (false, 0) => {
+            let _ = entries.remove(&key);
+            Ok(())
+        }
+        _ => entries.insert(key, changed, 0).map_err(|source| KernelError::Map { map, source }),
+    }
+}
+
+/// Takes the slot from every target.
+fn clear_targets(kernel: &mut Kernel, slot: u32) -> Result<(), KernelError> {
+    let ids: Vec<u64> = kernel.hash::<u64, u64>("TARGETS")?.keys().filter_map(Result::ok).collect();
+    ids.into_iter().try_for_each(|id| change(kernel, "TARGETS", id, slot, false))
+}
+
+/// Takes the slot from known cgroups that are chosen.
+fn leave(
+    kernel: &mut Kernel,
+    link: &Link,
+    slot: u32,
+    chosen: impl Fn(&Shared, &crate::targets::Cgroup) -> bool,
+) -> Result<(), KernelError> {
+    // Twice, as at a session's end.
+    for _ in 0..2 {
+        let ids: Vec<u64> = {
+            let shared = link.lock();
+            shared
+                .directory
+                .cgroups()
+                .filter(|(_, cgroup)| chosen(&shared, cgroup))
+                .map(|(id, _)| id)
+                .collect()
+        };
+        for id in ids {
+            change(kernel, "TARGETS", id, slot, false)?;
+        }
+        wait_for_programs();
+    }
+    Ok(())
+}
+
+/// Whether the cgroup is `root` or lies below it.
+fn below(shared: &Shared, cgroup: &crate::targets::Cgroup, root: u64) -> bool {
+    let mut path = Some(cgroup);
+    let top = shared.directory.cgroup(root).map(|top| top.path.clone());
+    if top.is_some_and(|top| cgroup.path == top) {
+        return true;
+    }
+    while let Some(at) = path {
+        if at.parent == root {
+            return true;
+        }
+        path = shared.directory.cgroup(at.parent);
+    }
+    false
+}
+
+fn relative(root: &Path, path: &Path) -> Arc<str> {
+    path.strip_prefix(root).unwrap_or(path).to_string_lossy().into()
+}

@@ -1,0 +1,331 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The object of kernel programs: made once the first session needs it, with the running kernel's offsets; programs are
+//! loaded and attached per collector, and all of it goes when the last session does.
+//!
+//! In: the embedded object, the kernel's BTF. Out: [`Kernel`], the handle by which everything else reaches maps and
+//! programs. Nothing is pinned: what this process holds ends with it.
+
+use std::io::Read;
+use std::os::fd::{AsFd, AsRawFd};
+
+use aya::maps::{Array, ArrayOfMaps, HashMap, MapData, RingBuf};
+use aya::programs::{BtfTracePoint, Iter, ProgramFd, RawTracePoint};
+use aya::{Ebpf, EbpfLoader};
+use node_agent_common::fields::{BASE_FIELDS, Field, MISSING, pack};
+
+use crate::collectors::{ALL, Attach, Collector, Hook};
+use crate::kernel::btf::Btf;
+use crate::kernel::probe;
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/node-agent.bpf.o"));
+
+/// Why the kernel side cannot do something.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// The kernel's types could not be read.
+    #[error(transparent)]
+    Btf(#[from] crate::kernel::btf::BtfError),
+    /// The collector cannot run on this kernel.
+    #[error("{0}")]
+    Unsupported(String),
+    /// The object could not be loaded.
+    #[error("cannot load the kernel programs: {0}; CAP_BPF and CAP_PERFMON are needed")]
+    Object(#[source] Box<aya::EbpfError>),
+    /// The kernel refused a program or its attachment.
+    #[error("the kernel refused program {program}: {reason}")]
+    Program {
+        /// Name in the object.
+        program: &'static str,
+        /// What the kernel said, with the verifier's last lines.
+        reason: String,
+    },
+    /// A map could not be read or written.
+    #[error("map {map}: {source}")]
+    Map {
+        /// Name in the object.
+        map: &'static str,
+        /// What the kernel said.
+        source: aya::maps::MapError,
+    },
+    /// A call outside of maps and programs failed.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// The loaded object.
+pub struct Kernel {
+    ebpf: Ebpf,
+    btf: Btf,
+    /// How many sessions use each collector, in the order of [`ALL`].
+    users: Vec<usize>,
+    targets_attached: bool,
+    /// Holds the rings for the programs: a program keeps the outer map, and that its entries, only while it is loaded.
+    rings: Option<ArrayOfMaps<MapData, RingBuf<MapData>>>,
+}
+
+impl Kernel {
+    /// Makes the maps and sets every constant. Loads no program.
+    ///
+    /// # Errors
+    /// When the kernel has no BTF, lacks what every program needs, or refuses the maps.
+    pub fn load(ring_mask: u64) -> Result<Kernel, KernelError> {
+        let btf = Btf::running()?;
+        let mut constants: Vec<(&'static str, u64)> = vec![("RING_MASK", ring_mask)];
+        let places = |fields: &'static [Field], constants: &mut Vec<(&'static str, u64)>| {
+            for field in fields {
+                let value = btf.member(field.type_name, field.path).map_or(MISSING, |member| {
+                    pack(member.offset, member.size, member.bit_offset, member.bit_width)
+                });
+                constants.push((field.symbol, value));
+            }
+        };
+        places(BASE_FIELDS, &mut constants);
+        for collector in ALL {
+            collector.fields().iter().for_each(|fields| places(fields, &mut constants));
+            // A collector whose constants are missing is unsupported and never attached: see `probe`.
+            constants.extend(collector.constants(&btf).unwrap_or_default());
+        }
+        let mut loader = EbpfLoader::new();
+        for (symbol, value) in &constants {
+            loader.override_global(symbol, value, true);
+        }
+        let ebpf = loader.load(OBJECT).map_err(|error| KernelError::Object(Box::new(error)))?;
+        Ok(Kernel { ebpf, btf, users: vec![0; ALL.len()], targets_attached: false, rings: None })
+    }
+
+    /// The running kernel's types.
+    pub fn btf(&self) -> &Btf {
+        &self.btf
+    }
+
+    /// Takes a map out of the object, to be owned by somebody else.
+    ///
+    /// # Errors
+    /// When it was taken already.
+    pub fn take_map(&mut self, name: &'static str) -> Result<aya::maps::Map, KernelError> {
+        self.ebpf.take_map(name).ok_or(KernelError::Unsupported(format!("the object has no map {name}")))
+    }
+
+    /// Keeps the map of rings as long as the object.
+    pub fn keep(&mut self, rings: ArrayOfMaps<MapData, RingBuf<MapData>>) {
+        self.rings = Some(rings);
+    }
+
+    /// Detaches and unloads the programs that follow cgroups; the next collector's start brings them back.
+    pub fn detach_targets(&mut self) {
+        for name in probe::TARGET_HOOKS {
+            if let Some(program) = self.ebpf.program_mut(name) {
+                // Not loaded is the one way to fail.
+                let _ = <&mut BtfTracePoint>::try_from(program).and_then(BtfTracePoint::unload);
+            }
+        }
+        self.targets_attached = false;
+    }
+
+    /// A map of the object as a hash map.
+    ///
+    /// # Errors
+    /// When the object has no such map of these types.
+    pub fn hash<K: aya::Pod, V: aya::Pod>(
+        &mut self,
+        name: &'static str,
+    ) -> Result<HashMap<&mut MapData, K, V>, KernelError> {
+        let map = self.ebpf.map_mut(name).ok_or_else(|| no_map(name))?;
+        HashMap::try_from(map).map_err(|source| KernelError::Map { map: name, source })
+    }
+
+    /// A map of the object as an array.
+    ///
+    /// # Errors
+    /// When the object has no such map of that type.
+    pub fn array<V: aya::Pod>(&mut self, name: &'static str) -> Result<Array<&mut MapData, V>, KernelError> {
+        let map = self.ebpf.map_mut(name).ok_or_else(|| no_map(name))?;
+        Array::try_from(map).map_err(|source| KernelError::Map { map: name, source })
+    }
+
+    /// Sets or clears a slot's bit in a word of an array.
+    ///
+    /// # Errors
+    /// When the map cannot be read or written.
+    pub fn set_bit(&mut self, map: &'static str, index: u32, slot: u32, on: bool) -> Result<(), KernelError> {
+        let mut array = self.array::<u64>(map)?;
+        let word = array.get(&index, 0).map_err(|source| KernelError::Map { map, source })?;
+        let word = if on { word | 1 << slot } else { word & !(1 << slot) };
+        array.set(index, word, 0).map_err(|source| KernelError::Map { map, source })
+    }
+
+    /// File descriptor of a loaded program.
+    ///
+    /// # Errors
+    /// When it is not loaded.
+    pub fn program_fd(&self, program: &'static str) -> Result<&ProgramFd, KernelError> {
+        let loaded = self.ebpf.program(program).ok_or_else(|| no_program(program))?;
+        loaded.fd().map_err(|error| refused(program, &error))
+    }
+
+    /// Loads and attaches what the collector needs, unless another session has had that done.
+    ///
+    /// # Errors
+    /// The reason why it cannot run here; nothing of it stays loaded then.
+    pub fn attach(&mut self, index: usize) -> Result<(), KernelError> {
+        let collector = ALL[index];
+        if self.users[index] == 0 {
+            if let Some(reason) = probe::missing(collector, &self.btf) {
+                return Err(KernelError::Unsupported(reason));
+            }
+            let types =
+                aya::Btf::from_sys_fs().map_err(|error| KernelError::Unsupported(error.to_string()))?;
+            if !self.targets_attached {
+                for name in probe::TARGET_HOOKS {
+                    let hook = Hook { program: name, attach: Attach::Tracepoint(name), optional: false };
+                    self.attach_hook(&hook, &types)?;
+                }
+                self.targets_attached = true;
+            }
+            if let Err(error) = self.attach_hooks(collector, &types) {
+                self.unload(collector);
+                return Err(error);
+            }
+        }
+        self.users[index] += 1;
+        Ok(())
+    }
+
+    fn attach_hooks(&mut self, collector: &dyn Collector, types: &aya::Btf) -> Result<(), KernelError> {
+        for hook in collector.hooks() {
+            match self.attach_hook(hook, types) {
+                Err(error) if hook.optional => {
+                    tracing::info!(%error, program = hook.program, "optional program left out");
+                }
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    fn attach_hook(&mut self, hook: &Hook, types: &aya::Btf) -> Result<(), KernelError> {
+        let name = hook.program;
+        let program = self.ebpf.program_mut(name).ok_or_else(|| no_program(name))?;
+        let result = match hook.attach {
+            Attach::Tracepoint(tracepoint) => <&mut BtfTracePoint>::try_from(program).and_then(|program| {
+                program.load(tracepoint, types)?;
+                program.attach().map(drop)
+            }),
+            Attach::Iterator(kind) => {
+                <&mut Iter>::try_from(program).and_then(|program| program.load(kind, types))
+            }
+            Attach::Run => <&mut RawTracePoint>::try_from(program).and_then(RawTracePoint::load),
+        };
+        result.map_err(|error| refused(name, &error))
+    }
+
+    /// One session less uses the collector; with the last its programs are detached and unloaded.
+    pub fn detach(&mut self, index: usize) {
+        self.users[index] = self.users[index].saturating_sub(1);
+        if self.users[index] == 0 {
+            self.unload(ALL[index]);
+        }
+    }
+
+    fn unload(&mut self, collector: &dyn Collector) {
+        for hook in collector.hooks() {
+            let Some(program) = self.ebpf.program_mut(hook.program) else { continue };
+            // Not loaded is the one way to fail, and then there is nothing to do.
+            let _ = match hook.attach {
+                Attach::Tracepoint(_) => {
+                    <&mut BtfTracePoint>::try_from(program).and_then(BtfTracePoint::unload)
+                }
+                Attach::Iterator(_) => <&mut Iter>::try_from(program).and_then(Iter::unload),
+                Attach::Run => <&mut RawTracePoint>::try_from(program).and_then(RawTracePoint::unload),
+            };
+        }
+    }
+
+    /// Runs one pass of a loaded iterator and returns what it wrote.
+    ///
+    /// # Errors
+    /// When the pass cannot be made.
+    pub fn iterate(&mut self, program: &'static str) -> Result<Vec<u8>, KernelError> {
+        let iterator = self.ebpf.program_mut(program).ok_or_else(|| no_program(program))?;
+        let iterator = <&mut Iter>::try_from(iterator).map_err(|error| refused(program, &error))?;
+        let link = iterator
+            .attach()
+            .and_then(|id| iterator.take_link(id))
+            .map_err(|error| refused(program, &error))?;
+        let mut file =
+            link.into_file().map_err(|error| KernelError::Program { program, reason: error.to_string() })?;
+        let mut output = Vec::new();
+        file.read_to_end(&mut output)
+            .map_err(|source| KernelError::Io { what: "pass of an iterator", source })?;
+        Ok(output)
+    }
+
+    /// Times that the collector's programs were skipped because they ran on that CPU already, since they were loaded.
+    pub fn recursion_misses(&self, index: usize) -> u64 {
+        let programs =
+            ALL[index].hooks().iter().filter_map(|hook| self.ebpf.program(hook.program)?.fd().ok());
+        programs.map(|fd| recursion_misses(fd.as_fd().as_raw_fd()).unwrap_or(0)).sum()
+    }
+}
+
+fn no_map(map: &'static str) -> KernelError {
+    KernelError::Unsupported(format!("the object has no map {map}"))
+}
+
+fn no_program(program: &'static str) -> KernelError {
+    KernelError::Unsupported(format!("the object has no program {program}"))
+}
+
+fn refused(program: &'static str, error: &dyn std::error::Error) -> KernelError {
+    let mut reason = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        reason = format!("{reason}: {error}");
+        source = error.source();
+    }
+    // The verifier's log is long, and its end says why.
+    let lines: Vec<_> = reason.lines().collect();
+    if lines.len() > 24 {
+        reason = format!("{}\n...\n{}", lines[0], lines[lines.len() - 20..].join("\n"));
+    }
+    KernelError::Program { program, reason }
+}
+
+/// `struct bpf_prog_info` up to and with `recursion_misses` (5.12), of include/uapi/linux/bpf.h.
+const PROG_INFO_BYTES: usize = 232;
+const RECURSION_MISSES_AT: usize = 208;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+
+/// aya does not pass this field on.
+fn recursion_misses(fd: i32) -> Option<u64> {
+    #[repr(C)]
+    struct Attr {
+        fd: u32,
+        info_len: u32,
+        info: u64,
+    }
+    let mut info = [0u8; PROG_INFO_BYTES];
+    let attr =
+        Attr { fd: fd.cast_unsigned(), info_len: PROG_INFO_BYTES as u32, info: info.as_mut_ptr() as u64 };
+    // SAFETY: the kernel reads `attr` of the size given and writes at most `info_len` bytes to `info`.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &raw const attr, size_of::<Attr>()) };
+    let field = info[RECURSION_MISSES_AT..].first_chunk::<8>()?;
+    (result == 0).then(|| u64::from_ne_bytes(*field))
+}
+
+/// Waits until every program that runs now has ended.
+pub fn wait_for_programs() {
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    // SAFETY: the call takes no pointers. It is the kernel's synchronize_rcu, and programs run inside RCU.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result != 0 {
+        // Refused on kernels with isolated CPUs (nohz_full). Programs run for microseconds.
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+}

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Every metric of the agent, declared once: `tracelake_<stage>_<noun>_<unit>_total`.
+//!
+//! In: calls from the stages. Out: OpenMetrics text. Labels come from enums, never from sessions or
+//! pods: those are in the reports, and would grow the number of series without bound.
+
+use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use crate::pipeline::upload::UploadError;
+
+type Labelled = Family<[(&'static str, &'static str); 1], Counter<u64, AtomicU64>>;
+
+/// The agent's metrics.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Mutex<Registry>,
+    upload_objects: Counter,
+    upload_bytes: Counter,
+    upload_errors: Labelled,
+    spool_bytes: Gauge,
+    recovery_discarded: Counter,
+    recovery_quarantined: Counter,
+    sessions: Gauge,
+    sessions_recording: Gauge,
+    plans_received: Counter,
+    plans_refused: Counter,
+    operator_connected: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("tracelake");
+        macro_rules! metrics {
+            ($($field:ident: $name:literal, $help:literal;)*) => {{
+                $(let $field = Default::default(); registry.register($name, $help, Clone::clone(&$field));)*
+                Self { registry: Mutex::new(Registry::default()), $($field),* }
+            }};
+        }
+        let metrics = metrics! {
+            upload_objects: "upload_objects", "Segments that the store acknowledged";
+            upload_bytes: "upload_bytes", "Bytes of segments that the store acknowledged";
+            upload_errors: "upload_errors", "Failed attempts to upload, by kind; each is tried again";
+            spool_bytes: "spool_used_bytes", "Bytes in the spool, sealed or being written";
+            recovery_discarded: "recovery_discarded_files", "Files found at the start that had not been sealed";
+            recovery_quarantined: "recovery_quarantined_files", "Sealed files found damaged at the start";
+            sessions: "agent_sessions", "Sessions that this node holds data of or records";
+            sessions_recording: "agent_recording_sessions", "Sessions that are being recorded";
+            plans_received: "plan_messages", "Plans received";
+            plans_refused: "plan_refused_bodies", "Bodies of plans that this agent's own checks refused";
+            operator_connected: "operator_connected", "Whether a stream to the operator is up";
+        };
+        Self { registry: Mutex::new(registry), ..metrics }
+    }
+}
+
+impl Metrics {
+    pub(crate) fn uploaded(&self, bytes: u64) {
+        self.upload_objects.inc();
+        self.upload_bytes.inc_by(bytes);
+    }
+
+    pub(crate) fn upload_failed(&self, error: &UploadError) {
+        self.upload_errors.get_or_create(&[("kind", error.into())]).inc();
+    }
+
+    pub(crate) fn recovered(&self, discarded: u64, quarantined: u64) {
+        self.recovery_discarded.inc_by(discarded);
+        self.recovery_quarantined.inc_by(quarantined);
+    }
+
+    pub(crate) fn plan(&self, refused: u64) {
+        self.plans_received.inc();
+        self.plans_refused.inc_by(refused);
+    }
+
+    pub(crate) fn state(&self, sessions: usize, recording: usize, spool_bytes: u64) {
+        self.sessions.set(sessions as i64);
+        self.sessions_recording.set(recording as i64);
+        self.spool_bytes.set(i64::try_from(spool_bytes).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn connected(&self, connected: bool) {
+        self.operator_connected.set(i64::from(connected));
+    }
+
+    /// All metrics as OpenMetrics text.
+    ///
+    /// # Errors
+    /// When formatting fails, which text in memory does not.
+    pub fn encode(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        let registry = self.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        encode(&mut text, &registry)?;
+        Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pipeline::upload::GrantError;
+
+    #[test]
+    fn every_count_is_exported_under_the_projects_name() {
+        let metrics = Metrics::default();
+        metrics.uploaded(7);
+        metrics.upload_failed(&UploadError::Grant(GrantError::Unavailable("away".into())));
+        let text = metrics.encode().unwrap();
+        for line in ["tracelake_upload_bytes_total 7", "tracelake_upload_errors_total{kind=\"Grant\"} 1"] {
+            assert!(text.contains(line), "{text}");
+        }
+        assert!(
+            text.lines().filter(|line| !line.starts_with('#')).all(|line| line.starts_with("tracelake_")),
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,337 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Columns of one session's table while rows are appended, and the record batch they become.
+//!
+//! In: rows, written value by value ([`Row`]). Out: [`RecordBatch`] with the schema of `dataset`, in arrival order.
+//! Loses: nothing. A row that its decoder gives up is taken back whole.
+//! Invariant: all columns have the same length between two rows. Per row nothing is allocated except growth of buffers
+//! and the first sight of a dictionary word.
+//! Rows of several CPUs arrive by ring, so they are nearly, not exactly, in order of time: whoever writes files sorts.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use arrow_array::builder::{
+    BooleanBuilder, Float64Builder, Int32Builder, Int64Builder, StringBuilder, StringDictionaryBuilder,
+    TimestampMicrosecondBuilder,
+};
+use arrow_array::cast::AsArray;
+use arrow_array::types::{Int32Type, Int64Type};
+use arrow_array::{ArrayRef, BooleanArray, RecordBatch};
+use arrow_schema::SchemaRef;
+use node_agent_common::event::until_nul;
+use node_agent_common::table::{AFTER_COMMON, COMMON_COLUMNS, ColumnType, Table, position};
+
+/// Positions of the common columns.
+pub mod common {
+    use super::{COMMON_COLUMNS, position};
+    macro_rules! positions {
+        ($($(#[doc = $doc:literal])+ $name:ident = $column:literal;)*) => {
+            $( $(#[doc = $doc])+ pub const $name: usize = position(&COMMON_COLUMNS, $column); )*
+        };
+    }
+    positions! {
+        /// `time_utc`
+        TIME_UTC = "time_utc";
+        /// `ts_ns`
+        TS_NS = "ts_ns";
+        /// `weight`
+        WEIGHT = "weight";
+        /// `node`
+        NODE = "node";
+        /// `namespace`
+        NAMESPACE = "namespace";
+        /// `pod`
+        POD = "pod";
+        /// `container`
+        CONTAINER = "container";
+        /// `pod_uid`
+        POD_UID = "pod_uid";
+        /// `cgroup_id`
+        CGROUP_ID = "cgroup_id";
+        /// `netns`
+        NETNS = "netns";
+        /// `attribution`
+        ATTRIBUTION = "attribution";
+        /// `cpu`
+        CPU = "cpu";
+    }
+}
+
+enum Builder {
+    Int64(Int64Builder),
+    Int32(Int32Builder),
+    Bool(BooleanBuilder),
+    Text(StringBuilder),
+    Dict(StringDictionaryBuilder<Int32Type>),
+    Time(TimestampMicrosecondBuilder),
+    Float64(Float64Builder),
+}
+
+/// One row's value, kept until the row is accepted.
+#[derive(Clone, Copy, Default)]
+enum Cell {
+    #[default]
+    Null,
+    Int(i64),
+    Float(f64),
+    /// Range in the scratch text.
+    Text(u32, u32),
+}
+
+/// The rows of one table that are not sealed yet.
+pub struct Columns {
+    schema: SchemaRef,
+    builders: Vec<Builder>,
+    cells: Vec<Cell>,
+    scratch: String,
+    rows: usize,
+    weight: u64,
+    bytes: u64,
+}
+
+impl Columns {
+    /// Empty columns of the table.
+    ///
+    /// # Panics
+    /// When the table is not in the catalogue.
+    pub fn new(table: &'static Table) -> Columns {
+        let builders = table
+            .columns
+            .iter()
+            .map(|column| match column.ty {
+                ColumnType::Int64 => Builder::Int64(Int64Builder::new()),
+                ColumnType::Int32 => Builder::Int32(Int32Builder::new()),
+                ColumnType::Bool => Builder::Bool(BooleanBuilder::new()),
+                ColumnType::Text => Builder::Text(StringBuilder::new()),
+                ColumnType::Dict | ColumnType::Ip => Builder::Dict(StringDictionaryBuilder::new()),
+                ColumnType::TimeUtc => {
+                    Builder::Time(TimestampMicrosecondBuilder::new().with_timezone(dataset::schema::UTC))
+                }
+                ColumnType::Float64 => Builder::Float64(Float64Builder::new()),
+            })
+            .collect();
+        Columns {
+            schema: dataset::schema::of(table),
+            builders,
+            cells: vec![Cell::Null; table.columns.len()],
+            scratch: String::new(),
+            rows: 0,
+            weight: 0,
+            bytes: 0,
+        }
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Events that the rows stand for.
+    pub fn weight(&self) -> u64 {
+        self.weight
+    }
+
+    /// About what the rows take in memory.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Begins a row. Unless it is [pushed](Row::push), nothing of it stays.
+    pub fn row(&mut self) -> Row<'_> {
+        self.cells.fill(Cell::Null);
+        self.scratch.clear();
+        Row { columns: self }
+    }
+
+    /// Takes the rows out, with the columns of the pod filled in; rows that `identify` does not keep are left out and
+    /// counted.
+    ///
+    /// # Errors
+    /// When a column that must have values has none somewhere: a decoder's mistake; the rows are gone then, and their
+    /// weight is in the error.
+    pub fn seal<'a>(&mut self, mut identify: impl FnMut(u64) -> Identity<'a>) -> Result<Sealed, Unsealed> {
+        let weight = std::mem::take(&mut self.weight);
+        let rows = std::mem::take(&mut self.rows);
+        self.bytes = 0;
+        let mut arrays: Vec<ArrayRef> = self.builders.iter_mut().map(Builder::finish).collect();
+        let cgroups = arrays[common::CGROUP_ID].as_primitive::<Int64Type>().clone();
+        let mut seen: HashMap<i64, Identity<'a>> = HashMap::new();
+        let mut keep = Vec::with_capacity(rows);
+        let path = self.schema.index_of("cgroup_path").ok();
+        let mut words: [StringDictionaryBuilder<Int32Type>; 5] = Default::default();
+        for &cgroup in cgroups.values() {
+            let identity = seen.entry(cgroup).or_insert_with(|| identify(cgroup.cast_unsigned()));
+            keep.push(identity.keep);
+            let values =
+                [identity.namespace, identity.pod, identity.container, identity.pod_uid, identity.path];
+            for (builder, value) in words.iter_mut().zip(values) {
+                builder.append_option(value);
+            }
+        }
+        let columns =
+            [common::NAMESPACE, common::POD, common::CONTAINER, common::POD_UID].into_iter().map(Some);
+        for (mut builder, column) in words.into_iter().zip(columns.chain([path])) {
+            if let Some(column) = column {
+                arrays[column] = Arc::new(builder.finish());
+            }
+        }
+        let sealed = RecordBatch::try_new(self.schema.clone(), arrays).and_then(|batch| {
+            if keep.iter().all(|&keep| keep) {
+                return Ok(Sealed { rows: batch, weight, filtered: 0 });
+            }
+            let weights = batch.column(common::WEIGHT).as_primitive::<Int64Type>();
+            let dropped = weights.values().iter().zip(&keep).filter(|(_, keep)| !**keep);
+            let filtered = dropped.map(|(weight, _)| weight.cast_unsigned()).sum();
+            let rows = arrow_select::filter::filter_record_batch(&batch, &BooleanArray::from(keep))?;
+            Ok(Sealed { rows, weight: weight - filtered, filtered })
+        });
+        sealed.map_err(|error| Unsealed { weight, error })
+    }
+}
+
+/// To whom a cgroup's rows belong.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Identity<'a> {
+    /// Whether the session wants the rows.
+    pub keep: bool,
+    /// Namespace of the pod.
+    pub namespace: Option<&'a str>,
+    /// Name of the pod.
+    pub pod: Option<&'a str>,
+    /// Name of the container.
+    pub container: Option<&'a str>,
+    /// UID of the pod.
+    pub pod_uid: Option<&'a str>,
+    /// The cgroup's path below the cgroup root.
+    pub path: Option<&'a str>,
+}
+
+/// Rows that are ready to be written.
+#[derive(Debug)]
+pub struct Sealed {
+    /// The rows; possibly none.
+    pub rows: RecordBatch,
+    /// Events that they stand for.
+    pub weight: u64,
+    /// Events of the rows that were left out.
+    pub filtered: u64,
+}
+
+/// Rows that could not be made a batch.
+#[derive(Debug, thiserror::Error)]
+#[error("rows that stand for {weight} events do not fit their schema: {error}")]
+pub struct Unsealed {
+    /// Events that the rows stood for.
+    pub weight: u64,
+    /// What is wrong.
+    pub error: arrow_schema::ArrowError,
+}
+
+impl Builder {
+    fn finish(&mut self) -> ArrayRef {
+        match self {
+            Builder::Int64(builder) => Arc::new(builder.finish()),
+            Builder::Int32(builder) => Arc::new(builder.finish()),
+            Builder::Bool(builder) => Arc::new(builder.finish()),
+            Builder::Text(builder) => Arc::new(builder.finish()),
+            Builder::Dict(builder) => Arc::new(builder.finish()),
+            Builder::Time(builder) => Arc::new(builder.finish()),
+            Builder::Float64(builder) => Arc::new(builder.finish()),
+        }
+    }
+}
+
+/// One row while it is written. Setting a column of another type than the method's is a mistake that tests catch.
+pub struct Row<'a> {
+    columns: &'a mut Columns,
+}
+
+impl Row<'_> {
+    /// Sets an integer (Int64, Int32), a truth value as 0 or 1, or microseconds of a time.
+    pub fn int(&mut self, column: usize, value: i64) {
+        self.columns.cells[column] = Cell::Int(value);
+    }
+
+    /// Sets an unsigned integer; one that does not fit becomes the largest that does.
+    pub fn uint(&mut self, column: usize, value: u64) {
+        self.int(column, i64::try_from(value).unwrap_or(i64::MAX));
+    }
+
+    /// Sets a truth value.
+    pub fn bool(&mut self, column: usize, value: bool) {
+        self.int(column, i64::from(value));
+    }
+
+    /// Sets a floating-point number.
+    pub fn float(&mut self, column: usize, value: f64) {
+        self.columns.cells[column] = Cell::Float(value);
+    }
+
+    /// Sets text.
+    pub fn text(&mut self, column: usize, value: &str) {
+        let start = self.columns.scratch.len() as u32;
+        self.columns.scratch.push_str(value);
+        self.columns.cells[column] = Cell::Text(start, self.columns.scratch.len() as u32);
+    }
+
+    /// Sets text from kernel bytes up to the first NUL; what is not UTF-8 becomes U+FFFD.
+    pub fn bytes(&mut self, column: usize, value: &[u8]) {
+        let value = until_nul(value);
+        match str::from_utf8(value) {
+            Ok(text) => self.text(column, text),
+            Err(_) => self.text(column, &String::from_utf8_lossy(value)),
+        }
+    }
+
+    /// Sets an address; an IPv4 address inside IPv6 becomes IPv4.
+    pub fn ip(&mut self, column: usize, value: IpAddr) {
+        use std::fmt::Write;
+        let start = self.columns.scratch.len() as u32;
+        // Writing to a String does not fail.
+        let _ = write!(self.columns.scratch, "{}", value.to_canonical());
+        self.columns.cells[column] = Cell::Text(start, self.columns.scratch.len() as u32);
+    }
+
+    /// Sets the process columns.
+    pub fn process(&mut self, pid: u32, tid: u32, start_ns: u64, comm: &[u8]) {
+        self.int(AFTER_COMMON, i64::from(pid));
+        self.int(AFTER_COMMON + 1, i64::from(tid));
+        self.uint(AFTER_COMMON + 2, start_ns);
+        self.bytes(AFTER_COMMON + 3, comm);
+    }
+
+    /// Appends the row.
+    pub fn push(self, weight: u64) {
+        let Columns { builders, cells, scratch, rows, weight: total, bytes, .. } = self.columns;
+        cells[common::WEIGHT] = Cell::Int(weight as i64);
+        for (builder, cell) in builders.iter_mut().zip(cells.iter()) {
+            match (builder, *cell) {
+                (Builder::Int64(builder), Cell::Int(value)) => builder.append_value(value),
+                (Builder::Int32(builder), Cell::Int(value)) => {
+                    builder.append_value(value.clamp(i32::MIN.into(), i32::MAX.into()) as i32);
+                }
+                (Builder::Bool(builder), Cell::Int(value)) => builder.append_value(value != 0),
+                (Builder::Time(builder), Cell::Int(value)) => builder.append_value(value),
+                (Builder::Float64(builder), Cell::Float(value)) => builder.append_value(value),
+                (Builder::Text(builder), Cell::Text(start, end)) => {
+                    builder.append_value(&scratch[start as usize..end as usize]);
+                }
+                (Builder::Dict(builder), Cell::Text(start, end)) => {
+                    builder.append_value(&scratch[start as usize..end as usize]);
+                }
+                (Builder::Int64(builder), _) => builder.append_null(),
+                (Builder::Int32(builder), _) => builder.append_null(),
+                (Builder::Bool(builder), _) => builder.append_null(),
+                (Builder::Time(builder), _) => builder.append_null(),
+                (Builder::Float64(builder), _) => builder.append_null(),
+                (Builder::Text(builder), _) => builder.append_null(),
+                (Builder::Dict(builder), _) => builder.append_null(),
+            }
+        }
+        *rows += 1;
+        *total += weight;
+        // Dictionary text is counted each time: an estimate from above, and without a lookup.
+        *bytes += (builders.len() * 8 + scratch.len()) as u64;
+    }
+}

@@ -1,0 +1,366 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Drains the rings: each record becomes one row for each session that it carries.
+//!
+//! In: records. Out: [`Output`], sealed batches by time or size, and the end of each session.
+//! Loses: a record that does not decode, counted `decode_error` with the events it stands for. A full output channel
+//! blocks this thread, so that what cannot be taken any more is lost in the kernel's rings, where it is counted.
+//! Invariants: rows, counters and the directory change under one lock, taken once per pass and not held while sending; a
+//! slot is free only after every ring was seen empty once since no program could write for it any more.
+
+use std::collections::VecDeque;
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use aya::maps::{MapData, PerCpuArray, RingBuf};
+use node_agent_common::counters::{Counters, slot_table};
+use node_agent_common::event::{Attribution, Event, Header, until_nul};
+use node_agent_common::table::Table;
+use node_agent_common::target::{CgroupGone, CgroupMade, SLOTS};
+use rand::Rng;
+
+use super::batch::{Columns, common};
+use crate::collectors::Decoder;
+use crate::engine::{Batch, Output, TableCounters};
+use crate::kernel::clock;
+use crate::targets::Directory;
+
+/// How often the rings are looked at.
+pub const PERIOD: Duration = Duration::from_millis(5);
+/// Records of one ring per pass, so that a busy ring cannot keep the lock for long.
+const RECORDS_PER_PASS: usize = 1 << 16;
+/// A batch is sealed at this size whatever the session asks for, to bound memory per table.
+const BATCH_BYTES: u64 = 64 << 20;
+/// Final counters of sessions that ended are kept for this many.
+const ENDED: usize = 256;
+
+/// The kernel's maps that the drain thread reads.
+pub struct Rings {
+    /// One per group of CPUs.
+    pub rings: Vec<RingBuf<MapData>>,
+    /// What became of events, by slot and table.
+    pub counters: PerCpuArray<MapData, Counters>,
+}
+
+/// One table of one session.
+pub struct TableState {
+    /// Position of its collector in [`ALL`](crate::collectors::ALL).
+    pub collector: usize,
+    /// The table.
+    pub table: &'static Table,
+    /// Its collector's tags.
+    pub tags: &'static [u16],
+    /// Makes rows of records, with the session's parameters.
+    pub decoder: Box<dyn Decoder>,
+    /// Rows not sealed yet.
+    pub columns: Columns,
+    /// When they are sealed at the latest; set by the first row.
+    pub deadline: Option<Instant>,
+    /// Events that a row stands for.
+    pub weight: u64,
+    /// Events left out here, by parameters or as rows of containers that are not wanted.
+    pub filtered: u64,
+    /// Events whose record or batch could not be made.
+    pub decode_error: u64,
+    /// Skipped runs of the collector's programs when the session began.
+    pub recursion_base: u64,
+    /// Skipped runs since, final once the session ends.
+    pub recursion: u64,
+}
+
+/// A session while it has a slot.
+pub struct Session {
+    /// UID.
+    pub uid: Arc<str>,
+    /// Containers it records; empty means all.
+    pub containers: Vec<String>,
+    /// Longest time that rows wait.
+    pub rollover_interval: Duration,
+    /// Size at which rows are sealed.
+    pub rollover_bytes: u64,
+    /// Its tables.
+    pub tables: Vec<TableState>,
+    /// Rings not yet seen empty since nothing can be written for it any more; `None` while it records.
+    pub closing: Option<Vec<bool>>,
+}
+
+/// What the control thread and the drain thread share.
+#[derive(Default)]
+pub struct Shared {
+    /// The kernel's maps; none while no session has a slot.
+    pub rings: Option<Rings>,
+    /// Sessions by slot.
+    pub sessions: Vec<Option<Session>>,
+    /// Cgroups and pods.
+    pub directory: Directory,
+    /// Counters of sessions that ended, oldest first.
+    pub ended: VecDeque<(Arc<str>, Vec<TableCounters>)>,
+    /// Records that belong to no type, with the log's own memory of it.
+    pub unknown_records: u64,
+    /// Set to end the thread.
+    pub stop: bool,
+}
+
+/// The shared state with the signal that something about it is to be looked at.
+#[derive(Default)]
+pub struct Link {
+    shared: Mutex<Shared>,
+    wake: Condvar,
+}
+
+impl Link {
+    /// The shared state. A panic elsewhere leaves counters and rows consistent per record, so it is used further.
+    pub fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the drain thread look now.
+    pub fn wake(&self) {
+        self.wake.notify_all();
+    }
+
+    /// Waits for the next pass.
+    fn wait(&self) {
+        let shared = self.lock();
+        // Without any ring there is nothing to look at until somebody says so.
+        let period = if shared.rings.is_some() { PERIOD } else { Duration::from_secs(3600) };
+        if !shared.stop {
+            drop(self.wake.wait_timeout(shared, period));
+        }
+    }
+}
+
+/// Drains until told to stop. `idle` is called without any lock held when the last session has left.
+pub fn run(link: &Link, node: &str, out: &SyncSender<Output>, idle: impl Fn()) {
+    let mut outputs = Vec::new();
+    loop {
+        let ended = {
+            let mut shared = link.lock();
+            if shared.stop {
+                return;
+            }
+            shared.pass(node, &mut outputs)
+        };
+        for output in outputs.drain(..) {
+            if out.send(output).is_err() {
+                // Nobody takes the rows any more: the agent is going down.
+                return;
+            }
+        }
+        if ended {
+            idle();
+        }
+        link.wait();
+    }
+}
+
+impl Shared {
+    /// One look at all rings. Returns whether a session ended.
+    fn pass(&mut self, node: &str, outputs: &mut Vec<Output>) -> bool {
+        let Shared { rings, sessions, directory, unknown_records, .. } = self;
+        let Some(kernel) = rings else { return false };
+        let offset_ns = clock::utc_offset_ns();
+        for (index, ring) in kernel.rings.iter_mut().enumerate() {
+            let mut empty = false;
+            for _ in 0..RECORDS_PER_PASS {
+                let Some(record) = ring.next() else {
+                    empty = true;
+                    break;
+                };
+                if !dispatch(&record, node, offset_ns, sessions, directory) {
+                    *unknown_records += 1;
+                }
+            }
+            if empty {
+                for closing in sessions.iter_mut().flatten().filter_map(|session| session.closing.as_mut()) {
+                    closing[index] = true;
+                }
+            }
+        }
+        let now = Instant::now();
+        for session in sessions.iter_mut().flatten() {
+            session.seal_due(now, directory, outputs);
+        }
+        self.end_closed(outputs)
+    }
+
+    fn end_closed(&mut self, outputs: &mut Vec<Output>) -> bool {
+        let mut ended = false;
+        for slot in 0..self.sessions.len() {
+            let done = |session: &Session| {
+                session.closing.as_ref().is_some_and(|rings| rings.iter().all(|&empty| empty))
+            };
+            if !self.sessions[slot].as_ref().is_some_and(done) {
+                continue;
+            }
+            let Some(mut session) = self.sessions[slot].take() else { continue };
+            session.seal_all(&self.directory, outputs);
+            let counters = self.counters_of(slot as u32, &session);
+            self.ended.push_back((session.uid.clone(), counters));
+            while self.ended.len() > ENDED {
+                self.ended.pop_front();
+            }
+            outputs.push(Output::Closed { session: session.uid });
+            ended = true;
+        }
+        ended
+    }
+
+    /// The lowest slot that no session holds.
+    pub fn free_slot(&self) -> Option<u32> {
+        (0..SLOTS).find(|&slot| self.sessions.get(slot as usize).is_none_or(Option::is_none))
+    }
+
+    /// The session of that UID and its slot.
+    pub fn session(&self, uid: &str) -> Option<(u32, &Session)> {
+        let sessions = self.sessions.iter().enumerate();
+        sessions
+            .filter_map(|(slot, session)| Some((slot as u32, session.as_ref()?)))
+            .find(|(_, s)| &*s.uid == uid)
+    }
+
+    /// What became of the session's events so far.
+    pub fn counters_of(&self, slot: u32, session: &Session) -> Vec<TableCounters> {
+        let table_counters = |state: &TableState| {
+            let index = slot_table(slot, state.table.index);
+            let cpus = self.rings.as_ref().and_then(|rings| rings.counters.get(&index, 0).ok());
+            let sum = |field: fn(&Counters) -> u64| -> u64 {
+                cpus.as_ref().map_or(0, |cpus| cpus.iter().map(field).fold(0, u64::wrapping_add))
+            };
+            TableCounters {
+                table: state.table.name,
+                // A skipped run may have been a hit on a target or not; it is counted as one that was lost.
+                emitted: sum(|c| c.emitted) + state.recursion,
+                sampled_out: sum(|c| c.sampled_out),
+                rate_limited: sum(|c| c.rate_limited),
+                filtered: sum(|c| c.filtered) + state.filtered,
+                ring_full: sum(|c| c.ring_full),
+                map_full: sum(|c| c.map_full),
+                recursion: state.recursion,
+                decode_error: state.decode_error,
+            }
+        };
+        session.tables.iter().map(table_counters).collect()
+    }
+}
+
+/// Hands a record to whom it concerns; false when it is of no known type.
+fn dispatch(
+    record: &[u8],
+    node: &str,
+    offset_ns: i64,
+    sessions: &mut [Option<Session>],
+    directory: &mut Directory,
+) -> bool {
+    let Some(header) = header(record) else { return false };
+    if header.tag == CgroupMade::TAG {
+        let Some(made) = CgroupMade::read(record) else { return false };
+        let name = String::from_utf8_lossy(until_nul(&made.name));
+        directory.made(header.cgroup_id, made.parent_id, &name, header.ts_ns);
+        return true;
+    }
+    if header.tag == CgroupGone::TAG {
+        directory.gone(header.cgroup_id, header.ts_ns);
+        return true;
+    }
+    let mut known = false;
+    let mut slots = header.slots;
+    while slots != 0 {
+        let slot = slots.trailing_zeros() as usize;
+        slots &= slots - 1;
+        let Some(session) = sessions.get_mut(slot).and_then(Option::as_mut) else { continue };
+        let Some(state) = session.tables.iter_mut().find(|state| state.tags.contains(&header.tag)) else {
+            continue;
+        };
+        known = true;
+        state.append(&header, record, node, offset_ns, session.rollover_interval);
+    }
+    known
+}
+
+fn header(record: &[u8]) -> Option<Header> {
+    let bytes = record.first_chunk::<{ size_of::<Header>() }>()?;
+    // SAFETY: as many bytes as the header has; it is made of integers.
+    Some(unsafe { bytes.as_ptr().cast::<Header>().read_unaligned() })
+}
+
+impl TableState {
+    fn append(&mut self, header: &Header, record: &[u8], node: &str, offset_ns: i64, interval: Duration) {
+        let mut row = self.columns.row();
+        match self.decoder.decode(header, record, &mut row) {
+            Ok(crate::collectors::Verdict::Row) => {}
+            Ok(crate::collectors::Verdict::Filtered) => {
+                self.filtered += self.weight;
+                return;
+            }
+            Err(error) => {
+                if self.decode_error == 0 {
+                    tracing::error!(%error, table = self.table.name, "record does not decode; further ones are counted only");
+                }
+                self.decode_error += self.weight;
+                return;
+            }
+        }
+        row.int(common::TIME_UTC, (header.ts_ns.cast_signed() + offset_ns).div_euclid(1000));
+        row.uint(common::TS_NS, header.ts_ns);
+        row.text(common::NODE, node);
+        row.uint(common::CGROUP_ID, header.cgroup_id);
+        if header.netns != 0 {
+            row.uint(common::NETNS, header.netns);
+        }
+        row.text(common::ATTRIBUTION, Attribution::name(header.attribution).unwrap_or("none"));
+        row.int(common::CPU, header.cpu.into());
+        row.push(self.weight);
+        if self.deadline.is_none() {
+            // Jittered, so that the nodes of a cluster do not upload in step.
+            self.deadline = Some(Instant::now() + interval.mul_f64(rand::rng().random_range(0.9..=1.0)));
+        }
+    }
+
+    fn seal(
+        &mut self,
+        session: &Arc<str>,
+        containers: &[String],
+        directory: &Directory,
+        outputs: &mut Vec<Output>,
+    ) {
+        self.deadline = None;
+        if self.columns.rows() == 0 {
+            return;
+        }
+        match self.columns.seal(|cgroup| directory.identity(cgroup, containers)) {
+            Ok(sealed) => {
+                self.filtered += sealed.filtered;
+                if sealed.rows.num_rows() > 0 {
+                    outputs.push(Output::Batch(Batch {
+                        session: session.clone(),
+                        table: self.table.name,
+                        rows: sealed.rows,
+                        weight: sealed.weight,
+                    }));
+                }
+            }
+            Err(error) => {
+                self.decode_error += error.weight;
+                tracing::error!(%error, table = self.table.name, "batch lost");
+            }
+        }
+    }
+}
+
+impl Session {
+    fn seal_due(&mut self, now: Instant, directory: &Directory, outputs: &mut Vec<Output>) {
+        let limit = self.rollover_bytes.min(BATCH_BYTES);
+        for state in &mut self.tables {
+            if state.deadline.is_some_and(|deadline| deadline <= now) || state.columns.bytes() >= limit {
+                state.seal(&self.uid, &self.containers, directory, outputs);
+            }
+        }
+    }
+
+    fn seal_all(&mut self, directory: &Directory, outputs: &mut Vec<Output>) {
+        for state in &mut self.tables {
+            state.seal(&self.uid, &self.containers, directory, outputs);
+        }
+    }
+}

@@ -1,0 +1,796 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The life of one session on this node: record, drain, account, done.
+//!
+//! In: what to record ([`SessionSpec`], targets), from the agent's plan or from `tracelake record`.
+//! Out: sealed segments, uploads, and at the end ledger, coverage, session_nodes and the node manifest,
+//! one set for every boot during which the session wrote something.
+//! Loses: nothing by itself; what others lost is put under its name here.
+//!
+//! ```text
+//! start -> recording -> stop -> closing -> (last row sealed) -> data uploaded -> books written
+//!                                          -> books uploaded -> manifest uploaded -> done
+//! ```
+//! While recording, the counters are written to `incarnations/<id>.json` every second. After a crash
+//! they are all that is left: such an incarnation's `emitted` is unknown, its other terms are lower
+//! bounds, `exported` is exact because it comes from the journal. The time from its last writing to
+//! the next incarnation (or the window's end) is a gap in the coverage.
+//!
+//! Invariant: the books of a boot are written when no segment of data waits any more, so every
+//! event's end is known; and they are made from the spool's files alone, so that a process which
+//! restarts in between writes the same ones.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dataset::bookkeeping;
+use dataset::coverage::{CoverageKind, CoverageRow};
+use dataset::key::Boot;
+use dataset::ledger::{LedgerRow, Term, Terms};
+use dataset::manifest::{FORMAT_VERSION, Incarnation, NodeManifest, ObjectEntry, Totals};
+use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::engine::{
+    CollectorOutcome, CollectorState, Engine, EngineError, SessionSpec, TableCounters, TargetCoverage,
+    TargetSpec,
+};
+use crate::kernel::clock;
+use crate::metrics::Metrics;
+use crate::pipeline::segment::{Sink, Sinks, write_table};
+use crate::pipeline::spool::{BootSpool, Fate, SealedSegment, Spool, SpoolError};
+use crate::pipeline::upload::{UploadError, UploadHealth, Uploader};
+
+/// How often a recording session's counters are written down.
+const CHECKPOINT: Duration = Duration::from_secs(1);
+const INCARNATIONS: &str = "incarnations";
+
+/// What records: the engine.
+pub trait Recorder: Send {
+    /// See [`Engine::open`].
+    ///
+    /// # Errors
+    /// As there.
+    fn open(&mut self, spec: SessionSpec) -> Result<Vec<CollectorOutcome>, EngineError>;
+    /// See [`Engine::set_targets`].
+    ///
+    /// # Errors
+    /// As there.
+    fn set_targets(&mut self, session: &str, targets: &[TargetSpec]) -> Result<(), EngineError>;
+    /// See [`Engine::close`].
+    fn close(&mut self, session: &str);
+    /// See [`Engine::counters`].
+    fn counters(&self, session: &str) -> Vec<TableCounters>;
+    /// See [`Engine::coverage`].
+    fn coverage(&self, session: &str) -> Vec<TargetCoverage>;
+}
+
+impl Recorder for Engine {
+    fn open(&mut self, spec: SessionSpec) -> Result<Vec<CollectorOutcome>, EngineError> {
+        Engine::open(self, spec)
+    }
+
+    fn set_targets(&mut self, session: &str, targets: &[TargetSpec]) -> Result<(), EngineError> {
+        Engine::set_targets(self, session, targets)
+    }
+
+    fn close(&mut self, session: &str) {
+        Engine::close(self, session);
+    }
+
+    fn counters(&self, session: &str) -> Vec<TableCounters> {
+        Engine::counters(self, session)
+    }
+
+    fn coverage(&self, session: &str) -> Vec<TargetCoverage> {
+        Engine::coverage(self, session)
+    }
+}
+
+/// Who this process is, and the parts that all its sessions share.
+#[derive(Clone)]
+pub struct Node {
+    /// Kubernetes name of the node.
+    pub name: Arc<str>,
+    /// This boot.
+    pub boot: Boot,
+    /// This process, 32 hexadecimal digits.
+    pub incarnation: Arc<str>,
+    /// `uname -r`.
+    pub kernel: String,
+    /// `uname -m`.
+    pub arch: String,
+    /// Sealed files.
+    pub spool: Spool,
+    /// Where the segment thread looks sessions up.
+    pub sinks: Sinks,
+    /// Puts files into the store.
+    pub uploader: Arc<Uploader>,
+    /// Runs uploads.
+    pub runtime: Handle,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Node {
+    /// The boot id of the running kernel.
+    ///
+    /// # Errors
+    /// When /proc does not tell.
+    pub fn current_boot() -> anyhow::Result<Boot> {
+        const PATH: &str = "/proc/sys/kernel/random/boot_id";
+        let text =
+            fs::read_to_string(PATH).map_err(|error| anyhow::anyhow!("cannot read {PATH}: {error}"))?;
+        Ok(text.trim().replace('-', "").parse()?)
+    }
+
+    /// A name for one life of one process: 32 hexadecimal digits.
+    pub fn new_incarnation() -> Arc<str> {
+        uuid::Uuid::new_v4().simple().to_string().into()
+    }
+}
+
+/// What `uname` tells.
+#[derive(Clone, Debug)]
+pub struct Uname {
+    /// `uname -n`.
+    pub node: String,
+    /// `uname -r`.
+    pub release: String,
+    /// `uname -m`.
+    pub machine: String,
+}
+
+/// The running kernel's names.
+pub fn uname() -> Uname {
+    let uname = rustix::system::uname();
+    let text = |text: &std::ffi::CStr| text.to_string_lossy().into_owned();
+    Uname { node: text(uname.nodename()), release: text(uname.release()), machine: text(uname.machine()) }
+}
+
+/// Why an incarnation stopped recording.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Ended {
+    /// The window was over.
+    Window,
+    /// The agent was told to stop, in order; another one may go on.
+    Stopped,
+}
+
+/// `incarnations/<id>.json`: what one process knows about one session.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Checkpoint {
+    who: Incarnation,
+    window_end_ns: Option<u64>,
+    ended: Option<Ended>,
+    tables: BTreeMap<String, Account>,
+    coverage: Vec<CoverageRow>,
+    /// Rows of `coverage` that were still being traced when this was written.
+    open: Vec<bool>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Account {
+    emitted: u64,
+    terms: Terms,
+}
+
+/// What the session does in this process.
+enum Phase {
+    /// Nothing is recorded; what is spooled is uploaded.
+    Idle,
+    Recording,
+    /// The engine was told to close; its last rows are on their way.
+    Closing(Ended),
+}
+
+/// One boot's part of a session.
+struct BootRun {
+    spool: Arc<BootSpool>,
+    stop: CancellationToken,
+    manifest_started: bool,
+    checkpoints: BTreeMap<String, Checkpoint>,
+}
+
+/// One session on this node.
+pub struct Session {
+    node: Node,
+    /// UID.
+    pub uid: Arc<str>,
+    phase: Phase,
+    sink: Option<Arc<Sink>>,
+    boots: BTreeMap<Boot, BootRun>,
+    health: Arc<UploadHealth>,
+    outcomes: Vec<CollectorOutcome>,
+    checkpointed: Instant,
+    window_end_ns: Option<u64>,
+    /// When recording was told to end: targets that were traced until then did not leave by themselves.
+    stopped_ns: u64,
+    finish: bool,
+}
+
+impl Session {
+    /// Takes up what the spool holds of a session, and uploads it.
+    ///
+    /// # Errors
+    /// When the spool's disk fails.
+    pub fn resume(node: Node, uid: Arc<str>) -> Result<Self, SpoolError> {
+        node.spool.session_dir(&uid)?;
+        let mut session = Self {
+            uid,
+            phase: Phase::Idle,
+            sink: None,
+            boots: BTreeMap::new(),
+            health: Arc::default(),
+            outcomes: Vec::new(),
+            checkpointed: Instant::now(),
+            window_end_ns: None,
+            stopped_ns: u64::MAX,
+            finish: false,
+            node,
+        };
+        for boot in session.node.spool.boots(&session.uid)? {
+            session.boot(&boot)?;
+        }
+        Ok(session)
+    }
+
+    fn boot(&mut self, boot: &Boot) -> Result<&mut BootRun, SpoolError> {
+        if !self.boots.contains_key(boot) {
+            let spool = self.node.spool.boot(&self.uid, boot)?;
+            let (discarded, quarantined) = spool.recovered();
+            if discarded + quarantined > 0 {
+                error!(session = %self.uid, %boot, discarded, quarantined, "the last process left unsealed or damaged files: a gap");
+                self.node.metrics.recovered(discarded, quarantined);
+            }
+            let stop = CancellationToken::new();
+            let upload = self.node.uploader.clone().run(
+                self.uid.clone(),
+                spool.clone(),
+                self.health.clone(),
+                stop.clone(),
+            );
+            self.node.runtime.spawn(upload);
+            let checkpoints = read_checkpoints(spool.dir());
+            self.boots.insert(boot.clone(), BootRun { spool, stop, manifest_started: false, checkpoints });
+        }
+        Ok(self.boots.get_mut(boot).expect("it was inserted above"))
+    }
+
+    /// Starts to record. Targets follow with [`set_targets`](Self::set_targets).
+    ///
+    /// # Errors
+    /// When the engine or the spool refuses. It may be tried again.
+    pub fn start(
+        &mut self,
+        recorder: &mut dyn Recorder,
+        spec: SessionSpec,
+        window_end_ns: Option<u64>,
+    ) -> anyhow::Result<()> {
+        let boot = self.node.boot.clone();
+        let spool = self.boot(&boot)?.spool.clone();
+        anyhow::ensure!(spool.manifest().is_none(), "the session's data of this boot are complete already");
+        let (interval, bytes) = (spec.rollover_interval, spec.rollover_bytes);
+        let sink = Arc::new(Sink::new(
+            self.uid.clone(),
+            self.node.name.clone(),
+            self.node.incarnation.clone(),
+            spool,
+            interval,
+            bytes,
+        ));
+        // Before the engine opens: its first row must find the sink.
+        self.node.sinks.insert(sink.clone());
+        match recorder.open(spec) {
+            Ok(outcomes) => self.outcomes = outcomes,
+            Err(error) => {
+                self.node.sinks.remove(&self.uid);
+                return Err(error.into());
+            }
+        }
+        (self.sink, self.phase, self.window_end_ns) = (Some(sink), Phase::Recording, window_end_ns);
+        let now = clock::boot_ns();
+        let who = Incarnation {
+            incarnation: self.node.incarnation.to_string(),
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            kernel: self.node.kernel.clone(),
+            arch: self.node.arch.clone(),
+            started_ns: now,
+            ended_ns: now,
+            clean: false,
+            anchor_ns: now,
+            anchor_utc_us: utc_us(now),
+        };
+        let checkpoint = Checkpoint {
+            who,
+            window_end_ns,
+            ended: None,
+            tables: BTreeMap::new(),
+            coverage: Vec::new(),
+            open: Vec::new(),
+        };
+        let incarnation = self.node.incarnation.to_string();
+        self.boot(&boot)?.checkpoints.insert(incarnation, checkpoint);
+        self.checkpoint(recorder, None);
+        info!(session = %self.uid, "recording");
+        Ok(())
+    }
+
+    /// Replaces the set of targets.
+    ///
+    /// # Errors
+    /// When the engine refuses.
+    pub fn set_targets(
+        &mut self,
+        recorder: &mut dyn Recorder,
+        targets: &[TargetSpec],
+    ) -> Result<(), EngineError> {
+        match self.phase {
+            Phase::Recording => recorder.set_targets(&self.uid, targets),
+            _ => Ok(()),
+        }
+    }
+
+    /// Moves the end of the window.
+    pub fn set_window_end(&mut self, window_end_ns: u64) {
+        self.window_end_ns = Some(window_end_ns);
+    }
+
+    /// Ends recording because the window is over; once the last row is sealed and uploaded, the books follow.
+    ///
+    /// # Errors
+    /// When the spool's disk fails. It may be tried again.
+    pub fn drain(&mut self, recorder: &mut dyn Recorder) -> Result<(), SpoolError> {
+        self.stop(recorder, Ended::Window);
+        if self.boots.is_empty() {
+            // A node that recorded nothing says so in a manifest as well.
+            let boot = self.node.boot.clone();
+            self.boot(&boot)?;
+        }
+        self.finish = true;
+        Ok(())
+    }
+
+    /// Ends recording because this process ends; another one may go on with the session.
+    pub fn interrupt(&mut self, recorder: &mut dyn Recorder) {
+        self.stop(recorder, Ended::Stopped);
+    }
+
+    fn stop(&mut self, recorder: &mut dyn Recorder, why: Ended) {
+        if matches!(self.phase, Phase::Recording) {
+            self.stopped_ns = clock::boot_ns();
+            recorder.close(&self.uid);
+            self.phase = Phase::Closing(why);
+        }
+    }
+
+    /// Gives the session up: records nothing more and removes what is not uploaded. Returns the number of segments lost.
+    ///
+    /// # Errors
+    /// When the spool's disk fails.
+    pub fn discard(mut self, recorder: &mut dyn Recorder) -> Result<usize, SpoolError> {
+        if let Some(sink) = &self.sink {
+            sink.discard();
+        }
+        self.stop(recorder, Ended::Stopped);
+        self.node.sinks.remove(&self.uid);
+        let mut lost = 0;
+        for run in self.boots.values() {
+            run.stop.cancel();
+            lost += run.spool.abandon()?;
+        }
+        self.node.spool.forget(&self.uid)?;
+        Ok(lost)
+    }
+
+    /// Takes every step that is due. Cheap when none is.
+    pub fn tick(&mut self, recorder: &dyn Recorder) {
+        match self.phase {
+            Phase::Recording if self.checkpointed.elapsed() >= CHECKPOINT => self.checkpoint(recorder, None),
+            Phase::Closing(why) if self.sink.as_ref().is_some_and(|sink| sink.is_closed()) => {
+                self.checkpoint(recorder, Some(why));
+                self.node.sinks.remove(&self.uid);
+                (self.phase, self.sink) = (Phase::Idle, None);
+            }
+            _ => {}
+        }
+        let current = self.node.boot.clone();
+        let (uid, node, health) = (self.uid.clone(), self.node.clone(), self.health.clone());
+        let (idle, finish) = (matches!(self.phase, Phase::Idle), self.finish);
+        for (boot, run) in &mut self.boots {
+            // An older boot's rows are all there are; this boot's are when recording is over for good.
+            if *boot == current && !(idle && finish) {
+                continue;
+            }
+            if let Err(error) = run.advance(&uid, &node, &health) {
+                error!(session = %uid, %boot, %error, "the session's books cannot be written, will retry");
+            }
+        }
+    }
+
+    /// Whether rows are recorded now.
+    pub fn is_recording(&self) -> bool {
+        matches!(self.phase, Phase::Recording)
+    }
+
+    /// Whether the last row is sealed, or there never was one.
+    pub fn is_idle(&self) -> bool {
+        matches!(self.phase, Phase::Idle)
+    }
+
+    /// Whether everything is acknowledged by the store, every boot's manifest included.
+    pub fn is_done(&self) -> bool {
+        self.finish && self.is_idle() && self.boots.values().all(|run| run.spool.manifest().is_some())
+    }
+
+    /// What came of each collector.
+    pub fn outcomes(&self) -> &[CollectorOutcome] {
+        &self.outcomes
+    }
+
+    /// Why uploads fail now, if they do.
+    pub fn upload_error(&self) -> Option<UploadError> {
+        self.health.last_error()
+    }
+
+    /// Keys of the node manifests that the store has.
+    pub fn manifests(&self) -> Vec<String> {
+        self.boots.values().filter_map(|run| run.spool.manifest()).collect()
+    }
+
+    /// Bytes that wait for the store.
+    pub fn bytes_pending(&self) -> u64 {
+        self.boots.values().map(|run| run.spool.pending().1).sum()
+    }
+
+    /// The account so far, all boots and incarnations.
+    pub fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        for run in self.boots.values() {
+            for row in run.ledger(&self.node.name) {
+                let known = run
+                    .checkpoints
+                    .get(&row.incarnation)
+                    .and_then(|checkpoint| checkpoint.tables.get(&row.table));
+                totals.emitted += known.map_or(0, |account| account.emitted);
+                totals.unknown |= row.emitted.is_none() && row.incarnation != *self.node.incarnation;
+                totals.terms.merge(&row.terms);
+                totals.rows += row.rows;
+            }
+            for (segment, fate) in run.spool.segments() {
+                if fate == Fate::Acknowledged {
+                    totals.objects += 1;
+                    totals.bytes += segment.bytes;
+                }
+            }
+        }
+        totals
+    }
+
+    /// Writes down what is known now, so that a crash loses at most what comes later.
+    fn checkpoint(&mut self, recorder: &dyn Recorder, ended: Option<Ended>) {
+        self.checkpointed = Instant::now();
+        let (counters, traced) = (recorder.counters(&self.uid), recorder.coverage(&self.uid));
+        let losses = self.sink.as_ref().map(|sink| sink.losses()).unwrap_or_default();
+        let now = clock::boot_ns();
+        let (outcomes, window_end_ns, stopped_ns) =
+            (self.outcomes.clone(), self.window_end_ns, self.stopped_ns);
+        let (boot, incarnation) = (self.node.boot.clone(), self.node.incarnation.clone());
+        let name = self.node.name.clone();
+        let Some(run) = self.boots.get_mut(&boot) else { return };
+        let Some(checkpoint) = run.checkpoints.get_mut(&*incarnation) else { return };
+        for table in counters {
+            let account = checkpoint.tables.entry(table.table.to_owned()).or_default();
+            *account = Account { emitted: table.emitted, terms: kernel_terms(&table) };
+            if let Some(lost) = losses.get(table.table) {
+                account.terms.merge(lost);
+            }
+        }
+        checkpoint.who.ended_ns = now;
+        checkpoint.who.clean = ended.is_some();
+        checkpoint.ended = ended;
+        checkpoint.window_end_ns = window_end_ns;
+        let row = |target: &TargetCoverage| coverage_row(&name, &boot, &checkpoint.who, target, now);
+        let mut coverage: Vec<CoverageRow> = traced.iter().map(row).collect();
+        let mut open: Vec<bool> = traced
+            .iter()
+            .map(|target| {
+                target.to_ns.is_none_or(|to_ns| ended == Some(Ended::Stopped) && to_ns >= stopped_ns)
+            })
+            .collect();
+        for outcome in outcomes {
+            let CollectorState::Unsupported { reason, message } = outcome.state else { continue };
+            if traced.iter().any(|target| target.collector == outcome.collector) {
+                continue;
+            }
+            let mut row = coverage_row(&name, &boot, &checkpoint.who, &nobody(now), now);
+            (row.collector, row.kind, row.reason) =
+                (outcome.collector, CoverageKind::Unsupported, format!("{reason}: {message}"));
+            coverage.push(row);
+            open.push(false);
+        }
+        (checkpoint.coverage, checkpoint.open) = (coverage, open);
+        if let Err(error) = write_checkpoint(run.spool.dir(), checkpoint) {
+            warn!(session = %self.uid, %error, "the counters cannot be written down; a crash now would lose them");
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.boots.values().for_each(|run| run.stop.cancel());
+    }
+}
+
+impl BootRun {
+    /// The steps after the last row: books when all data are uploaded, the manifest when the books are.
+    fn advance(&mut self, uid: &Arc<str>, node: &Node, health: &Arc<UploadHealth>) -> anyhow::Result<()> {
+        if self.spool.manifest().is_some() || self.manifest_started || self.spool.pending().0 > 0 {
+            return Ok(());
+        }
+        let (ledger, coverage) = (self.ledger(&node.name), self.coverage(&node.name));
+        let incarnations: Vec<Incarnation> =
+            self.checkpoints.values().map(|checkpoint| checkpoint.who.clone()).collect();
+        let sink = Arc::new(Sink::new(
+            uid.clone(),
+            node.name.clone(),
+            node.incarnation.clone(),
+            self.spool.clone(),
+            Duration::ZERO,
+            u64::MAX,
+        ));
+        let segments = self.spool.segments();
+        let boot = self.spool.boot().as_str();
+        let books = [
+            (&bookkeeping::LEDGER, bookkeeping::ledger_batch(&ledger)),
+            (&bookkeeping::COVERAGE, bookkeeping::coverage_batch(&coverage)),
+            (&bookkeeping::SESSION_NODES, bookkeeping::session_nodes_batch(&node.name, boot, &incarnations)),
+        ];
+        let mut missing = false;
+        for (table, rows) in books {
+            let there = segments
+                .iter()
+                .any(|(segment, fate)| segment.table == table.name && *fate == Fate::Acknowledged);
+            if !there && rows.num_rows() > 0 {
+                write_table(&sink, table, rows)?;
+                missing = true;
+            }
+        }
+        if missing {
+            return Ok(());
+        }
+        let manifest = NodeManifest {
+            format_version: FORMAT_VERSION,
+            node: node.name.to_string(),
+            boot: boot.to_owned(),
+            incarnations,
+            objects: segments
+                .iter()
+                .filter_map(|(segment, fate)| entry(&node.name, self.spool.boot(), segment, *fate))
+                .collect(),
+            ledger,
+            coverage,
+        };
+        let json = serde_json::to_vec_pretty(&manifest)?.into();
+        let (uploader, spool) = (node.uploader.clone(), self.spool.clone());
+        let (uid, health, stop) = (uid.clone(), health.clone(), self.stop.clone());
+        self.manifest_started = true;
+        node.runtime.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = uploader.manifest(&uid, &spool, json, &health) => info!(session = %uid, "everything is uploaded"),
+            }
+        });
+        Ok(())
+    }
+
+    /// One row for every incarnation and table of events.
+    fn ledger(&self, node: &str) -> Vec<LedgerRow> {
+        let mut rows: BTreeMap<(String, String), LedgerRow> = BTreeMap::new();
+        let boot = self.spool.boot();
+        let row = |incarnation: &str, table: &str| LedgerRow {
+            node: node.to_owned(),
+            boot: boot.to_string(),
+            incarnation: incarnation.to_owned(),
+            table: table.to_owned(),
+            ..LedgerRow::default()
+        };
+        for (incarnation, checkpoint) in &self.checkpoints {
+            for (table, account) in &checkpoint.tables {
+                let mut row = row(incarnation, table);
+                row.emitted = checkpoint.ended.map(|_| account.emitted);
+                row.terms = account.terms;
+                rows.insert((incarnation.clone(), table.clone()), row);
+            }
+        }
+        for (segment, fate) in self.spool.segments() {
+            if bookkeeping::TABLES.iter().any(|table| table.name == segment.table) {
+                continue;
+            }
+            let id = (segment.incarnation.clone(), segment.table.clone());
+            let row = rows.entry(id).or_insert_with(|| row(&segment.incarnation, &segment.table));
+            match fate {
+                Fate::Pending => {}
+                Fate::Acknowledged => {
+                    row.terms.add(Term::Exported, segment.weight);
+                    row.rows += segment.rows;
+                }
+                Fate::Lost(term) => row.terms.add(term, segment.weight),
+            }
+        }
+        rows.into_values().collect()
+    }
+
+    /// What each incarnation traced, and the gaps between them.
+    fn coverage(&self, node: &str) -> Vec<CoverageRow> {
+        let mut order: Vec<&Checkpoint> = self.checkpoints.values().collect();
+        order.sort_by_key(|checkpoint| checkpoint.who.started_ns);
+        let reason =
+            |checkpoint: &Checkpoint| if checkpoint.ended.is_none() { "AgentLost" } else { "AgentStopped" };
+        let mut rows = Vec::new();
+        for (i, checkpoint) in order.iter().enumerate() {
+            rows.extend(checkpoint.coverage.iter().cloned().zip(&checkpoint.open).map(|(mut row, open)| {
+                if *open {
+                    row.reason = reason(checkpoint).to_owned();
+                }
+                row
+            }));
+            if checkpoint.ended == Some(Ended::Window) {
+                continue;
+            }
+            let from_ns = checkpoint.who.ended_ns;
+            let next = order.get(i + 1).map(|next| &next.who);
+            let to_ns =
+                next.map(|next| next.started_ns).or(checkpoint.window_end_ns).unwrap_or(from_ns).max(from_ns);
+            let gap = |mut row: CoverageRow| {
+                row.incarnation = next.map_or(&checkpoint.who, |next| next).incarnation.clone();
+                (row.kind, row.from_ns, row.to_ns) = (CoverageKind::Gap, from_ns, to_ns);
+                (row.from_utc_us, row.to_utc_us) = (at(&checkpoint.who, from_ns), at(&checkpoint.who, to_ns));
+                (row.from_start, row.hooks, row.reason) =
+                    (false, String::new(), reason(checkpoint).to_owned());
+                row
+            };
+            let targets: Vec<_> = checkpoint
+                .coverage
+                .iter()
+                .zip(&checkpoint.open)
+                .filter(|(_, open)| **open)
+                .map(|(row, _)| gap(row.clone()))
+                .collect();
+            if targets.is_empty() {
+                // Nobody was a target yet; that nobody looked is still to be said.
+                let boot = self.spool.boot();
+                rows.push(gap(coverage_row(node, boot, &checkpoint.who, &nobody(from_ns), from_ns)));
+            }
+            rows.extend(targets);
+        }
+        rows
+    }
+}
+
+fn entry(node: &str, boot: &Boot, segment: &SealedSegment, fate: Fate) -> Option<ObjectEntry> {
+    if fate != Fate::Acknowledged {
+        return None;
+    }
+    let key = dataset::key::Key::segment(&segment.table, node, boot, segment.sequence).ok()?;
+    let SealedSegment { rows, weight, bytes, sha256, .. } = segment;
+    Some(ObjectEntry {
+        key: key.relative(),
+        rows: *rows,
+        weight: *weight,
+        bytes: *bytes,
+        sha256: sha256.clone(),
+    })
+}
+
+fn kernel_terms(table: &TableCounters) -> Terms {
+    let mut terms = Terms::default();
+    for (term, events) in [
+        (Term::SampledOut, table.sampled_out),
+        (Term::RateLimited, table.rate_limited),
+        (Term::Filtered, table.filtered),
+        (Term::LostRingFull, table.ring_full),
+        (Term::LostMapFull, table.map_full),
+        (Term::LostRecursion, table.recursion),
+        (Term::LostDecodeError, table.decode_error),
+    ] {
+        terms.set(term, events);
+    }
+    terms
+}
+
+/// UTC now at a boot time, microseconds since 1970.
+fn utc_us(boot_ns: u64) -> i64 {
+    (clock::utc_offset_ns().saturating_add_unsigned(boot_ns)).div_euclid(1_000)
+}
+
+/// UTC of a boot time by an incarnation's anchor.
+fn at(who: &Incarnation, ns: u64) -> i64 {
+    who.anchor_utc_us.saturating_add((ns as i64).saturating_sub(who.anchor_ns as i64).div_euclid(1_000))
+}
+
+fn nobody(now: u64) -> TargetCoverage {
+    TargetCoverage {
+        pod_uid: String::new(),
+        namespace: String::new(),
+        pod: String::new(),
+        container: String::new(),
+        collector: "",
+        from_ns: now,
+        to_ns: Some(now),
+        from_start: false,
+        hooks: String::new(),
+        reason: String::new(),
+    }
+}
+
+fn coverage_row(
+    node: &str,
+    boot: &Boot,
+    who: &Incarnation,
+    target: &TargetCoverage,
+    now: u64,
+) -> CoverageRow {
+    let to_ns = target.to_ns.unwrap_or(now);
+    let unsupported = target.hooks.is_empty() && !target.reason.is_empty();
+    CoverageRow {
+        node: node.to_owned(),
+        boot: boot.to_string(),
+        incarnation: who.incarnation.clone(),
+        namespace: target.namespace.clone(),
+        pod: target.pod.clone(),
+        container: target.container.clone(),
+        pod_uid: target.pod_uid.clone(),
+        collector: target.collector.to_owned(),
+        kind: if unsupported { CoverageKind::Unsupported } else { CoverageKind::Traced },
+        from_ns: target.from_ns,
+        to_ns,
+        from_utc_us: at(who, target.from_ns),
+        to_utc_us: at(who, to_ns),
+        from_start: target.from_start,
+        hooks: target.hooks.clone(),
+        reason: target.reason.clone(),
+    }
+}
+
+fn write_checkpoint(dir: &Path, checkpoint: &Checkpoint) -> std::io::Result<()> {
+    let dir = dir.join(INCARNATIONS);
+    fs::create_dir_all(&dir)?;
+    let path = dir.join(format!("{}.json", checkpoint.who.incarnation));
+    let tmp = path.with_added_extension("tmp");
+    let mut file = fs::File::create(&tmp)?;
+    file.write_all(&serde_json::to_vec(checkpoint)?)?;
+    // Every second without fsync: a crash of the process needs none, a crash of the machine may take this second's.
+    // The last one is for good.
+    if checkpoint.ended.is_some() {
+        file.sync_all()?;
+    }
+    fs::rename(tmp, path)
+}
+
+fn read_checkpoints(dir: &Path) -> BTreeMap<String, Checkpoint> {
+    let mut checkpoints = BTreeMap::new();
+    for entry in fs::read_dir(dir.join(INCARNATIONS)).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.extension().is_none_or(|extension| extension != "json") {
+            continue;
+        }
+        let read = fs::read(&path).map_err(|error| error.to_string());
+        match read
+            .and_then(|text| serde_json::from_slice::<Checkpoint>(&text).map_err(|error| error.to_string()))
+        {
+            Ok(checkpoint) => _ = checkpoints.insert(checkpoint.who.incarnation.clone(), checkpoint),
+            Err(error) => {
+                error!(path = %path.display(), error, "the counters of an earlier process cannot be read: its account is unknown")
+            }
+        }
+    }
+    checkpoints
+}

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Known workloads, exact counts, no loss: each collector against what the programs themselves know. Needs root, on the
+//! host or in a virtual machine with nothing but this binary.
+
+mod processes;
+mod support;
+mod tcp_connections;
+
+/// Runs before the test harness: this binary is also the workload.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static WORKLOAD: extern "C" fn() = {
+    extern "C" fn workload() {
+        tcp_connections::workload();
+        support::workload();
+    }
+    workload
+};

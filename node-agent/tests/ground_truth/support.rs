@@ -1,0 +1,345 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the ground truth tests share: cgroups of their own, known programs in them, and the engine's rows.
+//!
+//! The programs are this test binary itself, told by an environment variable what to do, so that it runs in a machine
+//! with nothing else on it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::{Duration, Instant};
+
+use arrow_array::cast::AsArray;
+use arrow_array::types::{Int32Type, Int64Type};
+use arrow_array::{Array, RecordBatch, StringArray};
+use arrow_schema::DataType;
+use tracelake_node_agent::engine::{
+    Batch, CollectorSpec, CollectorState, Engine, EngineConfig, Output, SessionSpec, TableCounters,
+    TargetSpec,
+};
+use tracelake_node_agent::targets::cgroup;
+
+/// One engine at a time, so that one test's programs do not slow down another's.
+pub static ALONE: Mutex<()> = Mutex::new(());
+
+/// What a program of the tests is to do; see [`workload`].
+pub const WORKLOAD: &str = "TRACELAKE_TEST_WORKLOAD";
+
+/// Does what [`WORKLOAD`] says, if it is set, and does not return then.
+pub fn workload() {
+    let Ok(what) = std::env::var(WORKLOAD) else { return };
+    let (what, number) = what.split_once(':').unwrap_or((&what, "0"));
+    let number: i32 = number.parse().expect("a number");
+    match what {
+        "exit" => std::process::exit(number),
+        "signal" => {
+            // SAFETY: sends a signal to this process.
+            unsafe { libc::raise(number) };
+            std::process::exit(99);
+        }
+        // Children that this process forks itself, without another program.
+        "fork" => {
+            for _ in 0..number {
+                // SAFETY: the child leaves at once.
+                match unsafe { libc::fork() } {
+                    0 => unsafe { libc::_exit(0) },
+                    child => {
+                        // SAFETY: waits for that child.
+                        unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
+                    }
+                }
+            }
+            std::process::exit(0);
+        }
+        "threads" => {
+            let threads: Vec<_> = (0..number).map(|_| std::thread::spawn(|| {})).collect();
+            threads.into_iter().for_each(|thread| thread.join().expect("the thread ends"));
+            std::process::exit(0);
+        }
+        // Uses CPU for so many milliseconds by its own clock, and touches 32 MiB.
+        "work" => {
+            let memory = vec![1u8; 32 << 20];
+            std::hint::black_box(&memory);
+            while usage(libc::RUSAGE_SELF).cpu < Duration::from_millis(number.unsigned_abs().into()) {
+                std::hint::black_box(memory.iter().map(|&byte| u64::from(byte)).sum::<u64>());
+            }
+            std::process::exit(0);
+        }
+        // Lives until its standard input closes.
+        "wait" => {
+            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+            std::process::exit(number);
+        }
+        other => panic!("no workload {other}"),
+    }
+}
+
+/// What getrusage says.
+#[derive(Clone, Copy, Debug)]
+pub struct Usage {
+    /// User and system time.
+    pub cpu: Duration,
+    /// Minor faults.
+    pub min_flt: i64,
+    /// Largest resident set in bytes.
+    pub max_rss: i64,
+}
+
+pub fn usage(who: libc::c_int) -> Usage {
+    // SAFETY: an all-zero rusage is valid, and the call fills it.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(who, &raw mut usage);
+        usage
+    };
+    from_rusage(&usage)
+}
+
+fn from_rusage(usage: &libc::rusage) -> Usage {
+    let time = |time: libc::timeval| Duration::new(time.tv_sec as u64, time.tv_usec as u32 * 1000);
+    Usage {
+        cpu: time(usage.ru_utime) + time(usage.ru_stime),
+        min_flt: usage.ru_minflt,
+        max_rss: usage.ru_maxrss * 1024,
+    }
+}
+
+/// Waits for a child and returns its wait status and usage.
+pub fn wait(child: &Child) -> (i32, Usage) {
+    let mut status = 0;
+    // SAFETY: both places are written by the call; the child is ours.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        let pid = libc::wait4(child.id() as i32, &raw mut status, 0, &raw mut usage);
+        assert_eq!(pid, child.id() as i32, "the child is waited for");
+        usage
+    };
+    (status, from_rusage(&usage))
+}
+
+/// A cgroup of a test's own, removed at its end.
+pub struct TestCgroup {
+    pub path: PathBuf,
+    made: Vec<PathBuf>,
+}
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+impl TestCgroup {
+    /// Makes one below the root of the v2 tree.
+    pub fn new() -> TestCgroup {
+        let root = root();
+        let path = root.join(format!(
+            "tracelake-test-{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        ));
+        fs::create_dir(&path).expect("root may make cgroups");
+        TestCgroup { made: vec![path.clone()], path }
+    }
+
+    /// Makes one below it.
+    pub fn child(&mut self, name: &str) -> PathBuf {
+        let mut path = self.path.clone();
+        for part in name.split('/') {
+            path.push(part);
+            if !path.exists() {
+                fs::create_dir(&path).expect("root may make cgroups");
+                self.made.push(path.clone());
+            }
+        }
+        path
+    }
+
+    pub fn id(&self) -> u64 {
+        cgroup::id(&self.path).expect("the cgroup is there")
+    }
+
+    pub fn target(&self) -> TargetSpec {
+        TargetSpec::Cgroup { id: self.id(), path: self.path.clone() }
+    }
+}
+
+impl Drop for TestCgroup {
+    fn drop(&mut self) {
+        for path in self.made.iter().rev() {
+            let _ = fs::remove_dir(path);
+        }
+    }
+}
+
+/// The v2 tree; a bare machine has it mounted by its init.
+pub fn root() -> PathBuf {
+    cgroup::root(None).expect("cgroup2 is mounted")
+}
+
+/// This binary as a workload, not started yet.
+pub fn program(what: &str) -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg("workload").env(WORKLOAD, what).stdin(std::process::Stdio::null());
+    command
+}
+
+/// Starts it inside the cgroup: forked here, moved in, then executed.
+pub fn start_in(cgroup: &Path, mut command: Command) -> Child {
+    let procs = std::ffi::CString::new(cgroup.join("cgroup.procs").to_str().expect("UTF-8")).expect("no NUL");
+    // SAFETY: only async-signal-safe calls between fork and exec.
+    unsafe {
+        command.pre_exec(move || {
+            let fd = libc::open(procs.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+            if fd < 0 || libc::write(fd, c"0".as_ptr().cast(), 1) != 1 {
+                return Err(std::io::Error::last_os_error());
+            }
+            Ok(())
+        });
+    }
+    command.spawn().expect("the test binary runs itself")
+}
+
+/// An engine with one session, alone on the machine as far as these tests go.
+pub struct Recording {
+    pub engine: Engine,
+    pub session: &'static str,
+    out: Receiver<Output>,
+    batches: Vec<Batch>,
+    _alone: std::sync::MutexGuard<'static, ()>,
+}
+
+impl Recording {
+    /// Opens a session of one collector.
+    pub fn start(collector: CollectorSpec, containers: &[&str]) -> Recording {
+        let alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // Nobody reads before the end: room for every batch, so that the drain thread is never held up.
+        let (sender, out) = sync_channel(4096);
+        let config = EngineConfig { node: "test-node".into(), ..EngineConfig::default() };
+        let mut engine = Engine::start(config, sender).expect("the engine starts");
+        let session = "session-1";
+        open(&mut engine, session, collector, containers);
+        Recording { engine, session, out, batches: Vec::new(), _alone: alone }
+    }
+
+    pub fn targets(&mut self, targets: &[TargetSpec]) {
+        self.engine.set_targets(self.session, targets).expect("the targets are set");
+    }
+
+    /// Waits until that many events were counted for the session.
+    pub fn await_emitted(&self, events: u64) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while self.engine.counters(self.session)[0].emitted < events {
+            assert!(Instant::now() < deadline, "{events} events within 30 s");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Opens another session beside the first.
+    pub fn open_second(&mut self, collector: CollectorSpec, targets: &[TargetSpec]) {
+        open(&mut self.engine, SECOND, collector, &[]);
+        self.engine.set_targets(SECOND, targets).expect("the targets are set");
+    }
+
+    /// Closes the session and returns all rows and the final counters, whose identity holds.
+    pub fn finish(mut self) -> (Vec<Row>, TableCounters) {
+        self.finish_one(self.session)
+    }
+
+    /// Closes both sessions and returns the rows of each.
+    pub fn finish_both(mut self) -> (Vec<Row>, Vec<Row>) {
+        let first = self.finish_one(self.session).0;
+        (first, self.finish_one(SECOND).0)
+    }
+
+    fn finish_one(&mut self, session: &'static str) -> (Vec<Row>, TableCounters) {
+        self.engine.close(session);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.out.recv_timeout(left).expect("the session ends within 30 s") {
+                Output::Batch(batch) => self.batches.push(batch),
+                Output::Closed { session: ended } => {
+                    assert_eq!(&*ended, session);
+                    break;
+                }
+            }
+        }
+        let counters = self.engine.counters(session);
+        assert_eq!(counters.len(), 1);
+        let c = counters[0].clone();
+        let own: Vec<_> = self.batches.iter().filter(|batch| &*batch.session == session).collect();
+        let rows: u64 = own.iter().map(|batch| batch.weight).sum();
+        let named = c.sampled_out
+            + c.rate_limited
+            + c.filtered
+            + c.ring_full
+            + c.map_full
+            + c.recursion
+            + c.decode_error;
+        assert_eq!(c.emitted, rows + named, "the ledger balances: {c:?} with {rows} in rows");
+        let mut rows: Vec<Row> = own.iter().flat_map(|batch| rows_of(&batch.rows)).collect();
+        rows.sort_by_key(|row| number(row, "ts_ns"));
+        (rows, c)
+    }
+}
+
+const SECOND: &str = "session-2";
+
+fn open(engine: &mut Engine, session: &str, collector: CollectorSpec, containers: &[&str]) {
+    let outcomes = engine
+        .open(SessionSpec {
+            uid: session.into(),
+            collectors: vec![collector],
+            containers: containers.iter().map(|name| (*name).into()).collect(),
+            rollover_interval: Duration::from_millis(200),
+            rollover_bytes: 1 << 20,
+        })
+        .expect("the session opens");
+    for outcome in outcomes {
+        assert_eq!(outcome.state, CollectorState::Running, "{}", outcome.collector);
+    }
+}
+
+/// One row: column to value as text; nulls are left out.
+pub type Row = BTreeMap<String, String>;
+
+/// The rows of a batch.
+pub fn rows_of(batch: &RecordBatch) -> Vec<Row> {
+    let mut rows = vec![Row::new(); batch.num_rows()];
+    for (field, array) in batch.schema().fields().iter().zip(batch.columns()) {
+        for (index, row) in rows.iter_mut().enumerate() {
+            if array.is_null(index) {
+                assert!(field.is_nullable(), "{}", field.name());
+                continue;
+            }
+            let value = match field.data_type() {
+                DataType::Int64 => array.as_primitive::<Int64Type>().value(index).to_string(),
+                DataType::Int32 => array.as_primitive::<Int32Type>().value(index).to_string(),
+                DataType::Boolean => array.as_boolean().value(index).to_string(),
+                DataType::Utf8 => array.as_string::<i32>().value(index).to_owned(),
+                DataType::Dictionary(..) => {
+                    let words = array.as_dictionary::<Int32Type>();
+                    let word = words.keys().value(index) as usize;
+                    words
+                        .values()
+                        .as_any()
+                        .downcast_ref::<StringArray>()
+                        .expect("text")
+                        .value(word)
+                        .to_owned()
+                }
+                DataType::Timestamp(..) => continue,
+                other => panic!("no column has type {other}"),
+            };
+            row.insert(field.name().clone(), value);
+        }
+    }
+    rows
+}
+
+/// An integer of a row.
+pub fn number(row: &Row, column: &str) -> i64 {
+    row.get(column).unwrap_or_else(|| panic!("{column} has a value in {row:?}")).parse().expect("a number")
+}

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The contract between the operator and the node agents.
+//!
+//! In: `proto/node.proto`, the single declaration of what the two sides say to each other. Out: the
+//! generated messages, client and server ([`v1`]), and what both sides must do alike: name a plan
+//! ([`plan`]), trust a server ([`tls`]), carry a token ([`token`]).
+//!
+//! The generated code is committed, so that a plain build needs no `protoc`; `tests/freshness.rs`
+//! regenerates it and compares.
+//!
+//! ```text
+//!           Plan: everything this node has to do now
+//! operator ------------------------------------------> agent
+//!          <------------------------------------------
+//!           Hello, then Reports: everything it has done
+//!          <---- Grant: leave to create one object ----
+//! ```
+
+pub mod plan;
+pub mod tls;
+pub mod token;
+
+/// Messages, client and server of `tracelake.node.v1`, generated from `proto/node.proto`.
+///
+/// The client has no `connect` constructor: the service's own method has that name. Make a
+/// [`tonic::transport::Channel`] and pass it to `NodeClient::new`.
+#[allow(missing_docs, unused_qualifications, clippy::all, reason = "generated; documented in node.proto")]
+pub mod v1 {
+    include!("generated/tracelake.node.v1.rs");
+}
+
+/// The audience an agent's projected ServiceAccount token must carry, and the operator asks for.
+pub const TOKEN_AUDIENCE: &str = "tracelake-operator";
+
+/// Key of the CA certificates (PEM, one or more) in the ConfigMap that agents mount.
+pub const CA_KEY: &str = "ca.crt";

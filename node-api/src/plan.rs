@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Names a session's plan for one node by what it says.
+//!
+//! In: a [`SessionPlan`]. Out: the hash that [`SessionRef::hash`](crate::v1::SessionRef) carries, so
+//! that a body crosses the wire once however often the plan is sent. Maps are ordered and protobuf
+//! writes fields in the order of their numbers, so equal plans have equal hashes on both sides.
+//!
+//! A body that carries a field which the receiver does not know hashes differently after decoding
+//! (the field is gone): [`matches()`] tells an agent that it holds less than the operator meant.
+
+use prost::Message;
+use sha2::{Digest, Sha256};
+
+use crate::v1::SessionPlan;
+
+/// SHA-256 of the plan's encoding, 64 lower-case hex digits.
+pub fn hash(plan: &SessionPlan) -> String {
+    hex::encode(Sha256::digest(plan.encode_to_vec()))
+}
+
+/// Whether `plan` as decoded here is the whole of what `hash` names.
+pub fn matches(plan: &SessionPlan, hash: &str) -> bool {
+    self::hash(plan) == hash
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::v1::CollectorPlan;
+
+    fn plan(params: &[(&str, &str)]) -> SessionPlan {
+        let params = params.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let collector = CollectorPlan { name: "processes".to_owned(), params, ..Default::default() };
+        SessionPlan { uid: "u".to_owned(), collectors: vec![collector], ..Default::default() }
+    }
+
+    #[test]
+    fn equal_plans_have_equal_names_whatever_the_order_of_their_parameters() {
+        assert_eq!(hash(&plan(&[("a", "1"), ("b", "2")])), hash(&plan(&[("b", "2"), ("a", "1")])));
+        assert_ne!(hash(&plan(&[("a", "1")])), hash(&plan(&[("a", "2")])));
+    }
+
+    #[test]
+    fn a_field_of_a_newer_operator_is_noticed() {
+        let mut wire = plan(&[]).encode_to_vec();
+        // Field 100, varint 1: what an operator of a later version might add.
+        wire.extend([0xa0, 0x06, 0x01]);
+        let named = hex::encode(Sha256::digest(&wire));
+        let decoded = SessionPlan::decode(wire.as_slice()).unwrap();
+        assert_eq!(decoded, plan(&[]));
+        assert!(!matches(&decoded, &named));
+    }
+}

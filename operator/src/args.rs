@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Flags and environment, each once; the chart sets them.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+use crate::store::{EndpointPolicy, Network, StoreConfig};
+
+/// Reconciles TraceSessions, hands plans to the node agents and signs their uploads.
+#[derive(Parser, Clone, Debug)]
+#[command(version, about)]
+pub struct Args {
+    /// The operator's own namespace: its CA, and the Secrets of ClusterTraceStores.
+    #[arg(long, env = "POD_NAMESPACE")]
+    pub namespace: String,
+
+    /// The namespace of the node agents; the operator's own if left out.
+    #[arg(long, env = "AGENT_NAMESPACE")]
+    pub agent_namespace: Option<String>,
+
+    /// The ServiceAccount whose tokens are accepted.
+    #[arg(long, env = "AGENT_SERVICE_ACCOUNT", default_value = "tracelake-node-agent")]
+    pub agent_service_account: String,
+
+    /// Labels that the agents' pods carry, as in a label selector.
+    #[arg(long, env = "AGENT_LABELS", default_value = "app.kubernetes.io/component=node-agent")]
+    pub agent_labels: String,
+
+    /// Where the agents connect.
+    #[arg(long, env = "GRPC_ADDRESS", default_value = "0.0.0.0:7443")]
+    pub grpc_address: SocketAddr,
+
+    /// Where /metrics, /healthz and /readyz are.
+    #[arg(long, env = "HTTP_ADDRESS", default_value = "0.0.0.0:8080")]
+    pub http_address: SocketAddr,
+
+    /// Name of the Service that the agents connect to; the certificate is for its DNS names.
+    #[arg(long, env = "SERVICE_NAME", default_value = "tracelake-operator")]
+    pub service_name: String,
+
+    /// Further names that the certificate is for.
+    #[arg(long, env = "EXTRA_DNS_NAMES", value_delimiter = ',')]
+    pub extra_dns_names: Vec<String>,
+
+    /// Seconds from publishing a new CA to using it: what the kubelets need to refresh a mounted ConfigMap.
+    #[arg(long, env = "CA_PROPAGATION_SECONDS", default_value_t = 180)]
+    pub ca_propagation_seconds: u64,
+
+    /// The ClusterTraceStore of sessions that name none.
+    #[arg(long, env = "DEFAULT_STORE")]
+    pub default_store: Option<String>,
+
+    /// Endpoints that tenants' TraceStores may name, or `aws`.
+    #[arg(long, env = "ALLOWED_ENDPOINTS", value_delimiter = ',')]
+    pub allowed_endpoints: Vec<String>,
+
+    /// Networks that tenants' stores may not resolve to, besides loopback and link-local: pods and Services.
+    #[arg(long, env = "REFUSED_NETWORKS", value_delimiter = ',')]
+    pub refused_networks: Vec<Network>,
+
+    /// Namespaces in which the operator may read Secrets, for TraceStores.
+    #[arg(long, env = "SECRET_NAMESPACES", value_delimiter = ',')]
+    pub secret_namespaces: Vec<String>,
+
+    /// What is logged, as `info,tracelake_operator=debug`.
+    #[arg(long, env = "LOG", default_value = "info")]
+    pub log: String,
+
+    /// Left out: run the operator.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What the chart's Jobs do.
+#[derive(Subcommand, Clone, Debug)]
+pub enum Command {
+    /// Make the ClusterTraceStore of a file, or bring it to the file's spec.
+    ApplyStore {
+        /// The object, as JSON.
+        #[arg(long)]
+        file: PathBuf,
+    },
+    /// End every session, stop the operator and clear finalizers, before the chart is deleted.
+    Uninstall {
+        /// How long sessions may take to upload and end.
+        #[arg(long, default_value_t = 120)]
+        timeout_seconds: u64,
+    },
+}
+
+impl Args {
+    /// The agents' namespace.
+    pub fn agents(&self) -> &str {
+        self.agent_namespace.as_deref().unwrap_or(&self.namespace)
+    }
+
+    /// The names that agents may call the operator by.
+    pub fn dns_names(&self) -> Vec<String> {
+        let (service, namespace) = (&self.service_name, &self.namespace);
+        let mut names = vec![
+            service.clone(),
+            format!("{service}.{namespace}"),
+            format!("{service}.{namespace}.svc"),
+            format!("{service}.{namespace}.svc.cluster.local"),
+        ];
+        names.extend(self.extra_dns_names.iter().filter(|name| !name.is_empty()).cloned());
+        names
+    }
+
+    /// How long a new CA is published before it is used.
+    pub fn ca_propagation(&self) -> Duration {
+        Duration::from_secs(self.ca_propagation_seconds)
+    }
+
+    /// What the flags say about stores.
+    pub fn stores(&self) -> StoreConfig {
+        let set = |list: &[String]| list.iter().filter(|one| !one.is_empty()).cloned().collect();
+        StoreConfig {
+            operator_namespace: self.namespace.clone(),
+            default_store: self.default_store.clone().filter(|name| !name.is_empty()),
+            secret_namespaces: set(&self.secret_namespaces),
+            endpoints: EndpointPolicy {
+                allowed: set(&self.allowed_endpoints),
+                refused: self.refused_networks.clone(),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn flags_are_consistent_and_the_certificate_is_for_every_name_of_the_service() {
+        Args::command().debug_assert();
+        let job =
+            Args::parse_from(["operator", "--namespace", "tracelake", "uninstall", "--timeout-seconds=5"])
+                .command;
+        assert!(matches!(job, Some(Command::Uninstall { timeout_seconds: 5 })));
+        let args =
+            Args::parse_from(["operator", "--namespace", "tracelake", "--extra-dns-names", "localhost"]);
+        assert!(args.dns_names().contains(&"tracelake-operator.tracelake.svc".to_owned()));
+        assert!(args.dns_names().contains(&"localhost".to_owned()));
+        assert_eq!(args.agents(), "tracelake");
+    }
+}

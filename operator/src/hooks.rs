@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the chart runs as Jobs, beside the operator's own process.
+//!
+//! `apply-store` makes the chart's `ClusterTraceStore`: Helm cannot make an object of a kind that the same release
+//! brings. `uninstall` runs before anything is deleted: it ends every session while the operator still runs, so that
+//! what is spooled is uploaded, then stops the operator and takes the finalizers that nobody would take afterwards
+//! (an object that cannot be deleted also keeps its namespace).
+//!
+//! Both may be run again at any point. Data in the stores are never touched.
+
+use std::fmt::Debug;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use crds::{ClusterTraceStore, SESSION_FINALIZER, STORE_FINALIZER, TraceSession, TraceStore};
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
+use kube::{Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use serde_json::json;
+
+/// The chart's name for what it writes, and its label on what it made.
+const MANAGER: &str = "tracelake-chart";
+const MADE_BY_CHART: &str = "app.kubernetes.io/managed-by=tracelake-chart";
+const OPERATOR: &str = "tracelake-operator";
+const OPERATOR_PODS: &str = "app.kubernetes.io/name=tracelake,app.kubernetes.io/component=operator";
+/// For the API server to serve a kind that was just made, and for the operator's pod to end.
+const SETTLE: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(500);
+
+/// Makes the store of a file, or brings it to the file's spec.
+///
+/// # Errors
+/// When the file is not a `ClusterTraceStore`, or the API server refuses it.
+pub async fn apply_store(client: Client, file: &Path) -> anyhow::Result<()> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+    let object: serde_json::Value =
+        serde_json::from_str(&text).with_context(|| format!("{} is not JSON", file.display()))?;
+    let name =
+        object["metadata"]["name"].as_str().with_context(|| format!("{} has no name", file.display()))?;
+    let api: Api<ClusterTraceStore> = Api::all(client);
+    let deadline = Instant::now() + SETTLE;
+    loop {
+        match api.patch(name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&object)).await {
+            Ok(_) => break,
+            Err(kube::Error::Api(status)) if status.code == 404 && Instant::now() < deadline => {
+                tokio::time::sleep(POLL).await;
+            }
+            Err(error) => return Err(error).with_context(|| format!("apply ClusterTraceStore {name}")),
+        }
+    }
+    tracing::info!(store = name, "store applied");
+    Ok(())
+}
+
+/// Ends sessions and clears finalizers.
+///
+/// # Errors
+/// When the API server refuses, or the operator's pod does not end.
+pub async fn uninstall(client: Client, namespace: &str, timeout: Duration) -> anyhow::Result<()> {
+    let sessions = Api::<TraceSession>::all(client.clone());
+    for session in list(&sessions, "").await? {
+        delete(&namespaced(&client, &session), &session).await?;
+    }
+    let deadline = Instant::now() + timeout;
+    loop {
+        let left = list(&sessions, "").await?.len();
+        if left == 0 {
+            break;
+        }
+        if Instant::now() >= deadline {
+            tracing::warn!(
+                sessions = left,
+                "sessions have not ended in time, what they did not upload is discarded"
+            );
+            break;
+        }
+        tokio::time::sleep(POLL).await;
+    }
+
+    stop_operator(&client, namespace).await?;
+
+    for session in list(&sessions, "").await? {
+        release(&namespaced(&client, &session), &session, SESSION_FINALIZER).await?;
+    }
+    let stores = Api::<ClusterTraceStore>::all(client.clone());
+    for store in list(&stores, MADE_BY_CHART).await? {
+        delete(&stores, &store).await?;
+    }
+    for store in list(&stores, "").await? {
+        release(&stores, &store, STORE_FINALIZER).await?;
+    }
+    for store in list(&Api::<TraceStore>::all(client.clone()), "").await? {
+        release(&namespaced(&client, &store), &store, STORE_FINALIZER).await?;
+    }
+    tracing::info!("sessions ended, finalizers cleared");
+    Ok(())
+}
+
+/// An operator that runs would put its finalizers back.
+async fn stop_operator(client: &Client, namespace: &str) -> anyhow::Result<()> {
+    let deployments: Api<Deployment> = Api::namespaced(client.clone(), namespace);
+    let none = json!({ "spec": { "replicas": 0 } });
+    match deployments.patch_scale(OPERATOR, &PatchParams::default(), &Patch::Merge(&none)).await {
+        Ok(_) => {}
+        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
+        Err(error) => return Err(error).context("scale the operator to 0"),
+    }
+    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let deadline = Instant::now() + SETTLE;
+    while !list(&pods, OPERATOR_PODS).await?.is_empty() {
+        if Instant::now() >= deadline {
+            bail!(
+                "the operator's pod in namespace {namespace} does not end: delete it, then uninstall again"
+            );
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(())
+}
+
+/// A kind that is not there has no objects.
+async fn list<K>(api: &Api<K>, labels: &str) -> anyhow::Result<Vec<K>>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+{
+    match api.list(&ListParams::default().labels(labels)).await {
+        Ok(found) => Ok(found.items),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(Vec::new()),
+        Err(error) => Err(error).with_context(|| format!("list {}", K::plural(&()))),
+    }
+}
+
+fn namespaced<K>(client: &Client, object: &K) -> Api<K>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+{
+    Api::namespaced(client.clone(), &object.namespace().unwrap_or_default())
+}
+
+async fn delete<K>(api: &Api<K>, object: &K) -> anyhow::Result<()>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+{
+    match api.delete(&object.name_any(), &DeleteParams::background()).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("delete {} {}", K::kind(&()), object.name_any())),
+    }
+}
+
+async fn release<K>(api: &Api<K>, object: &K, finalizer: &str) -> anyhow::Result<()>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+{
+    if !object.finalizers().iter().any(|name| name == finalizer) {
+        return Ok(());
+    }
+    let rest: Vec<&String> = object.finalizers().iter().filter(|name| *name != finalizer).collect();
+    let patch = json!({ "metadata": { "finalizers": rest } });
+    match api.patch_metadata(&object.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Err(error) => Err(error)
+            .with_context(|| format!("take the finalizer of {} {}", K::kind(&()), object.name_any())),
+    }
+}

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `/metrics`, `/healthz`, `/readyz`, in plain HTTP for the kubelet and Prometheus.
+//!
+//! Ready means: the certificate is there, the stream's port is bound, and every session that existed at the
+//! start was looked at, so that an agent that connects gets a whole plan.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::hub::Hub;
+use crate::metrics::Metrics;
+
+/// What the endpoints show.
+#[derive(Clone)]
+pub struct Shown {
+    /// All metrics, registered.
+    pub registry: Arc<Registry>,
+    /// Their values, for gauges that are read when asked.
+    pub metrics: Metrics,
+    /// Streams and sessions.
+    pub hub: Arc<Hub>,
+    /// Set when the stream's port serves.
+    pub serving: Arc<AtomicBool>,
+}
+
+/// Serves until stopped.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn serve(listener: TcpListener, shown: Shown, stop: CancellationToken) -> std::io::Result<()> {
+    let router = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(async || "ok"))
+        .route("/readyz", get(ready))
+        .with_state(shown);
+    axum::serve(listener, router).with_graceful_shutdown(async move { stop.cancelled().await }).await
+}
+
+async fn metrics(State(shown): State<Shown>) -> impl IntoResponse {
+    shown.metrics.streams.set(i64::try_from(shown.hub.streams()).unwrap_or(i64::MAX));
+    shown.metrics.sessions.set(i64::try_from(shown.hub.sessions()).unwrap_or(i64::MAX));
+    let mut text = String::new();
+    match prometheus_client::encoding::text::encode(&mut text, &shown.registry) {
+        Ok(()) => {
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            ([(header::CONTENT_TYPE, kind)], text).into_response()
+        }
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+async fn ready(State(shown): State<Shown>) -> (StatusCode, &'static str) {
+    if !shown.serving.load(Ordering::Relaxed) {
+        (StatusCode::SERVICE_UNAVAILABLE, "the agents' port is not served yet")
+    } else if !shown.hub.is_open() {
+        (StatusCode::SERVICE_UNAVAILABLE, "sessions are not all looked at yet")
+    } else {
+        (StatusCode::OK, "ok")
+    }
+}

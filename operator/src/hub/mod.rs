@@ -1,0 +1,394 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Between sessions and streams: the latest plan of every node out, the latest report of every node in.
+//!
+//! In: what each session wants of each node ([`Hub::publish`]), and what each node's stream brings
+//! ([`Hub::connect`], [`Stream::report`]). Out: a [`Plan`] for a stream whenever its node's has changed
+//! ([`Stream::plan`]), what the nodes say of a session ([`Hub::nodes`]), and a trigger to reconcile it.
+//!
+//! Lost: nothing that matters. Only the latest of each is kept, because both are whole state; a message
+//! that is overwritten before it was read had nothing that the next one has not.
+//!
+//! Invariant: no plan leaves before every session that exists has been published once ([`Hub::hold`]): to an
+//! agent a session that is not listed is over, and an operator that has just started must not end what runs.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use crds::TraceSession;
+use dataset::key::Key;
+use jiff::Timestamp;
+use kube::runtime::reflector::ObjectRef;
+use node_api::v1::{Activity, Hello, Plan, Report, SessionPlan, SessionRef, SessionReport};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use crate::store::ResolvedStore;
+
+/// A session by namespace, name and UID.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SessionId {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its UID: a session of the same name made later is another.
+    pub uid: String,
+}
+
+impl SessionId {
+    /// How the controller names it.
+    pub fn object_ref(&self) -> ObjectRef<TraceSession> {
+        ObjectRef::new(&self.name).within(&self.namespace)
+    }
+}
+
+/// What one session wants of one node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Assignment {
+    /// The body.
+    pub plan: Arc<SessionPlan>,
+    /// Its name: [`node_api::plan::hash`].
+    pub hash: String,
+    /// Collect, or drain.
+    pub activity: Activity,
+    /// For uploads, from the end of the window.
+    pub drain: Duration,
+}
+
+/// What one session wants of all nodes.
+#[derive(Clone)]
+pub struct Published {
+    /// Which session.
+    pub id: SessionId,
+    /// When its window ends.
+    pub end: Timestamp,
+    /// By node.
+    pub nodes: BTreeMap<String, Assignment>,
+    /// Where its grants lead; none while the store cannot be resolved.
+    pub store: Option<Arc<ResolvedStore>>,
+}
+
+/// What the hub knows of one node.
+#[derive(Clone, Debug, Default)]
+pub struct NodeView {
+    /// A stream is up.
+    pub connected: bool,
+    /// Since when there has been none; `None` if there never was one since this operator started.
+    pub lost_since: Option<Instant>,
+    /// The latest report on the session asked for.
+    pub report: Option<SessionReport>,
+}
+
+#[derive(Default)]
+struct Node {
+    /// The number of the stream that is up.
+    stream: Option<u64>,
+    lost_since: Option<Instant>,
+    reports: HashMap<String, SessionReport>,
+    /// Raised when the node's plan may have changed.
+    version: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct State {
+    nodes: HashMap<String, Node>,
+    sessions: HashMap<String, Published>,
+    /// Sessions that must be published before any plan leaves.
+    held: HashSet<String>,
+    /// Sessions whose reports changed since the last [`Hub::flush`].
+    dirty: HashSet<String>,
+    streams: u64,
+}
+
+/// See the module.
+pub struct Hub {
+    state: Mutex<State>,
+    triggers: mpsc::UnboundedSender<ObjectRef<TraceSession>>,
+    open: watch::Sender<bool>,
+}
+
+impl Hub {
+    /// A hub, and the sessions it wants reconciled, as they become due.
+    pub fn new() -> (Arc<Self>, mpsc::UnboundedReceiver<ObjectRef<TraceSession>>) {
+        let (triggers, due) = mpsc::unbounded_channel();
+        (Arc::new(Self { state: Mutex::default(), triggers, open: watch::Sender::new(true) }), due)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no panic while held")
+    }
+
+    /// Keeps all plans back until each of these sessions was published or withdrawn.
+    pub fn hold(&self, uids: impl IntoIterator<Item = String>) {
+        let mut state = self.state();
+        state.held.extend(uids);
+        self.open.send_replace(state.held.is_empty());
+    }
+
+    /// Whether plans leave.
+    pub fn is_open(&self) -> bool {
+        *self.open.borrow()
+    }
+
+    /// Sets what a session wants. Nodes whose plan changed get it at once.
+    pub fn publish(&self, published: Published) {
+        let mut state = self.state();
+        let uid = published.id.uid.clone();
+        let before = state.sessions.insert(uid.clone(), published);
+        self.release(&mut state, &uid);
+        let now = &state.sessions[&uid];
+        let moved = before.as_ref().is_some_and(|before| before.end != now.end);
+        let mut changed: Vec<String> = Vec::new();
+        for (node, assignment) in &now.nodes {
+            if moved || before.as_ref().and_then(|before| before.nodes.get(node)) != Some(assignment) {
+                changed.push(node.clone());
+            }
+        }
+        if let Some(before) = &before {
+            changed.extend(before.nodes.keys().filter(|node| !now.nodes.contains_key(*node)).cloned());
+        }
+        Self::raise(&mut state, changed);
+    }
+
+    /// The session is over: agents stop it and forget it.
+    pub fn withdraw(&self, uid: &str) {
+        let mut state = self.state();
+        self.release(&mut state, uid);
+        if let Some(before) = state.sessions.remove(uid) {
+            for node in before.nodes.keys() {
+                if let Some(node) = state.nodes.get_mut(node) {
+                    node.reports.remove(uid);
+                }
+            }
+            Self::raise(&mut state, before.nodes.into_keys());
+        }
+    }
+
+    /// Withdraws every session that `exists` does not know, and no longer waits for such.
+    pub fn retain(&self, exists: impl Fn(&SessionId) -> bool, held_exists: impl Fn(&str) -> bool) {
+        let (gone, unheld): (Vec<_>, Vec<_>) = {
+            let state = self.state();
+            let gone = state.sessions.values().filter(|p| !exists(&p.id)).map(|p| p.id.uid.clone()).collect();
+            (gone, state.held.iter().filter(|uid| !held_exists(uid)).cloned().collect())
+        };
+        for uid in gone.iter().chain(&unheld) {
+            self.withdraw(uid);
+        }
+    }
+
+    fn release(&self, state: &mut State, uid: &str) {
+        if state.held.remove(uid) && state.held.is_empty() {
+            self.open.send_replace(true);
+        }
+    }
+
+    fn raise(state: &mut State, nodes: impl IntoIterator<Item = String>) {
+        for node in nodes {
+            state.nodes.entry(node).or_default().version.send_modify(|version| *version += 1);
+        }
+    }
+
+    /// What the session wants now, if it is published.
+    pub fn published(&self, uid: &str) -> Option<Published> {
+        self.state().sessions.get(uid).cloned()
+    }
+
+    /// What each of these nodes says of a session.
+    pub fn nodes<'a>(
+        &self,
+        uid: &str,
+        nodes: impl IntoIterator<Item = &'a String>,
+    ) -> BTreeMap<String, NodeView> {
+        let state = self.state();
+        let view = |name: &String| match state.nodes.get(name) {
+            None => NodeView::default(),
+            Some(node) => NodeView {
+                connected: node.stream.is_some(),
+                lost_since: node.lost_since,
+                report: node.reports.get(uid).cloned(),
+            },
+        };
+        nodes.into_iter().map(|name| (name.clone(), view(name))).collect()
+    }
+
+    /// Streams that are up.
+    pub fn streams(&self) -> usize {
+        self.state().nodes.values().filter(|node| node.stream.is_some()).count()
+    }
+
+    /// Sessions that are published.
+    pub fn sessions(&self) -> usize {
+        self.state().sessions.len()
+    }
+
+    /// Asks for a reconcile now.
+    pub fn trigger(&self, session: ObjectRef<TraceSession>) {
+        // The receiver is gone only when the process ends.
+        let _ = self.triggers.send(session);
+    }
+
+    /// Asks for a reconcile of every session whose reports changed since the last call. Called on a timer, so that
+    /// thousands of reports a second cost a few reconciles.
+    pub fn flush(&self) {
+        let due: Vec<_> = {
+            let mut state = self.state();
+            let dirty = std::mem::take(&mut state.dirty);
+            dirty.iter().filter_map(|uid| Some(state.sessions.get(uid)?.id.object_ref())).collect()
+        };
+        due.into_iter().for_each(|session| self.trigger(session));
+    }
+
+    /// Takes over a node's stream; one that was up before ends.
+    pub fn connect(self: &Arc<Self>, hello: Hello) -> Stream {
+        let mut state = self.state();
+        state.streams += 1;
+        let number = state.streams;
+        let node = state.nodes.entry(hello.node.clone()).or_default();
+        node.stream = Some(number);
+        node.lost_since = None;
+        let mut version = node.version.subscribe();
+        version.mark_changed();
+        // Wakes the stream before this one, which finds that it is not the node's any more.
+        node.version.send_modify(|version| *version += 1);
+        Self::mark_all(&mut state, &hello.node);
+        let known = hello.known_plans.into_iter().collect();
+        Stream { hub: self.clone(), node: hello.node, number, version, open: self.open.subscribe(), known }
+    }
+
+    /// The node's sessions have to be looked at again: it came or went.
+    fn mark_all(state: &mut State, node: &str) {
+        let uids =
+            state.sessions.iter().filter(|(_, p)| p.nodes.contains_key(node)).map(|(uid, _)| uid.clone());
+        let uids: Vec<_> = uids.collect();
+        state.dirty.extend(uids);
+    }
+
+    /// Where a grant for this key of a session leads, if the session was given to the node.
+    pub fn granted(&self, node: &str, uid: &str, key: &Key) -> Result<Arc<ResolvedStore>, GrantRefusal> {
+        let state = self.state();
+        let session = state.sessions.get(uid).ok_or(GrantRefusal::NotPlanned)?;
+        let assignment = session.nodes.get(node).ok_or(GrantRefusal::NotPlanned)?;
+        if let Key::Segment { table, .. } = key {
+            let table = dataset::catalogue::table(table).ok_or(GrantRefusal::UnknownTable)?;
+            let always = dataset::bookkeeping::TABLES.iter().any(|one| one.name == table.name);
+            if !always && !assignment.plan.collectors.iter().any(|c| c.name == table.collector) {
+                return Err(GrantRefusal::UnknownTable);
+            }
+        }
+        session.store.clone().ok_or(GrantRefusal::StoreNotReady)
+    }
+}
+
+/// Why there is no grant; the name in snake_case is the metric's label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, strum::IntoStaticStr, strum::EnumIter)]
+#[strum(serialize_all = "snake_case")]
+pub enum GrantRefusal {
+    /// The session was not given to this node, or is over.
+    NotPlanned,
+    /// The session's collectors do not fill such a table.
+    UnknownTable,
+    /// Boot, sequence, length or checksum cannot be.
+    InvalidRequest,
+    /// The store cannot be resolved now.
+    StoreNotReady,
+}
+
+impl GrantRefusal {
+    /// As in the metric.
+    pub fn label(self) -> &'static str {
+        self.into()
+    }
+}
+
+/// One node's stream, as the hub sees it. Dropping it says that the stream is down.
+pub struct Stream {
+    hub: Arc<Hub>,
+    node: String,
+    number: u64,
+    version: watch::Receiver<u64>,
+    open: watch::Receiver<bool>,
+    /// Hashes whose bodies the agent holds.
+    known: HashSet<String>,
+}
+
+impl Stream {
+    /// Waits until the node's plan may have changed; `None` when another stream took over.
+    ///
+    /// Cancel-safe: a change that was not returned is returned by the next call.
+    pub async fn plan(&mut self) -> Option<Plan> {
+        // Both senders live in the hub, which this stream keeps.
+        let _ = self.open.wait_for(|open| *open).await;
+        let _ = self.version.changed().await;
+        let hub = self.hub.clone();
+        let state = hub.state();
+        let ours = state.nodes.get(&self.node).is_some_and(|node| node.stream == Some(self.number));
+        ours.then(|| self.compose(&state, Timestamp::now()))
+    }
+
+    fn compose(&mut self, state: &State, now: Timestamp) -> Plan {
+        let mut plan = Plan::default();
+        let mut current = HashSet::new();
+        for (uid, session) in &state.sessions {
+            let Some(assignment) = session.nodes.get(&self.node) else { continue };
+            let remaining = Duration::try_from(session.end.duration_since(now)).unwrap_or_default();
+            plan.sessions.push(SessionRef {
+                uid: uid.clone(),
+                hash: assignment.hash.clone(),
+                activity: assignment.activity.into(),
+                remaining_ms: if assignment.activity == Activity::Collect { millis(remaining) } else { 0 },
+                drain_ms: millis(assignment.drain),
+            });
+            if !self.known.contains(&assignment.hash) {
+                plan.bodies.push((*assignment.plan).clone());
+            }
+            current.insert(assignment.hash.clone());
+        }
+        plan.sessions.sort_by(|a, b| a.uid.cmp(&b.uid));
+        // The agent keeps bodies of what is listed only.
+        self.known = current;
+        plan
+    }
+
+    /// Takes the node's whole report.
+    pub fn report(&self, report: Report) {
+        let mut state = self.hub.state();
+        let state = &mut *state;
+        let Some(node) = state.nodes.get_mut(&self.node) else { return };
+        if node.stream != Some(self.number) {
+            return;
+        }
+        let reported: HashMap<String, SessionReport> = report
+            .sessions
+            .into_iter()
+            // A node speaks of sessions that it was given; anything else would only take memory.
+            .filter(|s| state.sessions.get(&s.uid).is_some_and(|p| p.nodes.contains_key(&self.node)))
+            .map(|session| (session.uid.clone(), session))
+            .collect();
+        for (uid, session) in &reported {
+            if node.reports.get(uid) != Some(session) {
+                state.dirty.insert(uid.clone());
+            }
+        }
+        node.reports = reported;
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let mut state = self.hub.state();
+        let Some(node) = state.nodes.get_mut(&self.node) else { return };
+        if node.stream == Some(self.number) {
+            node.stream = None;
+            node.lost_since = Some(Instant::now());
+            Hub::mark_all(&mut state, &self.node);
+        }
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The hub without network: what leaves, what is kept, who is heard.
+
+use futures::FutureExt;
+use node_api::v1::Stage;
+
+use super::*;
+
+fn hello(node: &str) -> Hello {
+    Hello { node: node.to_owned(), ..Hello::default() }
+}
+
+fn published(uid: &str, nodes: &[&str]) -> Published {
+    let assignment = |collector: &str| {
+        let collector = node_api::v1::CollectorPlan { name: collector.to_owned(), ..Default::default() };
+        let plan = SessionPlan { uid: uid.to_owned(), collectors: vec![collector], ..SessionPlan::default() };
+        let hash = node_api::plan::hash(&plan);
+        Assignment { plan: plan.into(), hash, activity: Activity::Collect, drain: Duration::from_secs(60) }
+    };
+    Published {
+        id: SessionId { namespace: "shop".to_owned(), name: format!("s-{uid}"), uid: uid.to_owned() },
+        end: Timestamp::now() + jiff::SignedDuration::from_secs(300),
+        nodes: nodes.iter().map(|node| ((*node).to_owned(), assignment("processes"))).collect(),
+        store: None,
+    }
+}
+
+fn report(uid: &str, stage: Stage) -> Report {
+    let session = SessionReport { uid: uid.to_owned(), stage: stage.into(), ..SessionReport::default() };
+    Report { sessions: vec![session] }
+}
+
+#[tokio::test]
+async fn a_node_gets_its_own_sessions_and_each_body_once() {
+    let (hub, _due) = Hub::new();
+    hub.publish(published("a", &["node-1"]));
+    hub.publish(published("b", &["node-2"]));
+    let mut stream = hub.connect(hello("node-1"));
+    let first = stream.plan().await.unwrap();
+    assert_eq!(first.sessions.iter().map(|s| s.uid.as_str()).collect::<Vec<_>>(), ["a"]);
+    assert_eq!(first.bodies.len(), 1);
+    assert!(first.sessions[0].remaining_ms > 290_000);
+    hub.publish(published("c", &["node-1"]));
+    let second = stream.plan().await.unwrap();
+    assert_eq!(second.sessions.len(), 2);
+    assert_eq!(second.bodies.iter().map(|body| body.uid.as_str()).collect::<Vec<_>>(), ["c"]);
+    // Somebody else's session is no reason to send anything.
+    hub.publish(published("d", &["node-2"]));
+    assert!(stream.plan().now_or_never().is_none());
+    hub.withdraw("a");
+    assert_eq!(stream.plan().await.unwrap().sessions.len(), 1);
+}
+
+#[tokio::test]
+async fn bodies_that_the_agent_has_on_disk_are_not_sent() {
+    let (hub, _due) = Hub::new();
+    let session = published("a", &["node-1"]);
+    let hash = session.nodes["node-1"].hash.clone();
+    hub.publish(session);
+    let mut stream = hub.connect(Hello { known_plans: vec![hash], ..hello("node-1") });
+    let plan = stream.plan().await.unwrap();
+    assert_eq!((plan.sessions.len(), plan.bodies.len()), (1, 0));
+}
+
+#[tokio::test]
+async fn no_plan_leaves_before_every_session_was_published() {
+    let (hub, _due) = Hub::new();
+    hub.hold(["a".to_owned(), "b".to_owned(), "gone".to_owned()]);
+    let mut stream = hub.connect(hello("node-1"));
+    hub.publish(published("a", &["node-1"]));
+    assert!(stream.plan().now_or_never().is_none());
+    hub.publish(published("b", &["node-1"]));
+    assert!(!hub.is_open());
+    hub.retain(|_| true, |uid| uid != "gone");
+    assert!(hub.is_open());
+    assert_eq!(stream.plan().await.unwrap().sessions.len(), 2);
+}
+
+#[tokio::test]
+async fn a_newer_stream_of_a_node_ends_the_older_one() {
+    let (hub, _due) = Hub::new();
+    let mut old = hub.connect(hello("node-1"));
+    assert!(old.plan().await.is_some());
+    let new = hub.connect(hello("node-1"));
+    assert!(old.plan().await.is_none());
+    drop(old);
+    assert_eq!(hub.streams(), 1);
+    drop(new);
+    assert_eq!(hub.streams(), 0);
+}
+
+#[tokio::test]
+async fn a_changed_report_triggers_its_session_once_and_the_same_report_does_not() {
+    let (hub, mut due) = Hub::new();
+    hub.publish(published("a", &["node-1"]));
+    let stream = hub.connect(hello("node-1"));
+    hub.flush();
+    assert_eq!(due.try_recv().unwrap().name, "s-a");
+    stream.report(report("a", Stage::Running));
+    stream.report(report("a", Stage::Running));
+    stream.report(report("unknown", Stage::Running));
+    hub.flush();
+    assert_eq!(due.try_recv().unwrap().name, "s-a");
+    assert!(due.try_recv().is_err());
+    // The report is whole state: a session that it does not name has none.
+    assert!(hub.nodes("a", &["node-1".to_owned()])["node-1"].report.is_none());
+    stream.report(report("a", Stage::Done));
+    hub.flush();
+    assert!(due.try_recv().is_ok());
+    let view = &hub.nodes("a", &["node-1".to_owned()])["node-1"];
+    assert_eq!(view.report.as_ref().unwrap().stage(), Stage::Done);
+    drop(stream);
+    let view = &hub.nodes("a", &["node-1".to_owned()])["node-1"];
+    assert!(!view.connected && view.lost_since.is_some() && view.report.is_some());
+}
+
+#[test]
+fn grants_are_for_planned_sessions_and_their_tables_only() {
+    let (hub, _due) = Hub::new();
+    hub.publish(published("a", &["node-1"]));
+    let boot = "0".repeat(32).parse().unwrap();
+    let key = |table: &str| Key::segment(table, "node-1", &boot, 0).unwrap();
+    let refusal = |node: &str, uid: &str, key: &Key| hub.granted(node, uid, key).err().unwrap();
+    assert_eq!(refusal("node-2", "a", &key("processes")), GrantRefusal::NotPlanned);
+    assert_eq!(refusal("node-1", "b", &key("processes")), GrantRefusal::NotPlanned);
+    assert_eq!(refusal("node-1", "a", &key("nonsense")), GrantRefusal::UnknownTable);
+    assert_eq!(refusal("node-1", "a", &key("tcp_connections")), GrantRefusal::UnknownTable);
+    // Far enough to need the store, which this session has not.
+    assert_eq!(refusal("node-1", "a", &key("processes")), GrantRefusal::StoreNotReady);
+    assert_eq!(refusal("node-1", "a", &key("ledger")), GrantRefusal::StoreNotReady);
+}

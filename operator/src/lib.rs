@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The operator: reconciles sessions into plans for nodes, and what nodes report into status.
+//!
+//! ```text
+//!            TraceSession, pods, nodes                    Plan
+//! API server -------------------------> session/ --> hub ------> grpc <==> node agents
+//!            <-------------------------    |          ^              |
+//!            status, Events                |          +-- Report ----+
+//!                                          v                         |
+//!            TraceStore, Secret -----> store/ <------- Grant --------+
+//!                                          |
+//!                                          v   session.json, manifest-<n>.json
+//!                                     object store
+//! ```
+//! One replica writes; there is no lease, so the chart deploys it with `Recreate`. Everything it knows is
+//! in the API server, in the store, or reported again by the agents: it may be killed at any time.
+//!
+//! The library exists for the tests; the binary is `main.rs`.
+
+pub mod agents;
+pub mod args;
+pub mod ca;
+pub mod grpc;
+pub mod hooks;
+pub mod http;
+pub mod hub;
+pub mod metrics;
+pub mod session;
+pub mod store;
+pub mod telemetry;
+pub mod token;

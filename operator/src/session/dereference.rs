@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Step 1 (client required): follows the session's references to the pods they mean.
+//!
+//! In: the selection and the namespace's pods. Out: the pods that match. A Deployment owns its pods through its
+//! ReplicaSets and a CronJob through its Jobs; those are looked up once each by UID and remembered, because an
+//! object's controller does not change. A ReplicaSet made by a rolling update in the window is simply a new
+//! UID to look up.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use crds::{WorkloadKind, WorkloadRef};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::batch::v1::{CronJob, Job};
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::core::{NamespaceResourceScope, PartialObjectMeta, SelectorExt};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+
+use super::validate::Selection;
+
+/// Remembered owners above this many are forgotten all at once; each costs one request to learn again.
+const REMEMBERED_MAX: usize = 20_000;
+
+/// The pods that a session means.
+#[derive(Clone, Debug, Default)]
+pub struct Matched {
+    /// They match, scheduled or not.
+    pub pods: Vec<Arc<Pod>>,
+    /// The workload named by `workloadRef` does not exist.
+    pub workload_missing: bool,
+}
+
+/// Looks up the owners of owners.
+pub struct Owners {
+    client: Client,
+    /// UID of a ReplicaSet or a Job to kind and name of its controller, if it has one.
+    remembered: Mutex<HashMap<String, Option<(String, String)>>>,
+}
+
+impl Owners {
+    /// Asks with this client; needs `get` on the six kinds of workloads.
+    pub fn new(client: Client) -> Self {
+        Self { client, remembered: Mutex::default() }
+    }
+
+    /// Those of `pods` that the selection means.
+    ///
+    /// # Errors
+    /// When the API server cannot be asked for an owner.
+    pub async fn matching(
+        &self,
+        namespace: &str,
+        selection: &Selection,
+        pods: Vec<Arc<Pod>>,
+    ) -> Result<Matched, kube::Error> {
+        let workload = match selection {
+            Selection::Labels(selector) => {
+                let pods = pods.into_iter().filter(|pod| selector.matches(pod.labels())).collect();
+                return Ok(Matched { pods, workload_missing: false });
+            }
+            Selection::Names(names) => {
+                let pods = pods.into_iter().filter(|pod| names.contains(&pod.name_any())).collect();
+                return Ok(Matched { pods, workload_missing: false });
+            }
+            Selection::Workload(workload) => workload,
+        };
+        let mut matched = Matched::default();
+        for pod in pods {
+            if self.owned(namespace, &pod, workload).await? {
+                matched.pods.push(pod);
+            }
+        }
+        matched.workload_missing = matched.pods.is_empty() && !self.exists(namespace, workload).await?;
+        Ok(matched)
+    }
+
+    async fn owned(&self, namespace: &str, pod: &Pod, workload: &WorkloadRef) -> Result<bool, kube::Error> {
+        let Some(owner) = controller(pod.owner_references()) else { return Ok(false) };
+        let wanted = format!("{:?}", workload.kind);
+        if owner.kind == wanted {
+            return Ok(owner.name == workload.name);
+        }
+        let above = match (workload.kind, owner.kind.as_str()) {
+            (WorkloadKind::Deployment, "ReplicaSet") => self.above::<ReplicaSet>(namespace, owner).await?,
+            (WorkloadKind::CronJob, "Job") => self.above::<Job>(namespace, owner).await?,
+            _ => None,
+        };
+        Ok(above.is_some_and(|(kind, name)| kind == wanted && name == workload.name))
+    }
+
+    /// Kind and name of the controller of `owner`.
+    async fn above<K>(
+        &self,
+        namespace: &str,
+        owner: &OwnerReference,
+    ) -> Result<Option<(String, String)>, kube::Error>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + DeserializeOwned
+            + std::fmt::Debug,
+    {
+        if let Some(known) = self.remembered.lock().expect("no panic while held").get(&owner.uid) {
+            return Ok(known.clone());
+        }
+        let found = self.metadata::<K>(namespace, &owner.name).await?;
+        // Gone, or another of the same name: nothing is learnt of this UID, and the pod is about to go too.
+        let Some(found) = found.filter(|found| found.uid().as_deref() == Some(&owner.uid)) else {
+            return Ok(None);
+        };
+        let above =
+            controller(found.owner_references()).map(|above| (above.kind.clone(), above.name.clone()));
+        let mut remembered = self.remembered.lock().expect("no panic while held");
+        if remembered.len() >= REMEMBERED_MAX {
+            remembered.clear();
+        }
+        remembered.insert(owner.uid.clone(), above.clone());
+        Ok(above)
+    }
+
+    async fn metadata<K>(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<PartialObjectMeta<K>>, kube::Error>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + DeserializeOwned
+            + std::fmt::Debug,
+    {
+        Api::<K>::namespaced(self.client.clone(), namespace).get_metadata_opt(name).await
+    }
+
+    async fn exists(&self, namespace: &str, workload: &WorkloadRef) -> Result<bool, kube::Error> {
+        let name = &workload.name;
+        Ok(match workload.kind {
+            WorkloadKind::Deployment => self.metadata::<Deployment>(namespace, name).await?.is_some(),
+            WorkloadKind::StatefulSet => self.metadata::<StatefulSet>(namespace, name).await?.is_some(),
+            WorkloadKind::DaemonSet => self.metadata::<DaemonSet>(namespace, name).await?.is_some(),
+            WorkloadKind::ReplicaSet => self.metadata::<ReplicaSet>(namespace, name).await?.is_some(),
+            WorkloadKind::Job => self.metadata::<Job>(namespace, name).await?.is_some(),
+            WorkloadKind::CronJob => self.metadata::<CronJob>(namespace, name).await?.is_some(),
+        })
+    }
+}
+
+fn controller(owners: &[OwnerReference]) -> Option<&OwnerReference> {
+    owners.iter().find(|owner| owner.controller == Some(true))
+}

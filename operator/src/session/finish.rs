@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Step 6 (store required): the first and the last file of a session.
+//!
+//! In: the resolved store, what the nodes say. Out: `_tracelake/session.json` before anything is collected, and
+//! `_tracelake/manifest-<n>.json` when the session is over, or again when a lost node has returned. The operator
+//! lists the folder and compares it with the nodes' own manifests before it says that a session is complete.
+//!
+//! Both files are created once. A `session.json` that is there already was written by this session before the
+//! operator restarted: its start is the session's start. A manifest that says what the last one said is not
+//! written again.
+
+use std::collections::BTreeMap;
+
+use crds::conditions::reason;
+use dataset::key::Key;
+use dataset::manifest::{FORMAT_VERSION, Manifest, SessionFile};
+use dataset::reader::{self, ReadError};
+use jiff::Timestamp;
+
+use super::memory::Late;
+use super::nodes::NodeState;
+use super::status::Finished;
+use crate::hub::SessionId;
+use crate::store::ResolvedStore;
+
+/// Writes `session.json`, or reads the one that is there. Returns when the window began.
+///
+/// # Errors
+/// When the store fails, or holds another session's file.
+pub async fn open(
+    store: &ResolvedStore,
+    id: &SessionId,
+    cluster_id: &str,
+    spec: serde_json::Value,
+    now: Timestamp,
+) -> Result<Timestamp, ReadError> {
+    let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
+    let file = SessionFile {
+        format_version: FORMAT_VERSION,
+        namespace: id.namespace.clone(),
+        session: id.name.clone(),
+        uid: id.uid.clone(),
+        cluster_id: cluster_id.to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        start_time: now.to_string(),
+        spec,
+        schemas: dataset::schema::versions(),
+    };
+    let created =
+        reader::create_json(store.object_store().as_ref(), store.prefix(), &Key::Session, &file).await;
+    match created {
+        Ok(()) => Ok(now),
+        Err(ReadError::Exists { key }) => {
+            let contents = reader::load(store.object_store().as_ref(), store.prefix()).await?;
+            let start = contents
+                .session
+                .filter(|there| there.uid == id.uid)
+                .and_then(|there| there.start_time.parse().ok());
+            start.ok_or(ReadError::Exists { key })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Why a node is not complete, as far as its state says.
+fn reasons(states: &BTreeMap<String, NodeState>) -> BTreeMap<String, String> {
+    let reason = |state: &NodeState| match state {
+        // Whether it is true is for the listing to say.
+        NodeState::Done => Some(String::new()),
+        // It has nothing to acknowledge.
+        NodeState::Unsupported(_) => None,
+        NodeState::Failed(reason, message) => Some(format!("{reason}: {message}")),
+        NodeState::Lost(reason) => Some((*reason).to_owned()),
+        NodeState::Waiting | NodeState::Preparing | NodeState::Running | NodeState::Draining => {
+            Some(format!("{}: it had not uploaded everything in time", reason::DRAIN_TIMEOUT))
+        }
+    };
+    states.iter().filter_map(|(node, state)| Some((node.clone(), reason(state)?))).collect()
+}
+
+/// Compares what the store holds with what the nodes say, and writes the manifest that follows.
+///
+/// # Errors
+/// When the store fails.
+pub async fn close(
+    store: &ResolvedStore,
+    states: &BTreeMap<String, NodeState>,
+    now: Timestamp,
+) -> Result<(Finished, Manifest), ReadError> {
+    let contents = reader::load(store.object_store().as_ref(), store.prefix()).await?;
+    for finding in contents.compare() {
+        tracing::warn!(%finding, error = finding.is_error(), "dataset differs from what the nodes say");
+    }
+    let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
+    let mut manifest = contents.manifest(&reasons(states), now.to_string());
+    match contents.manifest {
+        Some(last) if last.nodes == manifest.nodes && last.verdict == manifest.verdict => manifest = last,
+        _ => {
+            let key = Key::manifest(manifest.number);
+            reader::create_json(store.object_store().as_ref(), store.prefix(), &key, &manifest).await?;
+        }
+    }
+    Ok((finished(&manifest), manifest))
+}
+
+/// What a manifest says, for the status.
+pub fn finished(manifest: &Manifest) -> Finished {
+    let mut missing = manifest.nodes.iter().filter(|node| !node.reason.is_empty());
+    let reason = match missing.next() {
+        None => String::new(),
+        Some(first) => {
+            let others = missing.count();
+            let others = if others == 0 { String::new() } else { format!(" (and {others} more nodes)") };
+            format!("node {}: {}{others}", first.node, first.reason)
+        }
+    };
+    Finished { manifest: Some((Key::manifest(manifest.number).relative(), manifest.verdict)), reason }
+}
+
+/// What a manifest says of the nodes it lists.
+pub fn late(manifest: &Manifest) -> Late {
+    let missing = manifest.nodes.iter().filter(|node| !node.reason.is_empty());
+    Late {
+        missing: missing.map(|node| node.node.clone()).collect(),
+        listed: manifest.nodes.iter().map(|node| node.node.clone()).collect(),
+        done: 0,
+    }
+}

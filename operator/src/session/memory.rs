@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the operator remembers of a session between two reconciles; losing it costs requests, never truth.
+//!
+//! Everything that must survive a restart is in the session's status, its dataset and the agents' reports.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crds::TraceSession;
+use jiff::{SignedDuration, Timestamp};
+use kube::ResourceExt;
+use tokio::time::Instant;
+
+use super::validate::ValidatedSession;
+use crate::store::ResolvedStore;
+
+/// How long a resolved store is used before its Secret is read again.
+const STORE_TTL: Duration = Duration::from_secs(60);
+
+/// What the last manifest of an incomplete session says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Late {
+    /// The nodes that it lists.
+    pub listed: BTreeSet<String>,
+    /// Those of them that it waits for.
+    pub missing: BTreeSet<String>,
+    /// How many of those said that they were done when it was written.
+    pub done: usize,
+}
+
+/// One session.
+#[derive(Default)]
+pub struct Memory {
+    /// When its status was last written.
+    pub last_write: Option<Instant>,
+    /// The status as last written, and the versions that it replaced: the watch may still show one of those.
+    written: Option<Arc<TraceSession>>,
+    replaced: HashSet<String>,
+    /// The store, and when it was resolved.
+    store: Option<(Instant, Arc<ResolvedStore>)>,
+    /// When each node became expected, in this process.
+    pub expected: BTreeMap<String, Instant>,
+    /// Of an incomplete session: what its last manifest says.
+    pub late: Option<Late>,
+    /// The spec does not change but for `stop` and the ttl.
+    pub valid: Option<Arc<ValidatedSession>>,
+}
+
+impl Memory {
+    /// The newer of what the watch shows and what was last written.
+    pub fn freshest(&mut self, shown: &Arc<TraceSession>) -> Arc<TraceSession> {
+        if let Some(written) = &self.written
+            && self.replaced.contains(&shown.resource_version().unwrap_or_default())
+        {
+            return written.clone();
+        }
+        self.written = None;
+        self.replaced.clear();
+        shown.clone()
+    }
+
+    /// A write replaced the version `base` with `written`.
+    /// At `status_at` if it was its status.
+    pub fn wrote(&mut self, base: Option<String>, written: TraceSession, status_at: Option<Instant>) {
+        self.replaced.extend(base);
+        // A write that changed nothing keeps its version; it replaces nothing.
+        self.replaced.remove(&written.resource_version().unwrap_or_default());
+        self.written = Some(Arc::new(written));
+        self.last_write = status_at.or(self.last_write);
+    }
+
+    /// The store, if it was resolved recently.
+    pub fn store(&self, now: Instant) -> Option<Arc<ResolvedStore>> {
+        let (at, store) = self.store.as_ref()?;
+        (now.saturating_duration_since(*at) < STORE_TTL).then(|| store.clone())
+    }
+
+    /// The store, however old.
+    pub fn any_store(&self) -> Option<Arc<ResolvedStore>> {
+        self.store.as_ref().map(|(_, store)| store.clone())
+    }
+
+    /// Keeps a store that was just resolved.
+    pub fn keep_store(&mut self, store: Arc<ResolvedStore>, now: Instant) {
+        self.store = Some((now, store));
+    }
+}
+
+/// The present, as passes see it.
+#[derive(Debug, Default)]
+pub struct Clock {
+    ahead: Mutex<Duration>,
+}
+
+impl Clock {
+    fn ahead(&self) -> Duration {
+        *self.ahead.lock().expect("no panic while held")
+    }
+
+    /// For lengths of time.
+    pub fn now(&self) -> Instant {
+        Instant::now() + self.ahead()
+    }
+
+    /// For what is written down.
+    pub fn utc(&self) -> Timestamp {
+        Timestamp::now() + SignedDuration::try_from(self.ahead()).unwrap_or_default()
+    }
+
+    /// Goes on as if this much time had passed: tests do not wait.
+    pub fn advance(&self, time: Duration) {
+        *self.ahead.lock().expect("no panic while held") += time;
+    }
+}
+
+/// All sessions, by UID.
+#[derive(Default)]
+pub struct Memories {
+    all: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Memory>>>>,
+}
+
+impl Memories {
+    /// What is remembered of a session; empty at first.
+    pub fn of(&self, uid: &str) -> Arc<tokio::sync::Mutex<Memory>> {
+        self.all.lock().expect("no panic while held").entry(uid.to_owned()).or_default().clone()
+    }
+
+    /// The session is gone.
+    pub fn forget(&self, uid: &str) {
+        self.all.lock().expect("no panic while held").remove(uid);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session(version: &str) -> TraceSession {
+        let yaml = format!(
+            "{{metadata: {{name: s, resourceVersion: '{version}'}}, \
+             spec: {{target: {{podSelector: {{}}}}, duration: 1m, collectors: []}}}}"
+        );
+        serde_yaml::from_str(&yaml).unwrap()
+    }
+
+    #[test]
+    fn a_watch_that_is_behind_our_own_writes_is_not_believed() {
+        let mut memory = Memory::default();
+        let first = Arc::new(session("1"));
+        assert_eq!(memory.freshest(&first).resource_version().unwrap(), "1");
+        memory.wrote(Some("1".to_owned()), session("2"), None);
+        memory.wrote(Some("2".to_owned()), session("3"), None);
+        for behind in ["1", "2"] {
+            assert_eq!(memory.freshest(&Arc::new(session(behind))).resource_version().unwrap(), "3");
+        }
+        // Somebody else's later write is.
+        assert_eq!(memory.freshest(&Arc::new(session("4"))).resource_version().unwrap(), "4");
+        assert_eq!(memory.freshest(&first).resource_version().unwrap(), "1");
+    }
+}

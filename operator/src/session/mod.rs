@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Sessions: from what a user asked for to plans, and from reports to what the user is told.
+//!
+//! | step | file | needs |
+//! | --- | --- | --- |
+//! | follow references to pods | [`dereference`] , [`pods`] | client |
+//! | check the spec | [`validate`] | nothing |
+//! | make each node's plan | [`build`] | nothing |
+//! | hand plans out | [`crate::hub`] | nothing |
+//! | write first and last file | [`finish`] | store |
+//! | what nodes do, and the status that follows | [`nodes`], [`status`] | nothing |
+//! | write it | [`write`] | client |
+//!
+//! [`reconcile`] is the driver, [`run`] the loop: watches of sessions and nodes, triggers from the hub.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crds::TraceSession;
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::Node;
+use kube::core::PartialObjectMeta;
+use kube::runtime::controller::{self, Action, applier};
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::{WatchStreamExt, reflector, watcher};
+use kube::{Api, Client, ResourceExt};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+pub mod build;
+pub mod dereference;
+pub mod finish;
+pub mod memory;
+pub mod nodes;
+pub mod pods;
+pub mod reconcile;
+pub mod status;
+pub mod validate;
+pub mod write;
+
+pub use reconcile::{Context, ReconcileError};
+
+use crate::hub::SessionId;
+use crate::metrics::{Kind, Word, outcome};
+
+/// Reports are looked at this often: a change of a node's stage is in the status within a second.
+const FLUSH: Duration = Duration::from_millis(250);
+/// Sessions reconciled at the same time; each holds at most one request to the API server or the store.
+const CONCURRENCY: u16 = 32;
+/// Longer than any listing of a session; a pass that hangs must not hold its session for ever.
+const PASS_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Watches the nodes' labels until stopped.
+pub fn watch_nodes(client: Client, stop: CancellationToken) -> Store<PartialObjectMeta<Node>> {
+    let (nodes, writer) = reflector::store();
+    let watch =
+        watcher(Api::<PartialObjectMeta<Node>>::all(client), watcher::Config::default().any_semantic())
+            .default_backoff()
+            .modify(|node| {
+                node.metadata.managed_fields = None;
+                node.metadata.annotations = None;
+            })
+            .reflect(writer)
+            .for_each(|event| async move {
+                if let Err(error) = event {
+                    tracing::warn!(%error, "watch of nodes failed, will retry");
+                }
+            });
+    tokio::spawn(async move { stop.run_until_cancelled(watch).await });
+    nodes
+}
+
+/// Holds plans back until every session that exists and has started was looked at once.
+///
+/// # Errors
+/// When sessions cannot be listed.
+pub async fn hold_started(context: &Context) -> Result<(), kube::Error> {
+    let all = Api::<TraceSession>::all(context.client.clone()).list(&Default::default()).await?;
+    let started = all.into_iter().filter(|session| {
+        let status = session.status.as_ref();
+        // An incomplete session still has nodes that must not forget it.
+        let over = matches!(
+            status.and_then(|status| status.phase),
+            Some(crds::Phase::Completed | crds::Phase::Failed)
+        );
+        !over && status.is_some_and(|status| status.start_time.is_some())
+    });
+    context.hub.hold(started.filter_map(|session| session.uid()));
+    Ok(())
+}
+
+/// Reconciles sessions until stopped. `due` are the sessions that the hub wants looked at.
+pub async fn run(
+    context: Arc<Context>,
+    due: mpsc::UnboundedReceiver<ObjectRef<TraceSession>>,
+    stop: CancellationToken,
+) {
+    let (sessions, writer) = reflector::store::<TraceSession>();
+    let seen = context.metrics.watch_seen.get_or_create(&Kind { kind: Word("TraceSession") }).clone();
+    let watching = context.clone();
+    let watch = watcher(Api::all(context.client.clone()), watcher::Config::default().any_semantic())
+        .default_backoff()
+        .reflect(writer)
+        .filter_map(move |event| {
+            seen.set(jiff::Timestamp::now().as_second());
+            std::future::ready(touched(&watching, event))
+        });
+    let queue = futures::stream::select(watch, UnboundedReceiverStream::new(due))
+        .map(Ok::<_, std::convert::Infallible>);
+    let reconciles = applier(
+        |session, context| Box::pin(timed(session, context)),
+        retry,
+        context.clone(),
+        sessions.clone(),
+        queue,
+        controller::Config::default().concurrency(CONCURRENCY),
+    )
+    .for_each(|_| std::future::ready(()));
+    tokio::spawn(flush(context, sessions, stop.clone()));
+    stop.run_until_cancelled(reconciles).await;
+}
+
+/// The session that an event is about. One that is gone is forgotten here: no pass will see it.
+fn touched(
+    context: &Context,
+    event: watcher::Result<watcher::Event<TraceSession>>,
+) -> Option<ObjectRef<TraceSession>> {
+    match event {
+        Ok(watcher::Event::Apply(session) | watcher::Event::InitApply(session)) => {
+            Some(ObjectRef::from_obj(&session))
+        }
+        Ok(watcher::Event::Delete(session)) => {
+            let id = SessionId {
+                namespace: session.namespace().unwrap_or_default(),
+                name: session.name_any(),
+                uid: session.uid().unwrap_or_default(),
+            };
+            context.hub.withdraw(&id.uid);
+            context.pods.release(&id);
+            context.memories.forget(&id.uid);
+            None
+        }
+        Ok(watcher::Event::Init | watcher::Event::InitDone) => None,
+        Err(error) => {
+            tracing::warn!(%error, "watch of sessions failed, will retry");
+            None
+        }
+    }
+}
+
+/// Triggers sessions whose reports changed, and drops what a watch that was away has missed.
+async fn flush(context: Arc<Context>, sessions: Store<TraceSession>, stop: CancellationToken) {
+    if sessions.wait_until_ready().await.is_err() {
+        return;
+    }
+    let mut ticks = tokio::time::interval(FLUSH);
+    while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+        context.hub.flush();
+        let exists = |id: &SessionId| {
+            sessions.get(&id.object_ref()).is_some_and(|session| session.uid().as_deref() == Some(&id.uid))
+        };
+        let held =
+            |uid: &str| sessions.find(|session| session.metadata.uid.as_deref() == Some(uid)).is_some();
+        if context.hub.is_open() {
+            context.hub.retain(exists, |_| true);
+        } else {
+            context.hub.retain(exists, held);
+        }
+    }
+}
+
+async fn timed(session: Arc<TraceSession>, context: Arc<Context>) -> Result<Action, ReconcileError> {
+    let namespace = session.namespace().unwrap_or_default();
+    let span = tracing::info_span!("reconcile", namespace, session = session.name_any(), uid = session.uid());
+    let metrics = context.metrics.clone();
+    let pass = tokio::time::timeout(PASS_TIMEOUT, reconcile::reconcile(session, context));
+    let result = async {
+        let result = pass.await.unwrap_or(Err(ReconcileError::Timeout));
+        if let Err(error) = &result {
+            tracing::warn!(%error, "reconcile failed, will retry");
+        }
+        result
+    }
+    .instrument(span)
+    .await;
+    metrics.reconciles.get_or_create(&outcome(result.is_ok())).inc();
+    result
+}
+
+fn retry(_: Arc<TraceSession>, _: &ReconcileError, _: Arc<Context>) -> Action {
+    // Jittered, so that sessions do not come back together when the API server does.
+    Action::requeue(Duration::from_millis(2_000 + u64::from(rand::random::<u16>() % 3_000)))
+}

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Watches pods where sessions are, and nowhere else.
+//!
+//! In: which sessions are active in which namespace. Out: a cache of that namespace's pods, and a reconcile of its
+//! sessions at every change of a pod. The first session of a namespace starts the watch, the last one ends it.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::Pod;
+use kube::runtime::reflector::Store;
+use kube::runtime::{WatchStreamExt, reflector, watcher};
+use kube::{Api, Client};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::hub::{Hub, SessionId};
+
+/// How long a reconcile waits for a new watch's first list.
+const READY_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The pods of a namespace cannot be listed.
+#[derive(Debug, thiserror::Error)]
+#[error("pods of namespace {0} were not listed within 20 s; the operator needs list and watch on pods there")]
+pub struct NotListed(String);
+
+struct Watch {
+    pods: Store<Pod>,
+    users: Arc<Mutex<HashSet<SessionId>>>,
+    _stop: DropGuard,
+}
+
+type SharedUsers = Arc<Mutex<HashSet<SessionId>>>;
+
+/// See the module.
+pub struct PodWatches {
+    client: Client,
+    hub: Arc<Hub>,
+    watches: Mutex<HashMap<String, Watch>>,
+}
+
+impl PodWatches {
+    /// No watch yet; changes trigger reconciles through `hub`.
+    pub fn new(client: Client, hub: Arc<Hub>) -> Self {
+        Self { client, hub, watches: Mutex::default() }
+    }
+
+    /// The pods of the session's namespace, kept up to date until [`release`](Self::release).
+    ///
+    /// # Errors
+    /// [`NotListed`] when the first list does not come.
+    pub async fn acquire(&self, session: &SessionId) -> Result<Store<Pod>, NotListed> {
+        let pods = {
+            let mut watches = self.watches.lock().expect("no panic while held");
+            let watch =
+                watches.entry(session.namespace.clone()).or_insert_with(|| self.start(&session.namespace));
+            watch.users.lock().expect("no panic while held").insert(session.clone());
+            watch.pods.clone()
+        };
+        match tokio::time::timeout(READY_TIMEOUT, pods.wait_until_ready()).await {
+            Ok(Ok(())) => Ok(pods),
+            _ => Err(NotListed(session.namespace.clone())),
+        }
+    }
+
+    /// The session needs no pods any more.
+    pub fn release(&self, session: &SessionId) {
+        let mut watches = self.watches.lock().expect("no panic while held");
+        let Some(watch) = watches.get(&session.namespace) else { return };
+        let unused = {
+            let mut users = watch.users.lock().expect("no panic while held");
+            users.remove(session);
+            users.is_empty()
+        };
+        if unused {
+            watches.remove(&session.namespace);
+            tracing::debug!(namespace = session.namespace, "watch of pods ended");
+        }
+    }
+
+    fn start(&self, namespace: &str) -> Watch {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let (pods, writer) = reflector::store();
+        let users = SharedUsers::default();
+        let stop = CancellationToken::new();
+        let watch = watcher(api, watcher::Config::default().any_semantic())
+            .default_backoff()
+            .modify(shrink)
+            .reflect(writer);
+        let (hub, told, stopped, name) =
+            (self.hub.clone(), users.clone(), stop.clone(), namespace.to_owned());
+        tokio::spawn(async move {
+            let mut watch = std::pin::pin!(watch);
+            while let Some(Some(event)) = stopped.run_until_cancelled(watch.next()).await {
+                match event {
+                    // Objects of a list come one by one; the list's end tells of them all.
+                    Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => {}
+                    Ok(_) => {
+                        let told: Vec<_> =
+                            told.lock().expect("no panic while held").iter().cloned().collect();
+                        told.iter().for_each(|session| hub.trigger(session.object_ref()));
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, namespace = name, "watch of pods failed, will retry")
+                    }
+                }
+            }
+        });
+        tracing::debug!(namespace, "watch of pods started");
+        Watch { pods, users, _stop: stop.drop_guard() }
+    }
+}
+
+/// Keeps what plans are made of: thousands of pods are held at once.
+fn shrink(pod: &mut Pod) {
+    pod.metadata.managed_fields = None;
+    if let Some(spec) = &mut pod.spec {
+        let node_name = spec.node_name.take();
+        let host_network = spec.host_network;
+        *spec = k8s_openapi::api::core::v1::PodSpec { node_name, host_network, ..Default::default() };
+    }
+    if let Some(status) = &mut pod.status {
+        status.conditions = None;
+    }
+}

@@ -1,0 +1,685 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One pass over one session: what is wanted, what is there, what follows.
+//!
+//! ```text
+//! validate --> open the window --> dereference --> build --> publish --> (close) --> status
+//!  pure         store, client       client          pure      hub          store       pure, then one write
+//! ```
+//! Level-triggered: every pass starts from the resource, the pods and the reports as they are, so a trigger may be
+//! lost or repeated. What has begun goes on with the API server or the store away: plans are published
+//! before the status is written, and a store that does not answer ends nothing but grants.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crds::conditions::reason;
+use crds::{Phase, TraceSession, TraceSessionStatus};
+use dataset::manifest::Verdict;
+use dataset::reader::{self, ReadError};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Node;
+use kube::core::PartialObjectMeta;
+use kube::runtime::controller::Action;
+use kube::runtime::events::Recorder;
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::{Client, ResourceExt};
+use node_api::v1::{Activity, SessionPlan};
+use tokio::time::Instant;
+
+use super::dereference::{Matched, Owners};
+use super::memory::{Clock, Late, Memories, Memory};
+use super::nodes::{self, NodeState};
+use super::pods::{NotListed, PodWatches};
+use super::status::{Early, Finished, Observed, StoreState, TargetState, status};
+use super::validate::{Rejection, Selection, ValidatedSession, validate};
+use super::write::{Writer, Written};
+use super::{build, finish};
+use crate::hub::{Assignment, Hub, NodeView, Published, SessionId};
+use crate::metrics::Metrics;
+use crate::store::{ResolvedStore, StoreProblem, Stores};
+
+/// A session in its window is looked at this often when nothing happens: its store's Secret may have changed.
+const IDLE: Duration = Duration::from_secs(60);
+/// While a node does not answer, or a store is awaited.
+const WATCHFUL: Duration = Duration::from_secs(5);
+/// An incomplete session waits for its nodes without hurry.
+const LATE: Duration = Duration::from_secs(300);
+
+/// What a pass needs.
+pub struct Context {
+    /// For writes and look-ups.
+    pub client: Client,
+    /// Plans out, reports in.
+    pub hub: Arc<Hub>,
+    /// Stores by reference.
+    pub stores: Arc<Stores>,
+    /// Pods of namespaces with sessions.
+    pub pods: PodWatches,
+    /// Labels of nodes.
+    pub nodes: Store<PartialObjectMeta<Node>>,
+    /// Owners of owners.
+    pub owners: Owners,
+    /// Events.
+    pub recorder: Recorder,
+    /// Counters.
+    pub metrics: Metrics,
+    /// UID of the namespace `kube-system`.
+    pub cluster_id: String,
+    /// Between passes.
+    pub memories: Memories,
+    /// The present.
+    pub clock: Clock,
+    /// When this process began.
+    pub started: Instant,
+}
+
+/// Why a pass ended early; it is repeated with backoff.
+#[derive(Debug, thiserror::Error)]
+pub enum ReconcileError {
+    /// The API server refused or cannot be reached.
+    #[error("the API server: {0}")]
+    Api(#[from] kube::Error),
+    /// Pods cannot be listed.
+    #[error(transparent)]
+    Pods(#[from] NotListed),
+    /// It took too long.
+    #[error("the pass took too long")]
+    Timeout,
+    /// The object has no UID: it did not come from an API server.
+    #[error("the session has no UID")]
+    NoUid,
+}
+
+/// One pass.
+///
+/// # Errors
+/// When the API server fails; the pass is then repeated.
+pub async fn reconcile(shown: Arc<TraceSession>, context: Arc<Context>) -> Result<Action, ReconcileError> {
+    let uid = shown.uid().ok_or(ReconcileError::NoUid)?;
+    let memory = context.memories.of(&uid);
+    let mut memory = memory.lock().await;
+    let session = memory.freshest(&shown);
+    let id = SessionId { namespace: session.namespace().unwrap_or_default(), name: session.name_any(), uid };
+    Pass { context: &context, id, now: context.clock.utc(), instant: context.clock.now() }
+        .run(&mut memory, session)
+        .await
+}
+
+struct Pass<'a> {
+    context: &'a Context,
+    id: SessionId,
+    now: Timestamp,
+    instant: Instant,
+}
+
+/// What a status is made from besides the resource itself.
+#[derive(Default)]
+struct Findings {
+    rejection: Option<Rejection>,
+    store: Option<StoreState>,
+    dataset: Option<crds::DatasetStatus>,
+    window: Option<(Timestamp, Timestamp)>,
+    early: Option<Early>,
+    targets: Option<TargetState>,
+    states: BTreeMap<String, NodeState>,
+    views: BTreeMap<String, NodeView>,
+    deadline_passed: bool,
+    finished: Option<Finished>,
+}
+
+impl Pass<'_> {
+    fn writer(&self) -> Writer<'_> {
+        Writer::new(&self.context.client, &self.context.recorder, &self.context.metrics, self.instant)
+    }
+
+    async fn run(&self, memory: &mut Memory, session: Arc<TraceSession>) -> Result<Action, ReconcileError> {
+        if session.status.as_ref().and_then(|status| status.phase).is_some_and(Phase::is_over) {
+            return self.over(memory, session).await;
+        }
+        let valid = match &memory.valid {
+            Some(valid) => valid.clone(),
+            None => match validate(&session.spec) {
+                Ok(valid) => Arc::new(valid),
+                Err(rejection) => {
+                    let findings = Findings { rejection: Some(rejection), ..Findings::default() };
+                    return self.conclude(memory, session, findings).await;
+                }
+            },
+        };
+        memory.valid = Some(valid.clone());
+        let status = session.status.clone().unwrap_or_default();
+        match (status.start_time, status.end_time) {
+            (Some(start), Some(end)) => self.started(memory, session, &valid, start.0, end.0).await,
+            _ => self.waiting(memory, session, &valid).await,
+        }
+    }
+
+    /// The window is not open: the store decides.
+    async fn waiting(
+        &self,
+        memory: &mut Memory,
+        session: Arc<TraceSession>,
+        valid: &ValidatedSession,
+    ) -> Result<Action, ReconcileError> {
+        if session.metadata.deletion_timestamp.is_some() {
+            return self.let_go(memory, &session).await;
+        }
+        let deadline =
+            session.creation_timestamp().map_or(self.now, |at| at.0) + signed(valid.start_deadline);
+        if session.spec.stop {
+            let findings =
+                Findings { early: Some(Early::Stopped), deadline_passed: true, ..Findings::default() };
+            return self.conclude(memory, session, findings).await;
+        }
+        match self.open(memory, &session).await? {
+            Ok((store, start)) => {
+                let end = start + signed(valid.duration);
+                let findings = Findings {
+                    store: Some(StoreState::Ready),
+                    dataset: Some(store.dataset()),
+                    window: Some((start, end)),
+                    ..Findings::default()
+                };
+                // What is intended stands in the API server before any node acts on it.
+                let session = memory.freshest(&session);
+                let next = self.status(&session, &findings);
+                self.writer().status(memory, &session, next).await?;
+                let session = memory.freshest(&session);
+                Box::pin(self.started(memory, session, valid, start, end)).await
+            }
+            Err(problem) => {
+                let deadline_passed = self.now >= deadline;
+                let store = StoreState::Problem(problem.reason.to_owned(), problem.message);
+                let findings = Findings { store: Some(store), deadline_passed, ..Findings::default() };
+                if deadline_passed {
+                    return self.conclude(memory, session, findings).await;
+                }
+                self.context.hub.withdraw(&self.id.uid);
+                let next = self.status(&session, &findings);
+                let written = self.writer().status(memory, &session, next).await?;
+                let wait = WATCHFUL.min(until(deadline, self.now));
+                Ok(Action::requeue(later(written, wait)))
+            }
+        }
+    }
+
+    /// Probes the store and writes the dataset's first file. The outer error is the API server's.
+    async fn open(
+        &self,
+        memory: &mut Memory,
+        session: &Arc<TraceSession>,
+    ) -> Result<Result<(Arc<ResolvedStore>, Timestamp), StoreProblem>, ReconcileError> {
+        let store = match self.context.stores.resolve(session).await {
+            Ok(store) => Arc::new(store),
+            Err(problem) => return Ok(Err(problem)),
+        };
+        if let Err(problem) = store.probe().await {
+            return Ok(Err(problem));
+        }
+        self.writer().add_finalizer(memory, session).await?;
+        let spec = serde_json::to_value(&session.spec).unwrap_or_default();
+        match finish::open(&store, &self.id, &self.context.cluster_id, spec, self.now).await {
+            Ok(start) => {
+                memory.keep_store(store.clone(), self.instant);
+                Ok(Ok((store, start)))
+            }
+            Err(error) => Ok(Err(unreadable(&error))),
+        }
+    }
+
+    /// The window is or was open.
+    async fn started(
+        &self,
+        memory: &mut Memory,
+        session: Arc<TraceSession>,
+        valid: &ValidatedSession,
+        start: Timestamp,
+        planned_end: Timestamp,
+    ) -> Result<Action, ReconcileError> {
+        let before = session.status.clone().unwrap_or_default();
+        let (end, early) = self.end(&session, &before, valid, start, planned_end);
+        let store = self.store(memory, &session).await;
+        let selected = self.select(valid, start).await?;
+        let expected = self.expect(memory, &before, selected.plans.keys(), self.now < end);
+        self.publish(valid, end, &expected, &selected.plans, store.as_ref().ok().cloned());
+
+        let views = self.context.hub.nodes(&self.id.uid, &expected);
+        let states = states(&views, &memory.expected, self.instant);
+        let mut findings = Findings {
+            store: store
+                .as_ref()
+                .err()
+                .map(|problem| StoreState::Problem(problem.reason.to_owned(), problem.message.clone())),
+            window: Some((start, end)),
+            early,
+            // After the window pods come and go without meaning anything.
+            targets: (self.now < end).then(|| selected.targets(valid)),
+            states,
+            views,
+            ..Findings::default()
+        };
+        if findings.store.is_none() {
+            findings.store = Some(StoreState::Ready);
+        }
+        if self.now >= end {
+            let deadline = end + signed(valid.drain_timeout);
+            let settled = findings.states.values().all(NodeState::is_settled);
+            if settled || self.now >= deadline {
+                findings.finished = self.close(memory, &findings.states, store, self.now >= deadline).await;
+            }
+            if findings.finished.is_some() {
+                return self.conclude(memory, session, findings).await;
+            }
+        }
+        let next = self.status(&session, &findings);
+        // An operator that has just started has not heard its agents yet: what they did is still true.
+        let unheard = findings.views.values().any(|view| view.report.is_none());
+        let written = if next.phase == before.phase
+            && unheard
+            && self.instant < self.context.started + nodes::LOST_AFTER
+        {
+            Written::Later(WATCHFUL)
+        } else {
+            self.writer().status(memory, &session, next).await?
+        };
+        let boundary = if self.now < end { end } else { end + signed(valid.drain_timeout) };
+        let uneasy = self.now >= end
+            || matches!(findings.store, Some(StoreState::Problem(..)))
+            || findings.views.values().any(|view| !view.connected);
+        let wait = if uneasy { WATCHFUL } else { IDLE };
+        Ok(Action::requeue(later(written, wait.min(until(boundary, self.now)))))
+    }
+
+    /// When the window ends, and why if before its time.
+    fn end(
+        &self,
+        session: &TraceSession,
+        before: &TraceSessionStatus,
+        valid: &ValidatedSession,
+        start: Timestamp,
+        planned: Timestamp,
+    ) -> (Timestamp, Option<Early>) {
+        let deleted = session.metadata.deletion_timestamp.as_ref().map(|at| at.0);
+        let uploaded = before.totals.as_ref().map_or(0, |totals| totals.bytes_uploaded);
+        let spent = valid.budget_bytes.is_some_and(|limit| u64::try_from(uploaded).unwrap_or(0) >= limit);
+        let full = start + signed(valid.duration);
+        let early = if crds::conditions::get(&before.conditions, crds::conditions::session::BUDGET_EXCEEDED)
+            .is_some_and(|condition| condition.status == "True")
+        {
+            Some(Early::Budget)
+        } else if (session.spec.stop || deleted.is_some()) && (planned < full || self.now < planned) {
+            Some(Early::Stopped)
+        } else if spent && self.now < planned {
+            Some(Early::Budget)
+        } else {
+            None
+        };
+        match early {
+            None => (planned, None),
+            // Once moved, the end stays where it is.
+            Some(early) => {
+                (planned.min(deleted.unwrap_or(self.now).max(start)).min(self.now.max(start)), Some(early))
+            }
+        }
+    }
+
+    /// The session's store, resolved within the last minute. A started session does without for a while.
+    async fn store(
+        &self,
+        memory: &mut Memory,
+        session: &TraceSession,
+    ) -> Result<Arc<ResolvedStore>, StoreProblem> {
+        if let Some(store) = memory.store(self.instant) {
+            return Ok(store);
+        }
+        match self.context.stores.resolve(session).await {
+            Ok(store) => {
+                let store = Arc::new(store);
+                memory.keep_store(store.clone(), self.instant);
+                Ok(store)
+            }
+            // The API server being away says nothing about the store.
+            Err(problem) if problem.reason == reason::STORE_UNAVAILABLE => memory.any_store().ok_or(problem),
+            Err(problem) => Err(problem),
+        }
+    }
+
+    /// The pods and their plans. When they cannot be learnt, those that were published stay as they are.
+    async fn select(&self, valid: &ValidatedSession, start: Timestamp) -> Result<Selected, ReconcileError> {
+        match (self.look_up(valid, start).await, self.context.hub.published(&self.id.uid)) {
+            (Err(error), Some(held)) => {
+                tracing::warn!(%error, "pods cannot be looked up, plans stay as they are");
+                let plans = held.nodes.into_iter().map(|(node, held)| (node, (*held.plan).clone())).collect();
+                Ok(Selected { matched: None, plans })
+            }
+            (selected, _) => selected,
+        }
+    }
+
+    async fn look_up(&self, valid: &ValidatedSession, start: Timestamp) -> Result<Selected, ReconcileError> {
+        let pods = self.context.pods.acquire(&self.id).await?.state();
+        let matched = self.context.owners.matching(&self.id.namespace, &valid.selection, pods).await?;
+        let labels =
+            |node: &str| self.context.nodes.get(&ObjectRef::new(node)).map(|node| node.labels().clone());
+        let plans = build::build(&self.id, valid, &matched.pods, start, labels);
+        Ok(Selected { matched: Some(matched), plans })
+    }
+
+    /// The nodes that have, or had, a pod in the window.
+    fn expect<'n>(
+        &self,
+        memory: &mut Memory,
+        before: &TraceSessionStatus,
+        now: impl Iterator<Item = &'n String>,
+        open: bool,
+    ) -> BTreeSet<String> {
+        let known = before.nodes.iter().flat_map(|nodes| &nodes.names).cloned();
+        let mut expected: BTreeSet<String> = known.collect();
+        if open {
+            expected.extend(now.cloned());
+        }
+        // Between two writes of the status only memory knows.
+        expected.extend(memory.expected.keys().cloned());
+        let since = self.instant;
+        for node in &expected {
+            memory.expected.entry(node.clone()).or_insert(since);
+        }
+        expected
+    }
+
+    fn publish(
+        &self,
+        valid: &ValidatedSession,
+        end: Timestamp,
+        nodes: &BTreeSet<String>,
+        plans: &BTreeMap<String, SessionPlan>,
+        store: Option<Arc<ResolvedStore>>,
+    ) {
+        let activity = if self.now < end { Activity::Collect } else { Activity::Drain };
+        let assign = |node: &String| {
+            let plan = plans.get(node).cloned().unwrap_or_else(|| build::empty(&self.id, valid));
+            let hash = node_api::plan::hash(&plan);
+            (node.clone(), Assignment { plan: Arc::new(plan), hash, activity, drain: valid.drain_timeout })
+        };
+        let nodes = nodes.iter().map(assign).collect();
+        self.context.hub.publish(Published { id: self.id.clone(), end, nodes, store });
+    }
+
+    /// Writes the manifest; none if the store fails and there is still time.
+    async fn close(
+        &self,
+        memory: &mut Memory,
+        states: &BTreeMap<String, NodeState>,
+        store: Result<Arc<ResolvedStore>, StoreProblem>,
+        last_chance: bool,
+    ) -> Option<Finished> {
+        let written = match store {
+            Ok(store) => finish::close(&store, states, self.now).await.map_err(|error| unreadable(&error)),
+            Err(problem) => Err(problem),
+        };
+        match written {
+            Ok((finished, manifest)) => {
+                let complete = manifest.verdict == Verdict::Complete;
+                self.context.metrics.manifests.get_or_create(&crate::metrics::outcome(complete)).inc();
+                let late = finish::late(&manifest);
+                memory.late = Some(Late { done: done(states, &late.missing), ..late });
+                Some(finished)
+            }
+            Err(problem) if last_chance => {
+                tracing::error!(
+                    reason = problem.reason,
+                    message = problem.message,
+                    "session ends without a manifest"
+                );
+                Some(Finished { manifest: None, reason: format!("no manifest: {problem}") })
+            }
+            Err(problem) => {
+                tracing::warn!(
+                    reason = problem.reason,
+                    message = problem.message,
+                    "manifest not written, will retry"
+                );
+                None
+            }
+        }
+    }
+
+    fn status(&self, session: &TraceSession, findings: &Findings) -> TraceSessionStatus {
+        status(&Observed {
+            session,
+            now: self.now,
+            rejection: findings.rejection.as_ref(),
+            store: findings.store.clone().unwrap_or(StoreState::Unasked),
+            dataset: findings.dataset.clone(),
+            window: findings.window,
+            early: findings.early,
+            targets: findings.targets.clone().unwrap_or(TargetState::Unasked),
+            states: &findings.states,
+            views: &findings.views,
+            deadline_passed: findings.deadline_passed,
+            finished: findings.finished.clone(),
+        })
+    }
+
+    /// The session is over: says so, and lets go.
+    async fn conclude(
+        &self,
+        memory: &mut Memory,
+        session: Arc<TraceSession>,
+        findings: Findings,
+    ) -> Result<Action, ReconcileError> {
+        let next = self.status(&session, &findings);
+        let written = self.writer().status(memory, &session, next).await?;
+        if let Written::Later(wait) = written {
+            return Ok(Action::requeue(wait));
+        }
+        let session = memory.freshest(&session);
+        Box::pin(self.over(memory, session)).await
+    }
+
+    async fn let_go(&self, memory: &mut Memory, session: &TraceSession) -> Result<Action, ReconcileError> {
+        self.context.hub.withdraw(&self.id.uid);
+        self.context.pods.release(&self.id);
+        self.writer().remove_finalizer(memory, session).await?;
+        Ok(Action::await_change())
+    }
+
+    /// Nothing more is collected. An incomplete session goes on waiting for its nodes while it exists.
+    async fn over(&self, memory: &mut Memory, session: Arc<TraceSession>) -> Result<Action, ReconcileError> {
+        let status = session.status.clone().unwrap_or_default();
+        if session.metadata.deletion_timestamp.is_some() || status.phase != Some(Phase::Incomplete) {
+            self.let_go(memory, &session).await?;
+        } else {
+            self.context.pods.release(&self.id);
+            self.writer().remove_finalizer(memory, &session).await?;
+            let session = memory.freshest(&session);
+            self.wait_for_late(memory, &session, &status).await?;
+        }
+        let Some(ttl) = session.spec.ttl_seconds_after_finished else { return Ok(self.next_look(&status)) };
+        let completed = status.completion_time.map_or(self.now, |at| at.0);
+        let expiry = completed + SignedDuration::from_secs(ttl.into());
+        if self.now >= expiry && session.metadata.deletion_timestamp.is_none() {
+            tracing::info!("time to live is over, session deleted");
+            self.writer().delete(&session).await?;
+            return Ok(Action::await_change());
+        }
+        let wait = until(expiry, self.now);
+        Ok(Action::requeue(if status.phase == Some(Phase::Incomplete) { wait.min(LATE) } else { wait }))
+    }
+
+    fn next_look(&self, status: &TraceSessionStatus) -> Action {
+        if status.phase == Some(Phase::Incomplete) { Action::requeue(LATE) } else { Action::await_change() }
+    }
+
+    /// Asks the missing nodes to upload what they have, and writes another manifest when one has.
+    async fn wait_for_late(
+        &self,
+        memory: &mut Memory,
+        session: &Arc<TraceSession>,
+        status: &TraceSessionStatus,
+    ) -> Result<(), ReconcileError> {
+        let store = self.store(memory, session).await;
+        let late = match memory.late.clone() {
+            Some(late) => late,
+            None => self.recall_late(&store, status).await,
+        };
+        let (Ok(valid), Some(start), Some(end)) =
+            (validate(&session.spec), &status.start_time, &status.end_time)
+        else {
+            self.context.hub.withdraw(&self.id.uid);
+            return Ok(());
+        };
+        // Its time for uploads begins anew whenever it comes back; in whole hours, so that it is not told of each pass.
+        let drain = valid.drain_timeout + until(self.now, end.0);
+        let drain = Duration::from_secs((drain.as_secs() / 3600 + 1) * 3600);
+        let held = self.context.hub.published(&self.id.uid);
+        let assign = |node: &String| {
+            let plan = held.as_ref().and_then(|held| Some(held.nodes.get(node)?.plan.clone()));
+            let plan = plan.unwrap_or_else(|| Arc::new(build::empty(&self.id, &valid)));
+            let hash = node_api::plan::hash(&plan);
+            (node.clone(), Assignment { plan, hash, activity: Activity::Drain, drain })
+        };
+        let nodes = late.missing.iter().map(assign).collect();
+        let published =
+            Published { id: self.id.clone(), end: end.0, nodes, store: store.as_ref().ok().cloned() };
+        self.context.hub.publish(published);
+
+        let mut views = self.context.hub.nodes(&self.id.uid, &late.missing);
+        let late_states = states(&views, &memory.expected, self.instant);
+        if done(&late_states, &late.missing) <= late.done {
+            return Ok(());
+        }
+        // Those that the last manifest did not wait for are as they were: complete, or with nothing to say.
+        let mut all = BTreeMap::new();
+        for node in status.nodes.iter().flat_map(|nodes| &nodes.names) {
+            let listed = late.listed.contains(node);
+            let state = if listed { NodeState::Done } else { NodeState::Unsupported(String::new()) };
+            all.insert(node.clone(), state);
+            views.entry(node.clone()).or_default();
+        }
+        all.extend(late_states);
+        if let Some(finished) = self.close(memory, &all, store, false).await {
+            let findings = Findings {
+                window: Some((start.0, end.0)),
+                states: all,
+                views,
+                finished: Some(finished),
+                ..Findings::default()
+            };
+            let next = self.status(session, &findings);
+            // A new manifest is news; it is not held back.
+            memory.last_write = None;
+            self.writer().status(memory, session, next).await?;
+            self.context.hub.trigger(self.id.object_ref());
+        }
+        Ok(())
+    }
+
+    /// After a restart of the operator the last manifest says who is missing. Without it the status names some.
+    async fn recall_late(
+        &self,
+        store: &Result<Arc<ResolvedStore>, StoreProblem>,
+        status: &TraceSessionStatus,
+    ) -> Late {
+        let names: BTreeSet<String> = status.nodes.iter().flat_map(|nodes| &nodes.names).cloned().collect();
+        if status.dataset.as_ref().is_some_and(|dataset| dataset.manifest.is_none()) {
+            return Late { listed: names.clone(), missing: names, done: 0 };
+        }
+        let contents = match store {
+            Ok(store) => {
+                reader::load(store.object_store().as_ref(), store.prefix()).await.map_err(|e| unreadable(&e))
+            }
+            Err(problem) => Err(problem.clone()),
+        };
+        match contents.map(|contents| contents.manifest) {
+            Ok(Some(manifest)) => finish::late(&manifest),
+            Ok(None) => Late { listed: names.clone(), missing: names, done: 0 },
+            Err(problem) => {
+                tracing::warn!(
+                    reason = problem.reason,
+                    message = problem.message,
+                    "manifest cannot be read, will retry"
+                );
+                let missing = status.failing_nodes.iter().map(|node| node.name.clone()).collect();
+                Late { listed: names, missing, done: 0 }
+            }
+        }
+    }
+}
+
+/// The pods of a session, and the plans they make.
+struct Selected {
+    /// None: they could not be looked up.
+    matched: Option<Matched>,
+    plans: BTreeMap<String, SessionPlan>,
+}
+
+impl Selected {
+    fn targets(&self, valid: &ValidatedSession) -> TargetState {
+        match (&self.matched, &valid.selection) {
+            (None, _) => TargetState::Unasked,
+            (Some(matched), Selection::Workload(workload)) if matched.workload_missing => {
+                TargetState::WorkloadMissing(format!("{:?} {}", workload.kind, workload.name))
+            }
+            (Some(matched), _) => TargetState::Pods(matched.pods.len()),
+        }
+    }
+}
+
+fn states(
+    views: &BTreeMap<String, NodeView>,
+    since: &BTreeMap<String, Instant>,
+    now: Instant,
+) -> BTreeMap<String, NodeState> {
+    let state = |(name, view): (&String, &NodeView)| {
+        (name.clone(), nodes::state(view, since.get(name).copied().unwrap_or(now), now))
+    };
+    views.iter().map(state).collect()
+}
+
+/// How many of `late` are done.
+fn done(states: &BTreeMap<String, NodeState>, late: &BTreeSet<String>) -> usize {
+    late.iter().filter(|node| states.get(*node) == Some(&NodeState::Done)).count()
+}
+
+fn unreadable(error: &ReadError) -> StoreProblem {
+    let reason = match error {
+        ReadError::Store { .. } => reason::STORE_UNAVAILABLE,
+        _ => reason::STORE_ERROR,
+    };
+    let message = match error {
+        // An answer's body may hold anything; its kind is enough, the log of the store has the rest.
+        ReadError::Store { what, source } => format!("{what}: {}", kind(source)),
+        other => other.to_string(),
+    };
+    StoreProblem { reason, message }
+}
+
+fn kind(error: &object_store::Error) -> &'static str {
+    match error {
+        object_store::Error::NotFound { .. } => "not found",
+        object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
+            "access denied"
+        }
+        _ => "the store did not answer as expected",
+    }
+}
+
+fn signed(duration: Duration) -> SignedDuration {
+    SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX)
+}
+
+/// From `now` to `at`; nothing if it has passed.
+fn until(at: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(at.duration_since(now)).unwrap_or_default()
+}
+
+/// When to look again, given that a write may be waiting. A second's fraction keeps sessions apart.
+fn later(written: Written, wait: Duration) -> Duration {
+    let wait = wait + Duration::from_millis(u64::from(rand::random::<u8>()));
+    match written {
+        Written::Current => wait,
+        Written::Later(write) => wait.min(write),
+    }
+}

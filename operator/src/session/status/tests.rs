@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Statuses from observations, without a clock or a client.
+
+use std::time::Duration;
+
+use expect_test::{Expect, expect};
+use node_api::v1::{CollectorReport, SessionReport, Stage};
+use tokio::time::Instant;
+
+use super::*;
+
+struct Case {
+    session: TraceSession,
+    views: BTreeMap<String, NodeView>,
+    now: i64,
+    finished: Option<Finished>,
+}
+
+const END: i64 = 1_790_000_300;
+
+fn case(now: i64, nodes: &[(&str, Stage, bool)]) -> Case {
+    let yaml = "{metadata: {name: s, generation: 3}, spec: {target: {podSelector: {}}, duration: 5m, \
+                collectors: [{name: processes}, {name: tcpConnections, optional: true}]}}";
+    let views = nodes.iter().map(|(name, stage, connected)| {
+        let unsupported = *stage == Stage::Failed;
+        let report = SessionReport {
+            stage: (*stage).into(),
+            reason: if unsupported { reason::UNSUPPORTED.to_owned() } else { String::new() },
+            message: if unsupported { "no BTF".to_owned() } else { String::new() },
+            collectors: vec![
+                CollectorReport { name: "processes".to_owned(), running: !unsupported, ..Default::default() },
+                CollectorReport {
+                    name: "tcpConnections".to_owned(),
+                    running: false,
+                    reason: "MissingTracepoint".to_owned(),
+                    message: "inet_sock_set_state".to_owned(),
+                },
+            ],
+            ..Default::default()
+        };
+        let heard = *stage != Stage::Unspecified;
+        (
+            (*name).to_owned(),
+            NodeView { connected: *connected, lost_since: None, report: heard.then_some(report) },
+        )
+    });
+    Case { session: serde_yaml::from_str(yaml).unwrap(), views: views.collect(), now, finished: None }
+}
+
+impl Case {
+    fn status(&self) -> TraceSessionStatus {
+        let since = Instant::now();
+        let later = since + Duration::from_secs(120);
+        let state = |(name, view): (&String, &NodeView)| (name.clone(), nodes::state(view, since, later));
+        let states: BTreeMap<_, _> = self.views.iter().map(state).collect();
+        status(&Observed {
+            session: &self.session,
+            now: Timestamp::from_second(self.now).unwrap(),
+            rejection: None,
+            store: StoreState::Ready,
+            dataset: None,
+            window: Some((Timestamp::from_second(END - 300).unwrap(), Timestamp::from_second(END).unwrap())),
+            early: None,
+            targets: TargetState::Pods(self.views.len()),
+            states: &states,
+            views: &self.views,
+            deadline_passed: false,
+            finished: self.finished.clone(),
+        })
+    }
+}
+
+fn check(status: &TraceSessionStatus, expected: Expect) {
+    let mut text = format!("{:?} {}\n", status.phase.unwrap(), status.nodes.as_ref().unwrap().summary);
+    for node in &status.failing_nodes {
+        text += &format!("failing {}: {} {}\n", node.name, node.reason, node.message);
+    }
+    for one in &status.conditions {
+        text += &format!("{}={} {}: {}\n", one.type_, one.status, one.reason, one.message);
+    }
+    expected.assert_eq(&text);
+}
+
+#[test]
+fn a_session_runs_as_soon_as_one_node_does() {
+    let case = case(END - 100, &[("a", Stage::Running, true), ("b", Stage::Preparing, true)]);
+    check(
+        &case.status(),
+        expect![[r#"
+        Running 1/2
+        Accepted=True Valid: every collector and parameter is known
+        StoreReady=True ProbeSucceeded: the store can be written, read and listed
+        TargetsResolved=True PodsFound: 2 pods, 2 nodes
+        Collecting=True Recording: 1 of 2 nodes record
+        Uploaded=False Waiting: the window is not over
+        Degraded=False AsExpected: 
+        BudgetExceeded=False AsExpected: 
+    "#]],
+    );
+}
+
+#[test]
+fn nodes_that_do_not_answer_are_lost_and_counted() {
+    let case = case(END - 100, &[("a", Stage::Running, true), ("b", Stage::Unspecified, false)]);
+    check(
+        &case.status(),
+        expect![[r#"
+        Running 1/2
+        failing b: NoAgent no agent of this node is connected
+        Accepted=True Valid: every collector and parameter is known
+        StoreReady=True ProbeSucceeded: the store can be written, read and listed
+        TargetsResolved=True PodsFound: 2 pods, 2 nodes
+        Collecting=True Recording: 1 of 2 nodes record
+        Uploaded=False Waiting: the window is not over
+        Degraded=True NoAgent: no agent of b is connected
+        BudgetExceeded=False AsExpected: 
+    "#]],
+    );
+}
+
+#[test]
+fn a_session_that_no_node_can_run_says_why_and_fails() {
+    let mut case = case(END - 100, &[("a", Stage::Failed, true)]);
+    check(
+        &case.status(),
+        expect![[r#"
+        Preparing 0/1
+        failing a: Unsupported no BTF
+        Accepted=True Valid: every collector and parameter is known
+        StoreReady=True ProbeSucceeded: the store can be written, read and listed
+        TargetsResolved=True PodsFound: 1 pod, 1 node
+        Collecting=False Unsupported: no node can run any of the collectors; see failingNodes
+        Uploaded=False Waiting: the window is not over
+        Degraded=True CollectorUnsupported: a can run none of the collectors
+        BudgetExceeded=False AsExpected: 
+    "#]],
+    );
+    case.now = END + 1;
+    case.finished = Some(Finished { manifest: None, reason: String::new() });
+    assert_eq!(case.status().phase, Some(Phase::Failed));
+}
+
+#[test]
+fn a_session_without_pods_ends_complete_with_nothing() {
+    let mut case = case(END + 1, &[]);
+    case.finished = Some(Finished {
+        manifest: Some(("_tracelake/manifest-1.json".to_owned(), Verdict::Complete)),
+        reason: String::new(),
+    });
+    check(
+        &case.status(),
+        expect![[r#"
+        Completed 0/0
+        Accepted=True Valid: every collector and parameter is known
+        StoreReady=True ProbeSucceeded: the store can be written, read and listed
+        TargetsResolved=False NoPods: no pod matches yet; waiting until the window ends
+        Collecting=False WindowEnded: the window is over
+        Uploaded=True AllAcknowledged: _tracelake/manifest-1.json says what is there
+        Degraded=False AsExpected: 
+        BudgetExceeded=False AsExpected: 
+    "#]],
+    );
+}
+
+#[test]
+fn the_same_observation_gives_the_same_status_and_no_event() {
+    let mut case = case(END - 100, &[("a", Stage::Running, true)]);
+    let first = case.status();
+    assert_eq!(
+        notes(&TraceSessionStatus::default(), &first).iter().map(|n| n.reason.as_str()).collect::<Vec<_>>(),
+        ["Running"]
+    );
+    case.session.status = Some(first.clone());
+    case.now += 60;
+    let second = case.status();
+    assert_eq!(first, second);
+    assert_eq!(notes(&first, &second), []);
+}

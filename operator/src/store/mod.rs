@@ -1,0 +1,379 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Stores: from a session's `storeRef` to something that can be written to.
+//!
+//! In: a [`TraceSession`], the stores and their Secrets in the API server. Out: a [`ResolvedStore`], which probes,
+//! lists and writes with the operator's credentials and signs [`Grant`]s for the agents; or a [`StoreProblem`], which
+//! goes into the session's condition `StoreReady` as it is.
+//!
+//! ```text
+//! storeRef --> store object --> allowed here? --> credentials --> endpoint policy --> ResolvedStore --> Grant
+//!  mod.rs                        mod.rs           credentials.rs   endpoint.rs         mod.rs            sign.rs
+//! ```
+//!
+//! Invariants: a tenant's `TraceStore` reads Secrets of its own namespace only, never uses the operator's identity, and
+//! is reached only at endpoints of the allow-list and at addresses that are not refused; no redirect is followed for
+//! anybody; nothing that a store answers but its error code and request id is shown; grants are never logged.
+//!
+//! A session that has started keeps the endpoint, bucket and prefix of its `status.dataset`, whatever becomes of the
+//! store's spec; its credentials are read anew, so that keys can be rotated under it.
+
+use std::sync::{Arc, Mutex};
+
+use crds::conditions::reason;
+use crds::{ClusterTraceStore, DatasetStatus, S3, StoreKind, StoreRef, TraceSession, TraceStore};
+use dataset::key::SessionPrefix;
+use kube::api::Api;
+use kube::{Client, Resource, ResourceExt};
+use object_store::ObjectStore;
+use object_store::aws::AmazonS3;
+
+mod controller;
+mod credentials;
+mod endpoint;
+mod probe;
+mod sign;
+
+pub use controller::run;
+pub use credentials::Credential;
+pub use endpoint::{EndpointPolicy, Network};
+pub use probe::Probed;
+pub use sign::{GRANT_SECONDS, Grant};
+
+/// Why a store cannot be used: a reason of [`crds::conditions::reason`] and a sentence that says what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}: {message}")]
+pub struct StoreProblem {
+    /// A constant of [`crds::conditions::reason`].
+    pub reason: &'static str,
+    /// What happened, where, and what to do next.
+    pub message: String,
+}
+
+impl StoreProblem {
+    pub(crate) fn new(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
+    }
+}
+
+/// What the operator's flags say about stores.
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    /// The operator's own namespace: Secrets of `ClusterTraceStore`s are here.
+    pub operator_namespace: String,
+    /// The `ClusterTraceStore` for sessions that name none.
+    pub default_store: Option<String>,
+    /// Other namespaces in which the operator may read Secrets, for `TraceStore`s.
+    pub secret_namespaces: Vec<String>,
+    /// What tenants' stores may reach.
+    pub endpoints: EndpointPolicy,
+}
+
+/// Resolves stores; cheap to share in an `Arc`.
+pub struct Stores {
+    client: Client,
+    config: StoreConfig,
+    probes: Arc<probe::Probes>,
+    /// Clients by what they were made of: an ambient identity keeps its token, and connections stay open.
+    clients: Mutex<Vec<(ConnectionKey, Connection)>>,
+}
+
+/// Clients kept; more stores than this only cost the making of a client at each use.
+const CLIENTS_MAX: usize = 64;
+
+#[derive(Clone, PartialEq)]
+struct ConnectionKey {
+    s3: S3,
+    credential: Credential,
+    restricted: bool,
+}
+
+/// What talks to one bucket as one identity.
+#[derive(Clone)]
+pub(crate) struct Connection {
+    pub(crate) s3: Arc<AmazonS3>,
+    /// For the probe, which goes the agents' way: presigned URLs.
+    pub(crate) http: reqwest::Client,
+    pub(crate) ambient: bool,
+}
+
+/// One version of one store and its Secret: a probe says something about this, and nothing about the next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct StoreVersion {
+    pub(crate) uid: String,
+    pub(crate) generation: i64,
+    pub(crate) secret: String,
+    /// Of a session that was started on an older spec: that older place.
+    pub(crate) place: String,
+}
+
+impl Stores {
+    /// Reads stores and Secrets with this client.
+    pub fn new(client: Client, config: StoreConfig) -> Self {
+        Self { client, config, probes: Arc::default(), clients: Mutex::default() }
+    }
+
+    /// The store of a session: of `status.dataset` when that is there, else of the spec, else the default one.
+    ///
+    /// # Errors
+    /// Everything that can be found without talking to the store; [`ResolvedStore::probe`] finds the rest.
+    pub async fn resolve(&self, session: &TraceSession) -> Result<ResolvedStore, StoreProblem> {
+        let namespace = session.namespace().unwrap_or_default();
+        let pinned = session.status.as_ref().and_then(|status| status.dataset.as_ref());
+        let store_ref = self.store_ref(session, pinned)?;
+        let (spec, version, connection) = match store_ref.kind {
+            StoreKind::ClusterTraceStore => {
+                let store: ClusterTraceStore =
+                    self.get(Api::all(self.client.clone()), &store_ref, "").await?;
+                if pinned.is_none() && !store.spec.allows(&namespace) {
+                    return Err(StoreProblem::new(
+                        reason::NAMESPACE_NOT_ALLOWED,
+                        format!(
+                            "ClusterTraceStore {} does not list namespace {namespace} in spec.allowedNamespaces",
+                            store_ref.name
+                        ),
+                    ));
+                }
+                self.open(&store, pinned).await?
+            }
+            StoreKind::TraceStore => {
+                let api = Api::namespaced(self.client.clone(), &namespace);
+                let store: TraceStore = self.get(api, &store_ref, &namespace).await?;
+                self.open(&store, pinned).await?
+            }
+        };
+        let name = session.name_any();
+        let uid = session.uid().unwrap_or_default();
+        let prefix = SessionPrefix::new(&spec.prefix, &namespace, &name, &uid)
+            .map_err(|error| StoreProblem::new(reason::STORE_INVALID, error.to_string()))?;
+        Ok(ResolvedStore::new(spec, store_ref, prefix, connection, version, self.probes.clone()))
+    }
+
+    fn store_ref(
+        &self,
+        session: &TraceSession,
+        pinned: Option<&DatasetStatus>,
+    ) -> Result<StoreRef, StoreProblem> {
+        if let Some(dataset) = pinned {
+            return Ok(dataset.store_ref.clone());
+        }
+        if let Some(store_ref) = &session.spec.store_ref {
+            return Ok(store_ref.clone());
+        }
+        match &self.config.default_store {
+            Some(name) => Ok(StoreRef { kind: StoreKind::ClusterTraceStore, name: name.clone() }),
+            None => Err(StoreProblem::new(
+                reason::NO_DEFAULT_STORE,
+                "the session names no store and the operator has no default one: set spec.storeRef in a new session",
+            )),
+        }
+    }
+
+    async fn get<K>(&self, api: Api<K>, store_ref: &StoreRef, namespace: &str) -> Result<K, StoreProblem>
+    where
+        K: StoreObject,
+    {
+        let place = if namespace.is_empty() { String::new() } else { format!(" in namespace {namespace}") };
+        match api.get_opt(&store_ref.name).await {
+            Ok(Some(store)) => Ok(store),
+            Ok(None) => Err(StoreProblem::new(
+                reason::STORE_NOT_FOUND,
+                format!("there is no {} {}{place}", K::kind(&()), store_ref.name),
+            )),
+            Err(error) => Err(StoreProblem::new(
+                reason::STORE_UNAVAILABLE,
+                format!("the API server did not answer for {} {}: {error}", K::kind(&()), store_ref.name),
+            )),
+        }
+    }
+
+    /// From a store object to a client, with the place that a started session has pinned.
+    pub(crate) async fn open<K: StoreObject>(
+        &self,
+        store: &K,
+        pinned: Option<&DatasetStatus>,
+    ) -> Result<(S3, StoreVersion, Connection), StoreProblem> {
+        if pinned.is_none() && store.meta().deletion_timestamp.is_some() {
+            return Err(StoreProblem::new(
+                reason::STORE_DELETED,
+                format!("{} {} is being deleted and takes no new session", K::kind(&()), store.name_any()),
+            ));
+        }
+        let mut spec = store.s3().clone();
+        let mut place = String::new();
+        if let Some(dataset) = pinned {
+            spec.endpoint = dataset.endpoint.clone();
+            spec.bucket = dataset.bucket.clone();
+            spec.region = dataset.region.clone();
+            spec.prefix = dataset.prefix.clone();
+            spec.force_path_style = Some(dataset.force_path_style);
+            if (&spec.endpoint, &spec.bucket) != (&store.s3().endpoint, &store.s3().bucket) {
+                place = format!("{}/{}", spec.endpoint.as_deref().unwrap_or_default(), spec.bucket);
+            }
+        }
+        let restricted = !K::TRUSTED;
+        if restricted {
+            self.config.endpoints.admit(spec.endpoint.as_deref())?;
+        }
+        let namespace = store.secret_namespace(&self.config.operator_namespace);
+        let (credential, secret) =
+            credentials::read(&self.client, &namespace, store.credentials(), K::TRUSTED).await?;
+        let connection = self.connect(&spec, credential, restricted)?;
+        let version = StoreVersion {
+            uid: store.uid().unwrap_or_default(),
+            generation: store.meta().generation.unwrap_or_default(),
+            secret,
+            place,
+        };
+        Ok((spec, version, connection))
+    }
+
+    fn connect(&self, s3: &S3, credential: Credential, restricted: bool) -> Result<Connection, StoreProblem> {
+        let key = ConnectionKey { s3: s3.clone(), credential, restricted };
+        let mut clients = self.clients.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some((_, connection)) = clients.iter().find(|(known, _)| *known == key) {
+            return Ok(connection.clone());
+        }
+        let guard = restricted.then(|| self.config.endpoints.clone());
+        let connection = endpoint::connect(s3, &key.credential, guard)?;
+        if clients.len() == CLIENTS_MAX {
+            clients.remove(0);
+        }
+        clients.push((key, connection.clone()));
+        Ok(connection)
+    }
+}
+
+/// A store that a session may write to.
+pub struct ResolvedStore {
+    s3: S3,
+    store_ref: StoreRef,
+    prefix: SessionPrefix,
+    connection: Connection,
+    object_store: Arc<dyn ObjectStore>,
+    version: StoreVersion,
+    probes: Arc<probe::Probes>,
+}
+
+impl ResolvedStore {
+    pub(crate) fn new(
+        s3: S3,
+        store_ref: StoreRef,
+        prefix: SessionPrefix,
+        connection: Connection,
+        version: StoreVersion,
+        probes: Arc<probe::Probes>,
+    ) -> Self {
+        let object_store = connection.s3.clone();
+        Self { s3, store_ref, prefix, connection, object_store, version, probes }
+    }
+
+    /// A store without an API server: for tests, and for tools that hold credentials themselves.
+    ///
+    /// # Errors
+    /// When the specification cannot be used, for example when its CA bundle is not PEM.
+    pub fn direct(
+        s3: S3,
+        credential: &Credential,
+        prefix: SessionPrefix,
+        policy: Option<EndpointPolicy>,
+    ) -> Result<Self, StoreProblem> {
+        if let Some(policy) = &policy {
+            policy.admit(s3.endpoint.as_deref())?;
+        }
+        let connection = endpoint::connect(&s3, credential, policy)?;
+        let store_ref = StoreRef { kind: StoreKind::ClusterTraceStore, name: "direct".to_owned() };
+        let version =
+            StoreVersion { uid: String::new(), generation: 0, secret: String::new(), place: String::new() };
+        Ok(Self::new(s3, store_ref, prefix, connection, version, Arc::default()))
+    }
+
+    /// Puts, reads, tries to overwrite, and deletes a small object, unless that succeeded less than a minute ago.
+    ///
+    /// # Errors
+    /// The store's answer as a reason, with its code and request id.
+    pub async fn probe(&self) -> Result<Probed, StoreProblem> {
+        self.probes.recent(&self.version, &self.s3, &self.connection).await
+    }
+
+    /// Reads and writes as the operator. Paths begin at the bucket: use [`prefix`](Self::prefix).
+    pub fn object_store(&self) -> &Arc<dyn ObjectStore> {
+        &self.object_store
+    }
+
+    /// The session's folder.
+    pub fn prefix(&self) -> &SessionPrefix {
+        &self.prefix
+    }
+
+    /// What the session's status says about its data before there is a manifest.
+    pub fn dataset(&self) -> DatasetStatus {
+        DatasetStatus {
+            uri: format!("s3://{}/{}", self.s3.bucket, self.prefix),
+            manifest: None,
+            schema_version: i32::try_from(dataset::manifest::FORMAT_VERSION).unwrap_or(i32::MAX),
+            endpoint: self.s3.endpoint.clone(),
+            region: self.s3.region.clone(),
+            bucket: self.s3.bucket.clone(),
+            prefix: self.s3.prefix.clone(),
+            force_path_style: self.s3.path_style(),
+            store_ref: self.store_ref.clone(),
+        }
+    }
+}
+
+/// What the two kinds of stores have in common.
+pub(crate) trait StoreObject:
+    Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + Sync + 'static
+{
+    /// Whether an administrator made it: then its endpoint is not restricted and it may use the operator's identity.
+    const TRUSTED: bool;
+    /// As a session names it.
+    const KIND: StoreKind;
+    fn s3(&self) -> &S3;
+    fn credentials(&self) -> &crds::Credentials;
+    fn status(&self) -> Option<&crds::StoreStatus>;
+    fn secret_namespace(&self, operator_namespace: &str) -> String;
+    fn api(&self, client: Client) -> Api<Self>;
+}
+
+impl StoreObject for ClusterTraceStore {
+    const TRUSTED: bool = true;
+    const KIND: StoreKind = StoreKind::ClusterTraceStore;
+
+    fn s3(&self) -> &S3 {
+        &self.spec.s3
+    }
+    fn credentials(&self) -> &crds::Credentials {
+        &self.spec.credentials
+    }
+    fn status(&self) -> Option<&crds::StoreStatus> {
+        self.status.as_ref()
+    }
+    fn secret_namespace(&self, operator_namespace: &str) -> String {
+        operator_namespace.to_owned()
+    }
+    fn api(&self, client: Client) -> Api<Self> {
+        Api::all(client)
+    }
+}
+
+impl StoreObject for TraceStore {
+    const TRUSTED: bool = false;
+    const KIND: StoreKind = StoreKind::TraceStore;
+
+    fn s3(&self) -> &S3 {
+        &self.spec.s3
+    }
+    fn credentials(&self) -> &crds::Credentials {
+        &self.spec.credentials
+    }
+    fn status(&self) -> Option<&crds::StoreStatus> {
+        self.status.as_ref()
+    }
+    fn secret_namespace(&self, _: &str) -> String {
+        self.namespace().unwrap_or_default()
+    }
+    fn api(&self, client: Client) -> Api<Self> {
+        Api::namespaced(client, &self.namespace().unwrap_or_default())
+    }
+}

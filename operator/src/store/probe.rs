@@ -1,0 +1,324 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Tries a store for real: put, head, create-only put, delete.
+//!
+//! In: a connection. Out: what the store can do, or its answer as a reason. The probe goes the agents' way, presigned
+//! URLs with signed headers, so what it finds holds for them. Of what a store answers only the error code and the
+//! request id are kept, cut to plain characters: with a tenant's endpoint the answer is the tenant's text.
+//!
+//! The object is `<prefix>/_tracelake_probe/<random>` and is deleted again; a probe that is cut off leaves at most that.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use crds::S3;
+use crds::conditions::reason;
+use http::{Method, StatusCode};
+use object_store::path::Path;
+use object_store::signer::SignedUrlOptions;
+use sha2::{Digest, Sha256};
+
+use super::endpoint::AddressRefused;
+use super::{Connection, StoreProblem, StoreVersion, sign};
+
+/// A success this recent is not tried again for a session that wants to start.
+const RECENT: Duration = Duration::from_secs(60);
+const FOLDER: &str = "_tracelake_probe";
+const GRANT: Duration = Duration::from_secs(60);
+/// Errors in XML are short; what is longer is not read.
+const BODY_MAX: usize = 16 << 10;
+const TOKEN_MAX: usize = 80;
+
+/// What a store can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probed {
+    /// Whether it refuses a create-only write over an object that exists.
+    pub conditional_put: bool,
+}
+
+/// The newest result of each store.
+#[derive(Default)]
+pub(crate) struct Probes {
+    done: Mutex<HashMap<String, Done>>,
+}
+
+#[derive(Clone)]
+pub(crate) struct Done {
+    pub(crate) version: StoreVersion,
+    pub(crate) at: Instant,
+    pub(crate) result: Result<Probed, StoreProblem>,
+}
+
+impl Probes {
+    /// A success of the last minute, or a new try.
+    pub(crate) async fn recent(
+        &self,
+        version: &StoreVersion,
+        s3: &S3,
+        connection: &Connection,
+    ) -> Result<Probed, StoreProblem> {
+        match self.last(version) {
+            Some(Done { at, result: Ok(probed), .. }) if at.elapsed() < RECENT => Ok(probed),
+            _ => self.now(version, s3, connection).await,
+        }
+    }
+
+    /// The last result for exactly this version.
+    pub(crate) fn last(&self, version: &StoreVersion) -> Option<Done> {
+        let done = self.done.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        done.get(&version.uid).filter(|done| done.version == *version).cloned()
+    }
+
+    /// Tries, and remembers.
+    pub(crate) async fn now(
+        &self,
+        version: &StoreVersion,
+        s3: &S3,
+        connection: &Connection,
+    ) -> Result<Probed, StoreProblem> {
+        let result = probe(s3, connection).await;
+        let done = Done { version: version.clone(), at: Instant::now(), result: result.clone() };
+        self.done.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).insert(version.uid.clone(), done);
+        result
+    }
+
+    /// Forgets a store that is gone.
+    pub(crate) fn forget(&self, uid: &str) {
+        self.done.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).remove(uid);
+    }
+}
+
+/// What a store answered.
+struct Answer {
+    status: StatusCode,
+    length: Option<u64>,
+    code: String,
+    request_id: String,
+}
+
+async fn probe(s3: &S3, connection: &Connection) -> Result<Probed, StoreProblem> {
+    let name = uuid::Uuid::new_v4();
+    let path = if s3.prefix.is_empty() {
+        format!("{FOLDER}/{name}")
+    } else {
+        format!("{}/{FOLDER}/{name}", s3.prefix)
+    };
+    let path =
+        Path::parse(path).map_err(|error| StoreProblem::new(reason::STORE_INVALID, error.to_string()))?;
+    let body = format!("tracelake tries this store: {name}\n");
+    let digest: [u8; 32] = Sha256::digest(body.as_bytes()).into();
+
+    let (put_url, put_headers) = sign::put(connection, &path, &digest, GRANT).await?;
+    let put = || {
+        let mut request = connection.http.put(&put_url).body(body.clone());
+        for (name, value) in &put_headers {
+            request = request.header(name, value);
+        }
+        request
+    };
+    let first = send(s3, "put", put()).await?;
+    if !first.status.is_success() {
+        return Err(problem(s3, "put", &first));
+    }
+    let rest = after_put(s3, connection, &path, body.len() as u64, put()).await;
+    // Deleted whatever came between, so that a failing probe does not fill the bucket.
+    let delete_url =
+        sign::url(connection, Method::DELETE, &path, GRANT, &SignedUrlOptions::default()).await?;
+    let deleted = send(s3, "delete", connection.http.delete(delete_url)).await;
+    let probed = rest?;
+    let deleted = deleted?;
+    if !deleted.status.is_success() {
+        return Err(problem(s3, "delete", &deleted));
+    }
+    Ok(probed)
+}
+
+async fn after_put(
+    s3: &S3,
+    connection: &Connection,
+    path: &Path,
+    length: u64,
+    again: reqwest::RequestBuilder,
+) -> Result<Probed, StoreProblem> {
+    let head_url = sign::url(connection, Method::HEAD, path, GRANT, &SignedUrlOptions::default()).await?;
+    let head = send(s3, "head", connection.http.head(head_url)).await?;
+    if !head.status.is_success() {
+        return Err(problem(s3, "head", &head));
+    }
+    if head.length.is_some_and(|found| found != length) {
+        return Err(StoreProblem::new(
+            reason::STORE_ERROR,
+            format!("{}: an object of {length} bytes was put and has another length afterwards", place(s3)),
+        ));
+    }
+    let second = send(s3, "put again", again).await?;
+    match second.status {
+        StatusCode::PRECONDITION_FAILED | StatusCode::CONFLICT => Ok(Probed { conditional_put: true }),
+        status if status.is_success() => Ok(Probed { conditional_put: false }),
+        _ => Err(problem(s3, "put again", &second)),
+    }
+}
+
+async fn send(s3: &S3, step: &str, request: reqwest::RequestBuilder) -> Result<Answer, StoreProblem> {
+    let mut response = match request.send().await {
+        Ok(response) => response,
+        Err(error) => return Err(unavailable(s3, step, error)),
+    };
+    let status = response.status();
+    let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
+    let length = header("content-length").and_then(|text| text.parse().ok());
+    let mut request_id = plain(header("x-amz-request-id").unwrap_or_default());
+    let mut code = String::new();
+    if !status.is_success() {
+        let mut body = Vec::new();
+        while let Ok(Some(chunk)) = response.chunk().await {
+            body.extend_from_slice(&chunk[..chunk.len().min(BODY_MAX - body.len())]);
+            if body.len() == BODY_MAX {
+                break;
+            }
+        }
+        let body = String::from_utf8_lossy(&body);
+        code = plain(element(&body, "Code"));
+        if request_id.is_empty() {
+            request_id = plain(element(&body, "RequestId"));
+        }
+    }
+    Ok(Answer { status, length, code, request_id })
+}
+
+fn unavailable(s3: &S3, step: &str, error: reqwest::Error) -> StoreProblem {
+    // The URL carries the signature.
+    let error = error.without_url();
+    if let Some(refused) = AddressRefused::find(&error) {
+        return refused;
+    }
+    let what = if error.is_timeout() {
+        "no answer in time"
+    } else if error.is_connect() {
+        "no connection"
+    } else {
+        "the connection broke"
+    };
+    let mut cause: &dyn std::error::Error = &error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    StoreProblem::new(reason::STORE_UNAVAILABLE, format!("{}: {step}: {what}: {cause}", place(s3)))
+}
+
+/// The text of the first element of this name; no XML parser is needed for a known, flat answer.
+fn element<'a>(body: &'a str, name: &str) -> &'a str {
+    let open = format!("<{name}>");
+    body.split_once(&open).and_then(|(_, rest)| rest.split_once("</")).map_or("", |(text, _)| text)
+}
+
+/// What may stand in a message of what a store said.
+fn plain(text: &str) -> String {
+    text.chars()
+        .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+        .take(TOKEN_MAX)
+        .collect()
+}
+
+fn place(s3: &S3) -> String {
+    match &s3.endpoint {
+        Some(endpoint) => format!("bucket {} at {endpoint}", s3.bucket),
+        None => format!("bucket {} in {}", s3.bucket, s3.region),
+    }
+}
+
+fn problem(s3: &S3, step: &str, answer: &Answer) -> StoreProblem {
+    let status = answer.status.as_u16();
+    let (reason, hint) = match (answer.code.as_str(), status) {
+        ("AccessDenied" | "AllAccessDisabled", _) => (
+            reason::ACCESS_DENIED,
+            "allow s3:PutObject, s3:GetObject, s3:ListBucket and s3:DeleteObject to this key",
+        ),
+        ("InvalidAccessKeyId" | "NotSignedUp", _) => {
+            (reason::INVALID_ACCESS_KEY_ID, "correct accessKeyId in the store's Secret")
+        }
+        ("SignatureDoesNotMatch", _) => {
+            (reason::SIGNATURE_DOES_NOT_MATCH, "correct secretAccessKey in the store's Secret")
+        }
+        ("ExpiredToken" | "InvalidToken" | "TokenRefreshRequired", _) => {
+            (reason::EXPIRED_TOKEN, "renew sessionToken in the store's Secret")
+        }
+        ("RequestTimeTooSkewed", _) => (reason::REQUEST_TIME_TOO_SKEWED, "set the clocks of the nodes"),
+        ("NoSuchBucket", _) => (reason::NO_SUCH_BUCKET, "create the bucket, or correct spec.s3.bucket"),
+        (
+            "AuthorizationHeaderMalformed"
+            | "PermanentRedirect"
+            | "TemporaryRedirect"
+            | "IllegalLocationConstraintException",
+            _,
+        )
+        | (_, 300..=399) => {
+            (reason::WRONG_REGION, "correct spec.s3.region or spec.s3.endpoint; redirects are not followed")
+        }
+        (_, 401 | 403) => (reason::ACCESS_DENIED, "check the key and what it may do"),
+        (_, 408 | 429 | 500..=599) => (reason::STORE_UNAVAILABLE, "it is tried again"),
+        _ => (reason::STORE_ERROR, "see the store's own log"),
+    };
+    let code = if answer.code.is_empty() { String::new() } else { format!(" {}", answer.code) };
+    let id = if answer.request_id.is_empty() { "none".to_owned() } else { answer.request_id.clone() };
+    StoreProblem::new(
+        reason,
+        format!("{}: {step}: the store answered {status}{code} (request id {id}): {hint}", place(s3)),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn s3() -> S3 {
+        S3 {
+            bucket: "traces".to_owned(),
+            prefix: String::new(),
+            endpoint: Some("http://store".to_owned()),
+            region: "us-east-1".to_owned(),
+            force_path_style: None,
+            ca_bundle: None,
+        }
+    }
+
+    fn answer(status: u16, body: &str) -> Answer {
+        Answer {
+            status: StatusCode::from_u16(status).unwrap(),
+            length: None,
+            code: plain(element(body, "Code")),
+            request_id: plain(element(body, "RequestId")),
+        }
+    }
+
+    #[test]
+    fn an_answer_becomes_a_reason_with_code_and_request_id() {
+        let body = "<?xml?><Error><Code>NoSuchBucket</Code><Message>secret text</Message><RequestId>4F-2</RequestId></Error>";
+        let problem = problem(&s3(), "put", &answer(404, body));
+        assert_eq!(problem.reason, reason::NO_SUCH_BUCKET);
+        assert!(problem.message.contains("404 NoSuchBucket (request id 4F-2)"), "{problem}");
+        assert!(!problem.message.contains("secret text"), "{problem}");
+    }
+
+    #[test]
+    fn answers_without_a_known_code_go_by_their_status() {
+        let cases = [
+            (403, reason::ACCESS_DENIED),
+            (307, reason::WRONG_REGION),
+            (503, reason::STORE_UNAVAILABLE),
+            (429, reason::STORE_UNAVAILABLE),
+            (418, reason::STORE_ERROR),
+        ];
+        for (status, wanted) in cases {
+            assert_eq!(problem(&s3(), "put", &answer(status, "<html>")).reason, wanted, "{status}");
+        }
+    }
+
+    #[test]
+    fn what_a_store_says_cannot_write_into_a_message() {
+        let body = format!("<Code>Access\n{{}} Denied<script>{}</Code>", "x".repeat(500));
+        let problem = problem(&s3(), "put", &answer(400, &body));
+        assert!(!problem.message.contains(['\n', '<', '{']), "{problem}");
+        assert!(problem.message.len() < 300, "{problem}");
+    }
+}

@@ -1,0 +1,382 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Sessions against a mocked API server that counts writes, and against a real S3 server in this process.
+
+mod api;
+#[path = "../store_s3/servers.rs"]
+#[allow(dead_code, reason = "shared with the tests of grants, which use the rest")]
+mod servers;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::{Api, SESSION};
+use crds::Phase;
+use crds::conditions::{self, reason, session as condition};
+use dataset::key::{Key, SessionPrefix};
+use dataset::manifest::{FORMAT_VERSION, NodeManifest, Verdict};
+use dataset::reader;
+use kube::runtime::controller::Action;
+use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::reflector;
+use node_api::v1::{Activity, CollectorReport, Hello, Report, SessionReport, Stage, Totals};
+use servers::{BUCKET, Server, writer};
+use tracelake_operator::hub::{Hub, Stream};
+use tracelake_operator::metrics::Metrics;
+use tracelake_operator::session::dereference::Owners;
+use tracelake_operator::session::memory::{Clock, Memories};
+use tracelake_operator::session::pods::PodWatches;
+use tracelake_operator::session::{Context, reconcile};
+use tracelake_operator::store::{ResolvedStore, StoreConfig, Stores};
+
+const UID: &str = "0b7d4fd2-0000-4000-8000-000000000001";
+const BOOT: &str = "0123456789abcdef0123456789abcdef";
+
+fn spec() -> String {
+    "target: {podSelector: {}}
+  collectors: [{name: processes}]
+  duration: 1h
+  drainTimeout: 1s
+  storeRef: {name: main}
+  rollover: {interval: 60s, size: 64Mi}"
+        .to_owned()
+}
+
+struct Scenario {
+    api: Api,
+    context: Arc<Context>,
+    hub: Arc<Hub>,
+}
+
+impl Scenario {
+    /// A session as a user made it just now, of this spec.
+    fn new(spec: &str, endpoint: &str) -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let api = Api::default();
+        let now = jiff::Timestamp::from_second(jiff::Timestamp::now().as_second()).unwrap();
+        api.apply(
+            SESSION,
+            &format!(
+                "apiVersion: tracelake.dev/v1alpha1
+kind: TraceSession
+metadata: {{name: checkout, namespace: shop, uid: {UID}, generation: 1, creationTimestamp: '{now}'}}
+spec:
+  {spec}"
+            ),
+        );
+        api.apply(
+            "/apis/tracelake.dev/v1alpha1/clustertracestores/main",
+            &format!(
+                "apiVersion: tracelake.dev/v1alpha1
+kind: ClusterTraceStore
+metadata: {{name: main, uid: store-uid, generation: 1}}
+spec: {{s3: {{bucket: {BUCKET}, prefix: team, endpoint: '{endpoint}'}}, credentials: {{secretRef: {{name: key}}}}}}"
+            ),
+        );
+        // AKWRITER, writer-secret
+        api.apply(
+            "/api/v1/namespaces/tracelake/secrets/key",
+            "{apiVersion: v1, kind: Secret, metadata: {name: key, namespace: tracelake},
+ data: {accessKeyId: QUtXUklURVI=, secretAccessKey: d3JpdGVyLXNlY3JldA==}}",
+        );
+        let client = api.client();
+        let (hub, _due) = Hub::new();
+        let stores = StoreConfig {
+            operator_namespace: "tracelake".to_owned(),
+            default_store: None,
+            secret_namespaces: Vec::new(),
+            endpoints: Default::default(),
+        };
+        let context = Context {
+            client: client.clone(),
+            hub: hub.clone(),
+            stores: Arc::new(Stores::new(client.clone(), stores)),
+            pods: PodWatches::new(client.clone(), hub.clone()),
+            nodes: reflector::store().0,
+            owners: Owners::new(client.clone()),
+            recorder: Recorder::new(client, Reporter { controller: "test".to_owned(), instance: None }),
+            metrics: Metrics::default(),
+            cluster_id: "cluster".to_owned(),
+            memories: Memories::default(),
+            clock: Clock::default(),
+            started: tokio::time::Instant::now(),
+        };
+        Self { api, context: Arc::new(context), hub }
+    }
+
+    /// One pass over the session as it now is.
+    async fn pass(&self) -> Action {
+        reconcile::reconcile(self.api.session(), self.context.clone()).await.unwrap()
+    }
+
+    fn phase(&self) -> Option<Phase> {
+        self.api.status().phase
+    }
+
+    fn condition(&self, type_: &str) -> (String, String) {
+        let status = self.api.status();
+        let one =
+            conditions::get(&status.conditions, type_).unwrap_or_else(|| panic!("no condition {type_}"));
+        (one.status.clone(), one.reason.clone())
+    }
+
+    fn connect(&self, node: &str) -> Stream {
+        self.hub.connect(Hello { node: node.to_owned(), boot: BOOT.to_owned(), ..Hello::default() })
+    }
+
+    /// Marks the window as open since a minute ago, as an operator before this one left it.
+    fn started(&self) {
+        let start = jiff::Timestamp::from_second(jiff::Timestamp::now().as_second() - 60).unwrap();
+        let end = start + jiff::SignedDuration::from_hours(1);
+        self.api.change(SESSION, |session| {
+            session["status"] = serde_json::json!({"phase": "Preparing", "startTime": start.to_string(),
+                "endTime": end.to_string(), "dataset": {"uri": "s3://traces/team/shop/checkout", "schemaVersion": 1,
+                "region": "us-east-1", "bucket": BUCKET, "prefix": "team", "forcePathStyle": true,
+                "endpoint": "http://127.0.0.1:9", "storeRef": {"kind": "ClusterTraceStore", "name": "main"}}});
+        });
+    }
+
+    /// The session's folder, with the operator's credentials.
+    fn store(&self, endpoint: &str) -> ResolvedStore {
+        let mut s3 = servers::s3(endpoint, BUCKET);
+        s3.prefix = "team".to_owned();
+        let prefix = SessionPrefix::new("team", "shop", "checkout", UID).unwrap();
+        ResolvedStore::direct(s3, &writer(), prefix, None).unwrap()
+    }
+}
+
+fn report(stage: Stage, emitted: u64) -> Report {
+    let session = SessionReport {
+        uid: UID.to_owned(),
+        stage: stage.into(),
+        collectors: vec![CollectorReport {
+            name: "processes".to_owned(),
+            running: true,
+            ..Default::default()
+        }],
+        totals: Some(Totals { emitted, exported: emitted, ..Totals::default() }),
+        targets: 1,
+        ..SessionReport::default()
+    };
+    Report { sessions: vec![session] }
+}
+
+/// What a node writes when it is done and had nothing to say.
+async fn write_node_manifest(store: &ResolvedStore, node: &str) {
+    let manifest = NodeManifest {
+        format_version: FORMAT_VERSION,
+        node: node.to_owned(),
+        boot: BOOT.to_owned(),
+        incarnations: Vec::new(),
+        objects: Vec::new(),
+        ledger: Vec::new(),
+        coverage: Vec::new(),
+    };
+    let key = Key::node_manifest(node, &BOOT.parse().unwrap()).unwrap();
+    reader::create_json(store.object_store().as_ref(), store.prefix(), &key, &manifest).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_running_session_with_nothing_new_costs_no_write() {
+    let scenario = Scenario::new(&spec(), "http://127.0.0.1:9");
+    scenario.started();
+    scenario.api.add_pod("web-0", "node-1");
+    scenario.pass().await;
+    let mut stream = scenario.connect("node-1");
+    stream.report(report(Stage::Running, 10));
+    scenario.pass().await;
+    assert_eq!(scenario.phase(), Some(Phase::Running));
+    assert!(stream.plan().await.is_some());
+    scenario.api.writes();
+    // Twenty minutes of passes, with the same report again and again; the clock moves, so no write is only put off.
+    for _ in 0..20 {
+        scenario.context.clock.advance(Duration::from_secs(60));
+        stream.report(report(Stage::Running, 10));
+        scenario.pass().await;
+    }
+    assert_eq!(scenario.api.writes(), Vec::<String>::new());
+    assert!(futures::FutureExt::now_or_never(stream.plan()).is_none(), "an unchanged plan was sent again");
+}
+
+#[tokio::test]
+async fn changes_within_five_seconds_are_one_write_and_a_phase_is_written_at_once() {
+    let scenario = Scenario::new(&spec(), "http://127.0.0.1:9");
+    scenario.started();
+    scenario.api.add_pod("web-0", "node-1");
+    scenario.pass().await;
+    let stream = scenario.connect("node-1");
+    stream.report(report(Stage::Running, 1));
+    scenario.pass().await;
+    assert_eq!(scenario.phase(), Some(Phase::Running), "a phase does not wait");
+    scenario.api.writes();
+    for emitted in 2..40 {
+        scenario.context.clock.advance(Duration::from_millis(100));
+        stream.report(report(Stage::Running, emitted));
+        scenario.pass().await;
+    }
+    assert_eq!(scenario.api.writes(), Vec::<String>::new(), "four seconds after the last write");
+    scenario.context.clock.advance(Duration::from_secs(2));
+    scenario.pass().await;
+    assert_eq!(scenario.api.writes(), [format!("PATCH {SESSION}/status")]);
+    assert_eq!(scenario.api.status().totals.unwrap().emitted, 39);
+}
+
+#[tokio::test]
+async fn an_unknown_collector_is_written_once_and_the_session_is_over() {
+    let scenario = Scenario::new(&spec().replace("processes", "procesess"), "http://127.0.0.1:9");
+    for _ in 0..3 {
+        scenario.pass().await;
+        scenario.context.clock.advance(Duration::from_secs(60));
+    }
+    assert_eq!(scenario.api.writes(), [format!("PATCH {SESSION}/status")]);
+    assert_eq!(scenario.phase(), Some(Phase::Failed));
+    assert_eq!(
+        scenario.condition(condition::ACCEPTED),
+        ("False".to_owned(), reason::UNKNOWN_COLLECTOR.to_owned())
+    );
+    assert!(scenario.api.events().contains(&reason::UNKNOWN_COLLECTOR.to_owned()));
+}
+
+#[tokio::test]
+async fn without_its_secret_a_session_waits_and_says_so_and_begins_when_it_is_mended() {
+    let server = Server::in_process().await;
+    let scenario = Scenario::new(&spec(), &server.endpoint);
+    let path = "/api/v1/namespaces/tracelake/secrets/key";
+    let secret = scenario.api.0.lock().unwrap().objects.remove(path).unwrap();
+    scenario.pass().await;
+    assert_eq!(scenario.phase(), Some(Phase::Pending));
+    assert_eq!(
+        scenario.condition(condition::STORE_READY),
+        ("False".to_owned(), reason::SECRET_NOT_FOUND.to_owned())
+    );
+    assert!(scenario.hub.published(UID).is_none(), "nothing is collected");
+    scenario.api.0.lock().unwrap().objects.insert(path.to_owned(), secret);
+    scenario.pass().await;
+    assert_eq!(scenario.phase(), Some(Phase::Preparing));
+    assert_eq!(scenario.condition(condition::STORE_READY).0, "True");
+    assert!(scenario.api.status().start_time.is_some());
+}
+
+#[tokio::test]
+async fn a_session_goes_from_its_first_file_to_a_complete_manifest() {
+    let server = Server::in_process().await;
+    let scenario = Scenario::new(&spec(), &server.endpoint);
+    let store = scenario.store(&server.endpoint);
+    scenario.api.add_pod("web-0", "node-1");
+    let mut stream = scenario.connect("node-1");
+    assert!(stream.plan().await.unwrap().sessions.is_empty());
+
+    scenario.pass().await;
+    assert_eq!(scenario.phase(), Some(Phase::Preparing));
+    assert_eq!(scenario.api.session().metadata.finalizers, Some(vec![crds::SESSION_FINALIZER.to_owned()]));
+    let contents = reader::load(store.object_store().as_ref(), store.prefix()).await.unwrap();
+    assert_eq!(contents.session.unwrap().uid, UID);
+    let plan = stream.plan().await.unwrap();
+    assert_eq!(plan.sessions[0].activity(), Activity::Collect);
+    assert_eq!(plan.bodies[0].targets[0].pod_uid, "uid-web-0");
+
+    stream.report(report(Stage::Running, 5));
+    scenario.pass().await;
+    assert_eq!(scenario.phase(), Some(Phase::Running));
+    assert_eq!(scenario.condition(condition::COLLECTING).0, "True");
+    assert_eq!(scenario.api.status().nodes.unwrap().summary, "1/1");
+
+    scenario.api.change(SESSION, |session| session["spec"]["stop"] = true.into());
+    scenario.pass().await;
+    assert_eq!(scenario.phase(), Some(Phase::Draining));
+    assert_eq!(scenario.condition(condition::COLLECTING), ("False".to_owned(), reason::STOPPED.to_owned()));
+    assert_eq!(stream.plan().await.unwrap().sessions[0].activity(), Activity::Drain);
+
+    write_node_manifest(&store, "node-1").await;
+    stream.report(report(Stage::Done, 5));
+    scenario.pass().await;
+    assert_eq!(scenario.phase(), Some(Phase::Completed));
+    assert_eq!(scenario.condition(condition::UPLOADED).0, "True");
+    let status = scenario.api.status();
+    assert_eq!(status.dataset.unwrap().manifest.as_deref(), Some("_tracelake/manifest-1.json"));
+    assert_eq!(scenario.api.session().metadata.finalizers.clone().unwrap_or_default(), Vec::<String>::new());
+    let contents = reader::load(store.object_store().as_ref(), store.prefix()).await.unwrap();
+    assert_eq!(contents.manifest.unwrap().verdict, Verdict::Complete);
+    assert!(stream.plan().await.unwrap().sessions.is_empty(), "the agent may forget the session");
+    for phase in ["Preparing", "Running", "Draining", "Completed"] {
+        assert!(scenario.api.events().contains(&phase.to_owned()), "no Event {phase}");
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_comes_back_after_the_end_makes_an_incomplete_session_complete() {
+    let server = Server::in_process().await;
+    let scenario = Scenario::new(&spec(), &server.endpoint);
+    let store = scenario.store(&server.endpoint);
+    scenario.api.add_pod("web-0", "node-1");
+    scenario.api.add_pod("web-1", "node-2");
+    scenario.pass().await;
+    let here = scenario.connect("node-1");
+    here.report(report(Stage::Running, 5));
+    scenario.pass().await;
+    scenario.api.change(SESSION, |session| session["spec"]["stop"] = true.into());
+    scenario.pass().await;
+    write_node_manifest(&store, "node-1").await;
+    here.report(report(Stage::Done, 5));
+    scenario.pass().await;
+    assert_eq!(scenario.phase(), Some(Phase::Draining), "node-2 still has its time");
+    scenario.context.clock.advance(Duration::from_secs(2));
+    scenario.pass().await;
+    assert_eq!(scenario.phase(), Some(Phase::Incomplete));
+    assert_eq!(
+        scenario.condition(condition::UPLOADED),
+        ("False".to_owned(), reason::DRAIN_TIMEOUT.to_owned())
+    );
+
+    // Another operator, which knows nothing but what is written down.
+    let next = Scenario { api: scenario.api.clone(), ..Scenario::new(&spec(), &server.endpoint) };
+    let context = Context { client: next.api.client(), ..Arc::into_inner(next.context).unwrap() };
+    let stores = StoreConfig {
+        operator_namespace: "tracelake".to_owned(),
+        default_store: None,
+        secret_namespaces: Vec::new(),
+        endpoints: Default::default(),
+    };
+    let client = next.api.client();
+    let context = Context {
+        stores: Arc::new(Stores::new(client.clone(), stores)),
+        pods: PodWatches::new(client.clone(), next.hub.clone()),
+        owners: Owners::new(client),
+        ..context
+    };
+    let next = Scenario { api: next.api, context: Arc::new(context), hub: next.hub };
+    let mut done_before = next.connect("node-1");
+    let mut back = next.connect("node-2");
+    next.pass().await;
+    assert!(done_before.plan().await.unwrap().sessions.is_empty(), "a node that was done is left alone");
+    assert_eq!(back.plan().await.unwrap().sessions[0].activity(), Activity::Drain);
+    write_node_manifest(&store, "node-2").await;
+    back.report(report(Stage::Done, 7));
+    next.pass().await;
+    assert_eq!(next.phase(), Some(Phase::Completed));
+    let manifest = next.api.status().dataset.unwrap().manifest.unwrap();
+    assert_eq!(manifest, "_tracelake/manifest-2.json");
+    assert!(next.api.status().totals.unwrap().emitted >= 5, "totals never fall");
+}
+
+#[tokio::test]
+async fn a_deleted_session_stops_at_once_uploads_and_is_let_go() {
+    let server = Server::in_process().await;
+    let scenario = Scenario::new(&spec(), &server.endpoint);
+    let store = scenario.store(&server.endpoint);
+    scenario.api.add_pod("web-0", "node-1");
+    scenario.pass().await;
+    let mut stream = scenario.connect("node-1");
+    stream.report(report(Stage::Running, 5));
+    scenario.pass().await;
+    assert_eq!(stream.plan().await.unwrap().sessions[0].activity(), Activity::Collect);
+    let now = jiff::Timestamp::from_second(jiff::Timestamp::now().as_second()).unwrap().to_string();
+    scenario.api.change(SESSION, |session| session["metadata"]["deletionTimestamp"] = now.into());
+    scenario.pass().await;
+    assert_eq!(stream.plan().await.unwrap().sessions[0].activity(), Activity::Drain);
+    write_node_manifest(&store, "node-1").await;
+    stream.report(report(Stage::Done, 5));
+    scenario.pass().await;
+    assert_eq!(scenario.api.session().metadata.finalizers.clone().unwrap_or_default(), Vec::<String>::new());
+    let contents = reader::load(store.object_store().as_ref(), store.prefix()).await.unwrap();
+    assert_eq!(contents.manifest.unwrap().verdict, Verdict::Complete);
+}

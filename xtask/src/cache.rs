@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The folder for everything that commands make: `$XDG_CACHE_HOME/tracelake` or `~/.cache/tracelake`.
+//!
+//! An entry is named after the hash of its inputs, is made under a temporary name and renamed when it
+//! is complete: a changed input makes a new entry, an unchanged one costs nothing, and an interrupted
+//! command leaves nothing half-made behind. The whole folder may be deleted at any time while no
+//! cluster runs.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, Result};
+use sha2::{Digest, Sha256};
+
+use crate::exec;
+
+/// Entries that another input replaced are kept this long: a running cluster may still use them.
+const KEEP_REPLACED: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The cache folder.
+pub(crate) fn dir() -> PathBuf {
+    let base =
+        std::env::var_os("XDG_CACHE_HOME").filter(|path| !path.is_empty()).map(PathBuf::from).unwrap_or_else(
+            || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into())).join(".cache"),
+        );
+    base.join("tracelake")
+}
+
+/// The repository's root.
+pub(crate) fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a folder of the repository")
+}
+
+/// Where product builds go; xtask itself is compiled in `./target`, so the two never wait for each other.
+pub(crate) fn target_dir() -> PathBuf {
+    dir().join("target")
+}
+
+/// `cargo`, in the repository's root, with [`target_dir`].
+pub(crate) fn cargo() -> Command {
+    let mut cargo = exec::command("cargo", [] as [&str; 0]);
+    cargo.current_dir(repository()).env("CARGO_TARGET_DIR", target_dir());
+    cargo
+}
+
+/// Makes sure that only one process at a time does what `name` stands for, until the result is dropped.
+pub(crate) fn lock(name: &str) -> Result<File> {
+    let folder = dir().join("locks");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    let path = folder.join(name);
+    let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+    if file.try_lock().is_err() {
+        println!("{name}: waiting for another xtask");
+        file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
+    }
+    Ok(file)
+}
+
+/// The hash of an entry's inputs.
+#[derive(Default)]
+pub(crate) struct Key(Sha256);
+
+impl Key {
+    /// Adds a text, such as a version or a recipe.
+    pub(crate) fn text(mut self, text: &str) -> Self {
+        self.0.update(text.len().to_le_bytes());
+        self.0.update(text);
+        self
+    }
+
+    /// Adds a file's content.
+    pub(crate) fn file(mut self, path: &Path) -> Result<Self> {
+        let mut file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+        self.0.update(file.metadata()?.len().to_le_bytes());
+        std::io::copy(&mut file, &mut self.0).with_context(|| format!("cannot read {}", path.display()))?;
+        Ok(self)
+    }
+
+    /// Adds names and contents of all files of a folder.
+    pub(crate) fn folder(mut self, path: &Path) -> Result<Self> {
+        let mut entries: Vec<_> = fs::read_dir(path)
+            .with_context(|| format!("cannot read {}", path.display()))?
+            .collect::<Result<_, _>>()?;
+        entries.sort_by_key(fs::DirEntry::file_name);
+        for entry in entries {
+            self = self.text(&entry.file_name().to_string_lossy());
+            self = if entry.file_type()?.is_dir() {
+                self.folder(&entry.path())?
+            } else {
+                self.file(&entry.path())?
+            };
+        }
+        Ok(self)
+    }
+
+    fn finish(self) -> String {
+        self.0.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// The entry `kind/name-KEY`, made by `make` (which gets the path to create, a file or a folder) when it is absent.
+pub(crate) fn entry(
+    kind: &str,
+    name: &str,
+    key: Key,
+    make: impl FnOnce(&Path) -> Result<()>,
+) -> Result<PathBuf> {
+    let folder = dir().join(kind);
+    let path = folder.join(format!("{name}-{}", key.finish()));
+    if path.exists() {
+        return Ok(path);
+    }
+    let _lock = lock(&format!("{kind}-{name}"))?;
+    if path.exists() {
+        return Ok(path);
+    }
+    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    let temporary = path.with_added_extension("tmp");
+    remove(&temporary)?;
+    step(&format!("{kind}: {name}"), || make(&temporary))
+        .with_context(|| format!("cannot make {}", path.display()))?;
+    fs::rename(&temporary, &path).with_context(|| format!("{} was not made", temporary.display()))?;
+    forget_replaced(&folder, name, &path)?;
+    Ok(path)
+}
+
+/// Does one piece of work and says how long it took.
+pub(crate) fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let start = Instant::now();
+    let done = work()?;
+    println!("{what} ({:.1} s)", start.elapsed().as_secs_f32());
+    Ok(done)
+}
+
+/// Removes a file or a folder that may be absent.
+pub(crate) fn remove(path: &Path) -> Result<()> {
+    let removed = match path.symlink_metadata() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
+        _ => fs::remove_file(path),
+    };
+    removed.with_context(|| format!("cannot remove {}", path.display()))
+}
+
+fn forget_replaced(folder: &Path, name: &str, current: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let same_name = path
+            .file_name()
+            .and_then(|file| file.to_str()?.rsplit_once('-').map(|(stem, _)| stem == name))
+            .unwrap_or(false);
+        let age = path.metadata().and_then(|metadata| metadata.modified()).ok();
+        let old = age
+            .and_then(|time| SystemTime::now().duration_since(time).ok())
+            .is_some_and(|age| age > KEEP_REPLACED);
+        if same_name && old && path != current {
+            remove(&path)?;
+        }
+    }
+    Ok(())
+}

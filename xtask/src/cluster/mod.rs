@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! A Kubernetes cluster for tests and demos.
+//!
+//! Two providers: [`kind`] where a Docker engine runs, [`vms`] everywhere else. Both end with a kubeconfig
+//! that works in the host's network; what uses the cluster needs nothing but `KUBECONFIG`.
+
+mod control_plane;
+mod disk;
+mod kind;
+mod network;
+mod node;
+mod process;
+mod proxy;
+mod vms;
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::image::{self, Image};
+use crate::kernel::Kernel;
+use crate::{cache, tools};
+
+/// `cargo xtask cluster`.
+#[derive(clap::Subcommand)]
+pub(crate) enum Command {
+    /// Start the cluster, or what is stopped of it, and wait until it can be used.
+    Up(Options),
+    /// End the cluster and what belongs to it.
+    Down,
+    /// Say what runs and how to use it.
+    Status,
+    /// Import image archives into every node.
+    Load {
+        /// Archives, as `cargo xtask image` makes them.
+        #[arg(required = true)]
+        archives: Vec<PathBuf>,
+    },
+    /// Run a command on a node.
+    Ssh {
+        /// The node.
+        node: String,
+        /// The command; a shell when there is none.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
+    /// Cut a node's power, or give it back.
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Carry connections from the host into the cluster's network; started by `up`.
+    #[command(hide = true)]
+    Proxy,
+}
+
+/// `cargo xtask cluster node`.
+#[derive(clap::Subcommand)]
+pub(crate) enum NodeCommand {
+    /// Cut a node's power.
+    Stop {
+        /// The node.
+        name: String,
+    },
+    /// Start a stopped node again, with its disk as it was.
+    Start {
+        /// The node.
+        name: String,
+    },
+}
+
+/// What to start.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub(crate) struct Options {
+    /// Where nodes come from; kind where Docker runs, VMs elsewhere.
+    #[arg(long = "cluster", value_enum)]
+    pub(crate) provider: Option<Provider>,
+    /// Nodes as NAME=KERNEL; `node-a=6.1,node-b=6.12` when not given. kind takes only their number.
+    #[arg(long, value_delimiter = ',', value_parser = parse_node)]
+    pub(crate) nodes: Vec<(String, Kernel)>,
+}
+
+/// Where nodes come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Provider {
+    /// QEMU, on any machine.
+    Vm,
+    /// Docker containers.
+    Kind,
+}
+
+/// A running cluster.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Cluster {
+    pub(crate) provider: Provider,
+    /// For an administrator.
+    pub(crate) kubeconfig: PathBuf,
+    pub(crate) kubectl: PathBuf,
+    pub(crate) helm: PathBuf,
+    pub(crate) nodes: Vec<String>,
+}
+
+/// `cargo xtask cluster`.
+pub(crate) fn main(command: &Command) -> Result<()> {
+    match command {
+        Command::Up(options) => up(options)?.explain(),
+        Command::Down => down()?,
+        Command::Status => status()?,
+        Command::Load { archives } => current()?.load(archives)?,
+        Command::Ssh { node, command } => std::process::exit(current()?.ssh(node, command)?),
+        Command::Node(NodeCommand::Stop { name }) => current()?.stop_node(name)?,
+        Command::Node(NodeCommand::Start { name }) => current()?.start_node(name)?,
+        Command::Proxy => proxy::run()?,
+    }
+    Ok(())
+}
+
+/// Starts the cluster, or what is stopped of the one that runs, and waits until it can be used.
+pub(crate) fn up(options: &Options) -> Result<Cluster> {
+    let _lock = cache::lock("cluster")?;
+    if let Ok(cluster) = current() {
+        if options.provider.is_some_and(|provider| provider != cluster.provider) {
+            bail!("a cluster of the other provider runs: end it with `cargo xtask cluster down`");
+        }
+        if cluster.provider == Provider::Vm {
+            vms::complete()?;
+        }
+        return Ok(cluster);
+    }
+    let provider =
+        options.provider.unwrap_or(if image::has_docker() { Provider::Kind } else { Provider::Vm });
+    let nodes = if options.nodes.is_empty() {
+        vec![("node-a".to_owned(), Kernel::V6_1), ("node-b".to_owned(), Kernel::V6_12)]
+    } else {
+        options.nodes.clone()
+    };
+    fs::create_dir_all(state())?;
+    let cluster = match provider {
+        Provider::Vm => vms::start(&nodes)?,
+        Provider::Kind => kind::up(nodes.len())?,
+    };
+    // Before it can be used: when that fails, its nodes are still there to be looked at.
+    fs::write(state_file(), serde_json::to_vec_pretty(&cluster)?)?;
+    if provider == Provider::Vm {
+        vms::complete()?;
+    }
+    Ok(cluster)
+}
+
+/// Ends the cluster; does nothing when there is none.
+pub(crate) fn down() -> Result<()> {
+    let cluster = read_state();
+    if cluster.as_ref().is_ok_and(|cluster| cluster.provider == Provider::Kind) {
+        kind::down()?;
+    }
+    // Also without a state file: an `up` that failed leaves processes for inspection.
+    vms::down()?;
+    cache::remove(&state_file())
+}
+
+/// The cluster that runs.
+pub(crate) fn current() -> Result<Cluster> {
+    let cluster = read_state()?;
+    let runs = match cluster.provider {
+        Provider::Vm => vms::runs(),
+        Provider::Kind => kind::runs(),
+    };
+    if !runs {
+        bail!("the cluster is gone or damaged: `cargo xtask cluster down`, then `up`");
+    }
+    Ok(cluster)
+}
+
+impl Cluster {
+    /// Imports these image archives into every node; what a node has already costs little.
+    pub(crate) fn load(&self, archives: &[PathBuf]) -> Result<()> {
+        match self.provider {
+            Provider::Vm => vms::load(&self.nodes, archives),
+            Provider::Kind => kind::load(archives),
+        }
+    }
+
+    /// The same for built images.
+    pub(crate) fn load_images(&self, images: &[Image]) -> Result<()> {
+        self.load(&images.iter().map(|image| image.archive.clone()).collect::<Vec<_>>())
+    }
+
+    /// Runs a command on a node and returns its exit code; input and output are this process' own.
+    pub(crate) fn ssh(&self, node: &str, command: &[String]) -> Result<i32> {
+        self.check_node(node)?;
+        match self.provider {
+            Provider::Vm => vms::ssh(node, command),
+            Provider::Kind => kind::ssh(node, command),
+        }
+    }
+
+    /// Cuts a node's power.
+    pub(crate) fn stop_node(&self, name: &str) -> Result<()> {
+        self.check_node(name)?;
+        match self.provider {
+            Provider::Vm => vms::stop_node(name),
+            Provider::Kind => kind::stop_node(name),
+        }
+    }
+
+    /// Starts a node that was stopped; does not wait until it is Ready.
+    pub(crate) fn start_node(&self, name: &str) -> Result<()> {
+        self.check_node(name)?;
+        match self.provider {
+            Provider::Vm => vms::start_node(name),
+            Provider::Kind => kind::start_node(name),
+        }
+    }
+
+    fn check_node(&self, name: &str) -> Result<()> {
+        if !self.nodes.iter().any(|node| node == name) {
+            bail!("no node {name}; there are {}", self.nodes.join(", "));
+        }
+        Ok(())
+    }
+
+    fn explain(&self) {
+        println!("nodes: {}", self.nodes.join(", "));
+        println!("to use the cluster:");
+        println!("  export KUBECONFIG={}", self.kubeconfig.display());
+        println!(
+            "  export PATH={}:$PATH   # kubectl and helm of the cluster's version",
+            cache::dir().join("bin").display()
+        );
+    }
+}
+
+fn status() -> Result<()> {
+    match current() {
+        Ok(cluster) => {
+            cluster.explain();
+            if cluster.provider == Provider::Vm {
+                vms::status()?;
+            }
+        }
+        Err(reason) => {
+            println!("no usable cluster: {reason:#}");
+            vms::status()?;
+        }
+    }
+    Ok(())
+}
+
+/// The cluster's folder: kubeconfig, keys, disks, logs.
+fn state() -> PathBuf {
+    cache::dir().join("cluster")
+}
+
+fn state_file() -> PathBuf {
+    state().join("cluster.json")
+}
+
+fn read_state() -> Result<Cluster> {
+    let bytes = fs::read(state_file()).context("no cluster: start one with `cargo xtask cluster up`")?;
+    serde_json::from_slice(&bytes)
+        .context("the cluster's state is of another version: `cargo xtask cluster down`")
+}
+
+/// Puts kubectl and helm under names that do not change with their versions.
+fn link_tools() -> Result<(PathBuf, PathBuf)> {
+    let folder = cache::dir().join("bin");
+    fs::create_dir_all(&folder)?;
+    let link = |name: &str, target: &Path| -> Result<PathBuf> {
+        let path = folder.join(name);
+        cache::remove(&path)?;
+        symlink(target, &path).with_context(|| format!("cannot create {}", path.display()))?;
+        Ok(path)
+    };
+    Ok((link("kubectl", &tools::kubernetes()?.join("kubectl"))?, link("helm", &tools::helm()?)?))
+}
+
+fn parse_node(text: &str) -> Result<(String, Kernel), String> {
+    let (name, kernel) = text.split_once('=').ok_or("nodes are NAME=KERNEL")?;
+    let valid = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    // Names become names of tap devices, `tap-NAME`, which the kernel limits to 15 characters.
+    if name.is_empty() || name.len() > 11 || !name.chars().all(valid) {
+        return Err(format!("{name}: node names have 1 to 11 lower-case letters, digits and hyphens"));
+    }
+    Ok((name.to_owned(), clap::ValueEnum::from_str(kernel, true)?))
+}

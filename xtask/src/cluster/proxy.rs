@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Makes the API server reachable from the host, at the same address that it has inside: 127.0.0.1:6443.
+//!
+//! The listener belongs to the host's network and the connections that it is joined with to the cluster's,
+//! so that no device, route or address has to be added to the host.
+
+use std::io;
+use std::net::{Shutdown, TcpListener, TcpStream};
+
+use anyhow::{Context, Result};
+
+use super::network;
+
+/// On both sides.
+pub(super) const ADDRESS: &str = "127.0.0.1:6443";
+
+/// Serves until it is killed.
+pub(super) fn run() -> Result<()> {
+    let listener =
+        TcpListener::bind(ADDRESS).with_context(|| format!("{ADDRESS} is in use on this machine"))?;
+    // Threads started from now on inherit the namespace; the listener keeps the one it was made in.
+    network::enter()?;
+    for client in listener.incoming() {
+        let client = client?;
+        std::thread::spawn(move || {
+            if let Err(error) = join(client) {
+                eprintln!("connection failed: {error}");
+            }
+        });
+    }
+    Ok(())
+}
+
+fn join(client: TcpStream) -> io::Result<()> {
+    let server = TcpStream::connect(ADDRESS)?;
+    let (mut from_client, mut to_server) = (client.try_clone()?, server.try_clone()?);
+    let upstream = std::thread::spawn(move || {
+        // A broken connection ends both directions alike.
+        let _ = io::copy(&mut from_client, &mut to_server);
+        let _ = to_server.shutdown(Shutdown::Write);
+    });
+    let (mut from_server, mut to_client) = (server, client);
+    let copied = io::copy(&mut from_server, &mut to_client);
+    let _ = to_client.shutdown(Shutdown::Both);
+    let _ = from_server.shutdown(Shutdown::Both);
+    let _ = upstream.join();
+    copied.map(drop)
+}

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The cluster of QEMU machines: needs neither Docker nor KVM, and has nodes with different kernels.
+//!
+//! Order of `up`: what has to be built, then keys, network, control plane and nodes at once (kubelets wait
+//! for the API server), then DNS; ready means that every node is Ready and DNS is Available.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::node::{self, Node};
+use super::{Cluster, Provider, control_plane, disk, link_tools, network, process, state};
+use crate::kernel::Kernel;
+use crate::{cache, exec, tools};
+
+/// Emulated nodes are Ready after about a minute on two free CPUs; machines that also compile take longer.
+const DEADLINE: Duration = Duration::from_secs(420);
+const POLL: Duration = Duration::from_secs(2);
+
+/// Starts a cluster; what was left of another one is removed.
+pub(super) fn start(kernels: &[(String, Kernel)]) -> Result<Cluster> {
+    tools::packages()?;
+    let (kubectl, helm) = link_tools()?;
+    let files = kernels.iter().map(|(_, kernel)| kernel.files()).collect::<Result<Vec<_>>>()?;
+    let base = disk::base(&files)?;
+
+    // A cluster of which only parts run cannot be mended.
+    down()?;
+    let nodes: Vec<Node> = kernels
+        .iter()
+        .zip(&files)
+        .enumerate()
+        .map(|(index, ((name, _), files))| Node::new(index, name, files))
+        .collect();
+    node::save(&nodes)?;
+    let started = cache::step("cluster: keys, network, processes", || {
+        control_plane::make_keys()?;
+        node::make_key()?;
+        network::up(&nodes.iter().map(Node::place).collect::<Vec<_>>())?;
+        control_plane::start()?;
+        for (node, files) in nodes.iter().zip(&files) {
+            node.prepare(&base, files, &nodes)?;
+            node.start()?;
+        }
+        Ok(())
+    });
+    started.with_context(|| failure_report(&nodes))?;
+    Ok(Cluster {
+        provider: Provider::Vm,
+        kubeconfig: control_plane::kubeconfig(),
+        kubectl,
+        helm,
+        nodes: nodes.into_iter().map(|node| node.name).collect(),
+    })
+}
+
+/// Starts nodes that are stopped, and waits until the cluster can be used.
+pub(super) fn complete() -> Result<()> {
+    let nodes = node::all()?;
+    for node in nodes.iter().filter(|node| !process::runs(&node.name)) {
+        node.start()?;
+    }
+    wait_until_usable(&nodes).with_context(|| failure_report(&nodes))
+}
+
+pub(super) fn down() -> Result<()> {
+    let servers = control_plane::SERVERS;
+    // Nodes first, then servers in the opposite order of their start.
+    let nodes = process::names().into_iter().filter(|name| !servers.contains(&name.as_str()));
+    for name in nodes.chain(servers.iter().rev().map(|name| (*name).to_owned())) {
+        process::stop(&name)?;
+    }
+    network::down()
+}
+
+/// Whether the servers run; a stopped node does not make a cluster unusable.
+pub(super) fn runs() -> bool {
+    network::exists() && control_plane::SERVERS.into_iter().all(process::runs)
+}
+
+pub(super) fn load(nodes: &[String], archives: &[PathBuf]) -> Result<()> {
+    std::thread::scope(|scope| {
+        let imports: Vec<_> = nodes
+            .iter()
+            .filter(|name| process::runs(name))
+            .map(|name| {
+                scope.spawn(move || -> Result<()> {
+                    let node = node::named(name)?;
+                    cache::step(&format!("cluster: load into {name}"), || {
+                        archives.iter().try_for_each(|archive| node.import(archive))
+                    })
+                })
+            })
+            .collect();
+        imports.into_iter().try_for_each(|import| import.join().expect("imports do not panic"))
+    })
+}
+
+pub(super) fn ssh(name: &str, words: &[String]) -> Result<i32> {
+    let status =
+        node::named(name)?.ssh(words).stdin(Stdio::inherit()).status().context("cannot start ssh")?;
+    Ok(status.code().unwrap_or(255))
+}
+
+pub(super) fn stop_node(name: &str) -> Result<()> {
+    node::named(name)?.stop()
+}
+
+pub(super) fn start_node(name: &str) -> Result<()> {
+    node::named(name)?.start()
+}
+
+pub(super) fn status() -> Result<()> {
+    let Ok(nodes) = node::all() else { return Ok(()) };
+    let mark = |name: &str| if process::runs(name) { "runs" } else { "stopped" };
+    for node in &nodes {
+        println!(
+            "{:<24} {:<8} kernel {}, {}",
+            node.name,
+            mark(&node.name),
+            node.release,
+            node.place().address
+        );
+    }
+    for name in control_plane::SERVERS {
+        println!("{name:<24} {}", mark(name));
+    }
+    println!("logs: {}", state().join("logs").display());
+    println!(
+        "inside its network: ip netns exec {} COMMAND; on a node: cargo xtask cluster ssh NODE COMMAND",
+        network::NAMESPACE
+    );
+    Ok(())
+}
+
+fn wait_until_usable(nodes: &[Node]) -> Result<()> {
+    let deadline = Instant::now() + DEADLINE;
+    cache::step("cluster: API server ready", || {
+        wait("the API server does not answer", deadline, control_plane::is_ready)
+    })?;
+    let manifests = cache::repository().join("e2e/cluster/control-plane/manifests");
+    // kube-system is made by the server itself a moment after it is ready.
+    wait("the manifests of DNS cannot be applied", deadline, || {
+        Ok(exec::succeeds(control_plane::kubectl()?.args(["apply", "-f"]).arg(&manifests)))
+    })?;
+    for node in nodes {
+        let ready = r#"jsonpath={.status.conditions[?(@.type=="Ready")].status}"#;
+        cache::step(&format!("cluster: {} Ready", node.name), || {
+            wait(&format!("{} does not become Ready", node.name), deadline, || {
+                if !process::runs(&node.name) {
+                    bail!("the VM of {} ended", node.name);
+                }
+                let status =
+                    exec::output(control_plane::kubectl()?.args(["get", "node", &node.name, "-o", ready]));
+                Ok(status.is_ok_and(|status| status == "True"))
+            })
+        })?;
+    }
+    cache::step("cluster: DNS Available", || {
+        wait("CoreDNS does not become Available", deadline, || {
+            let available = "jsonpath={.status.availableReplicas}";
+            let arguments = ["-n", "kube-system", "get", "deployment", "coredns", "-o", available];
+            Ok(exec::output(control_plane::kubectl()?.args(arguments)).is_ok_and(|count| count == "1"))
+        })
+    })
+}
+
+fn wait(what_is_late: &str, deadline: Instant, mut is_there: impl FnMut() -> Result<bool>) -> Result<()> {
+    while !is_there()? {
+        for server in control_plane::SERVERS {
+            if !process::runs(server) {
+                bail!("{server} ended: see {}", process::log(server).display());
+            }
+        }
+        if Instant::now() > deadline {
+            bail!("{what_is_late} within {DEADLINE:?}");
+        }
+        std::thread::sleep(POLL);
+    }
+    Ok(())
+}
+
+/// Where the logs are, and how they end.
+fn failure_report(nodes: &[Node]) -> String {
+    let mut report = format!(
+        "the cluster did not come up; logs are in {}, what runs is left for inspection until `cargo xtask cluster down`",
+        state().join("logs").display()
+    );
+    let consoles = nodes.iter().map(Node::console);
+    for path in control_plane::SERVERS.into_iter().map(process::log).chain(consoles) {
+        let text =
+            fs::read(&path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+        report.push_str(&format!("\n--- {}\n{}", path.display(), exec::tail(&text, 8)));
+    }
+    report
+}

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! `cargo xtask demo`: from nothing to a session's tables, on a cluster of two kernels.
+//!
+//! What is shown is `e2e/src/bin/demo.rs`; here is what it stands on.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::install::Access;
+use crate::{cache, cluster, exec, install, tools};
+
+/// Show the whole path on a cluster: a shop, one session, its tables.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    cluster: cluster::Options,
+    /// Use this cluster instead of starting one; its nodes must be able to pull the images of the chart's values.
+    #[arg(long)]
+    kubeconfig: Option<PathBuf>,
+    /// Leave the cluster running, and say how to use it.
+    #[arg(long)]
+    keep: bool,
+}
+
+pub(crate) fn main(args: &Args) -> Result<()> {
+    tools::install_all()?;
+    if let Some(kubeconfig) = &args.kubeconfig {
+        let access = Access::existing(kubeconfig)?;
+        access.install()?;
+        return show(&access);
+    }
+    let was_up = cluster::current().is_ok();
+    let cluster = cluster::up(&args.cluster)?;
+    let shown = install::install(&cluster).and_then(|access| show(&access));
+    if args.keep || was_up {
+        cluster.explain();
+        println!("  kubectl get tracesessions --all-namespaces");
+        println!("  cargo xtask cluster down   # when you are done");
+    } else {
+        cluster::down()?;
+    }
+    shown
+}
+
+fn show(access: &Access) -> Result<()> {
+    let mut demo = cache::cargo();
+    demo.args(["run", "--quiet", "--locked", "--package", "tracelake-e2e", "--bin", "demo"]);
+    access.apply_to(&mut demo)?;
+    exec::loud(&mut demo)
+}

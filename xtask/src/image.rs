@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Builds the container images: the product's, and those that tests and demos run beside it.
+//!
+//! In: Dockerfiles that start `FROM scratch` (no registry is needed) and static binaries, which are put
+//! beside them in a folder of their own. Out: archives that `cargo xtask cluster load` and `docker load`
+//! read, in the cache, keyed by content. Docker builds where it runs, buildah elsewhere.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::{cache, debian, exec, tools};
+
+/// What `tracelake/shop:dev` holds: the workloads of tests and demos.
+const SHOP_PACKAGES: &[&str] = &[
+    "busybox",
+    "curl",
+    "iperf3",
+    "iproute2",
+    "nginx-light",
+    "procps",
+    "python3-minimal",
+    "redis-server",
+    "redis-tools",
+];
+
+/// Arguments of `cargo xtask image`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Which to build; all when none is named.
+    #[arg(value_enum)]
+    names: Vec<Name>,
+}
+
+/// The images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Name {
+    /// The operator.
+    Operator,
+    /// The node agent.
+    NodeAgent,
+    /// An S3 server for tests and demos.
+    DevStore,
+    /// Workloads for tests and demos.
+    Shop,
+    /// DNS of the VM cluster.
+    Coredns,
+    /// Holder of pods' namespaces in the VM cluster.
+    Pause,
+}
+
+/// One built image.
+#[derive(Clone, Debug)]
+pub(crate) struct Image {
+    /// The name that pods use.
+    pub(crate) name: String,
+    /// The archive.
+    pub(crate) archive: PathBuf,
+}
+
+/// `cargo xtask image`.
+pub(crate) fn main(args: &Args) -> Result<()> {
+    let images = if args.names.is_empty() {
+        build_all()?
+    } else {
+        args.names.iter().map(|name| build(*name)).collect::<Result<_>>()?
+    };
+    for image in images {
+        println!("{:<28} {}", image.name, image.archive.display());
+    }
+    Ok(())
+}
+
+/// Builds what a user of the product and its tests and demos needs in a cluster.
+pub(crate) fn build_all() -> Result<Vec<Image>> {
+    [Name::Operator, Name::NodeAgent, Name::DevStore, Name::Shop].into_iter().map(build).collect()
+}
+
+/// Builds one image.
+pub(crate) fn build(name: Name) -> Result<Image> {
+    let repository = cache::repository();
+    let assets = repository.join("e2e/cluster/images");
+    match name {
+        Name::Operator => {
+            let binary = static_binary("tracelake-operator", "tracelake-operator")?;
+            archive("operator", &repository.join("operator/Dockerfile"), &[(binary, "tracelake-operator")])
+        }
+        Name::NodeAgent => {
+            let binary = static_binary("tracelake-node-agent", "tracelake-node-agent")?;
+            archive(
+                "node-agent",
+                &repository.join("node-agent/Dockerfile"),
+                &[(binary, "tracelake-node-agent")],
+            )
+        }
+        Name::DevStore => {
+            archive("dev-store", &assets.join("dev-store/Dockerfile"), &[(tools::weed()?, "weed")])
+        }
+        Name::Coredns => {
+            archive("coredns", &assets.join("coredns/Dockerfile"), &[(tools::coredns()?, "coredns")])
+        }
+        Name::Pause => archive("pause", &assets.join("pause/Dockerfile"), &[(pause()?, "pause")]),
+        Name::Shop => {
+            let key = cache::Key::default().text(debian::SUITE).text(&SHOP_PACKAGES.join(" "));
+            let root = cache::entry("rootfs", "shop", key, |path| debian::archive(SHOP_PACKAGES, path))?;
+            archive("shop", &assets.join("shop/Dockerfile"), &[(root, "rootfs.tar")])
+        }
+    }
+}
+
+/// Compiles one of the workspace's binaries for the images: static, optimised.
+pub(crate) fn static_binary(package: &str, binary: &str) -> Result<PathBuf> {
+    tools::packages()?;
+    tools::rust()?;
+    let linker = tools::bpf_linker()?;
+    let mut cargo = cache::cargo();
+    cargo.args(["build", "--release", "--target", tools::MUSL_TARGET, "--package", package, "--bin", binary]);
+    exec::loud(cargo.env("PATH", with_folder_of(&linker)?))?;
+    Ok(cache::target_dir().join(tools::MUSL_TARGET).join("release").join(binary))
+}
+
+/// Whether a Docker engine runs here.
+pub(crate) fn has_docker() -> bool {
+    exec::succeeds(&mut exec::command("docker", ["info"]))
+}
+
+/// PATH with a program's folder in front, for build scripts that look for the program.
+pub(crate) fn with_folder_of(program: &Path) -> Result<std::ffi::OsString> {
+    let folder = program.parent().context("a program's path has a folder")?.to_path_buf();
+    let rest = std::env::var_os("PATH").unwrap_or_default();
+    Ok(std::env::join_paths(std::iter::once(folder).chain(std::env::split_paths(&rest)))?)
+}
+
+/// Builds `tracelake/NAME:dev` of a Dockerfile and the files beside it.
+fn archive(name: &str, dockerfile: &Path, files: &[(PathBuf, &str)]) -> Result<Image> {
+    let image = format!("tracelake/{name}:dev");
+    let mut key = cache::Key::default().text(&image).file(dockerfile)?;
+    for (path, to) in files {
+        // Not hashed here: in a debug build of xtask that takes seconds.
+        key = key.text(to).text(
+            exec::output(exec::command("sha256sum", ["--"]).arg(path))?.split(' ').next().unwrap_or(""),
+        );
+    }
+    let archive = cache::entry("images", name, key, |archive| {
+        let context = archive.with_added_extension("context");
+        cache::remove(&context)?;
+        fs::create_dir_all(&context)?;
+        fs::copy(dockerfile, context.join("Dockerfile"))?;
+        for (path, to) in files {
+            fs::copy(path, context.join(to)).with_context(|| format!("cannot copy {}", path.display()))?;
+        }
+        if has_docker() {
+            with_docker(&image, &context, archive)
+        } else {
+            with_buildah(&image, &context, archive)
+        }?;
+        cache::remove(&context)
+    })?;
+    Ok(Image { name: image, archive })
+}
+
+fn with_docker(image: &str, context: &Path, archive: &Path) -> Result<()> {
+    exec::quiet(exec::command("docker", ["build", "--quiet", "--tag", image]).arg(context))?;
+    exec::quiet(exec::command("docker", ["save", "--output"]).arg(archive).arg(image))
+}
+
+fn with_buildah(image: &str, context: &Path, archive: &Path) -> Result<()> {
+    tools::packages()?;
+    let storage = cache::dir().join("buildah");
+    fs::create_dir_all(&storage)?;
+    let _lock = cache::lock("buildah")?;
+    // Nothing is pulled, so nothing has to be verified.
+    let policy = storage.join("policy.json");
+    // Without the registry's name buildah would add a second name, below "localhost".
+    let tag = format!("docker.io/{image}");
+    fs::write(&policy, r#"{"default": [{"type": "insecureAcceptAnything"}]}"#)?;
+    let buildah = || -> Command {
+        let mut buildah = exec::command("buildah", ["--storage-driver", "vfs", "--root"]);
+        buildah.arg(storage.join("root")).arg("--runroot").arg(storage.join("run"));
+        buildah
+    };
+    let build = [
+        "build",
+        "--isolation",
+        "chroot",
+        "--layers=false",
+        "--timestamp",
+        "0",
+        "--tag",
+        &tag,
+        "--signature-policy",
+    ];
+    exec::quiet(buildah().args(build).arg(&policy).arg(context))?;
+    let target = format!("docker-archive:{}:{tag}", archive.display());
+    exec::quiet(buildah().args(["push", "--signature-policy"]).arg(&policy).args([&tag, &target]))?;
+    exec::quiet(buildah().args(["rmi", &tag]))
+}
+
+fn pause() -> Result<PathBuf> {
+    let source = cache::repository().join("e2e/cluster/images/pause/pause.c");
+    tools::packages()?;
+    cache::entry("tools", "pause", cache::Key::default().file(&source)?, |path| {
+        exec::quiet(
+            exec::command("musl-gcc", ["-static", "-Os", "-s", "-Wall", "-o"]).arg(path).arg(&source),
+        )?;
+        if !path.exists() {
+            bail!("musl-gcc made nothing");
+        }
+        Ok(())
+    })
+}

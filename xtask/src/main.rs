@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Every developer command, started as `cargo xtask COMMAND`.
+//!
+//! What a command makes lies in one cache folder ([`cache`]), keyed by its inputs; tools that a fresh
+//! machine lacks are installed by [`tools`]. Each command is one module with a `clap` type and a `run`.
+
+mod cache;
+mod cluster;
+mod debian;
+mod exec;
+mod image;
+mod initramfs;
+mod kernel;
+mod tools;
+mod vm;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Tracelake's developer commands.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Command {
+    /// Install what this machine lacks; does nothing where everything is there.
+    Tools,
+    /// Run a static program under one of the supported kernels, in a VM of its own.
+    Vm(vm::Args),
+    /// A Kubernetes cluster for tests and demos.
+    #[command(subcommand)]
+    Cluster(cluster::Command),
+    /// Build the container images, as archives for `cluster load` or `docker load`.
+    Image(image::Args),
+}
+
+fn main() -> ExitCode {
+    let done = match Command::parse() {
+        Command::Tools => tools::install_all(),
+        Command::Vm(args) => vm::main(&args),
+        Command::Cluster(command) => cluster::main(&command),
+        Command::Image(args) => image::main(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        // Not returned from main: that would print a backtrace where RUST_BACKTRACE is set.
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! `cargo xtask test`: every check, smallest first, each of which also runs alone by its name.
+//!
+//! A part passes or fails; there is no third outcome. What a machine lacks is installed or makes the
+//! part fail with the name of what is missing. The last line is `N passed, N failed`.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::kernel::Kernel;
+use crate::{cache, cluster, exec, image, install, tools, vm};
+
+/// Run every check, or those named.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Parts to run, by name; all of the default ones when none is named.
+    parts: Vec<String>,
+    /// Name the parts and what each checks.
+    #[arg(long)]
+    list: bool,
+    /// Also run the parts that do not fit the time of the default run.
+    #[arg(long)]
+    all: bool,
+}
+
+struct Part {
+    name: &'static str,
+    checks: &'static str,
+    /// Whether it runs without being named and without `--all`.
+    default: bool,
+    run: fn() -> Result<()>,
+}
+
+const PARTS: &[Part] = &[
+    Part { name: "format", checks: "rustfmt on every crate", default: true, run: format },
+    Part { name: "clippy", checks: "clippy with warnings as errors, host", default: true, run: clippy },
+    Part { name: "clippy-bpf", checks: "the same for the kernel programs' target", default: true, run: clippy_bpf },
+    Part { name: "unit", checks: "unit, golden, freshness and conformance tests", default: true, run: unit },
+    Part { name: "deny", checks: "licences and sources of dependencies", default: true, run: deny },
+    Part { name: "chart", checks: "helm lint and render of every ci values file", default: true, run: chart },
+    Part { name: "host", checks: "ground truth on this machine's kernel (root)", default: true, run: host },
+    Part { name: "vm-6.1", checks: "ground truth in a VM with kernel 6.1", default: true, run: || in_vm(Kernel::V6_1) },
+    Part { name: "vm-6.12", checks: "ground truth in a VM with kernel 6.12", default: true, run: || in_vm(Kernel::V6_12) },
+    Part { name: "vm-6.18", checks: "ground truth in a VM with kernel 6.18", default: true, run: || in_vm(Kernel::V6_18) },
+    Part { name: "vm-7", checks: "ground truth in a VM with the newest kernel 7", default: true, run: || in_vm(Kernel::V7) },
+    Part { name: "e2e", checks: "the whole path on a two-node cluster", default: true, run: e2e },
+];
+
+/// A VM has this long for all ground truth tests, emulated.
+const VM_TIMEOUT: Duration = Duration::from_secs(900);
+
+pub(crate) fn main(args: &Args) -> Result<()> {
+    if args.list {
+        for part in PARTS {
+            println!("{:12} {}{}", part.name, part.checks, if part.default { "" } else { " (--all)" });
+        }
+        return Ok(());
+    }
+    for name in &args.parts {
+        ensure!(
+            PARTS.iter().any(|part| part.name == name),
+            "no part is named {name}; the parts are {}",
+            PARTS.iter().map(|part| part.name).collect::<Vec<_>>().join(", ")
+        );
+    }
+    let chosen = PARTS.iter().filter(|part| {
+        if args.parts.is_empty() { part.default || args.all } else { args.parts.iter().any(|name| name == part.name) }
+    });
+    tools::install_all()?;
+    let mut failed = Vec::new();
+    let mut passed = 0;
+    for part in chosen {
+        println!("== {}: {}", part.name, part.checks);
+        let start = Instant::now();
+        match (part.run)() {
+            Ok(()) => {
+                passed += 1;
+                println!("== {} passed ({:.0} s)", part.name, start.elapsed().as_secs_f32());
+            }
+            Err(error) => {
+                println!("== {} FAILED ({:.0} s): {error:#}", part.name, start.elapsed().as_secs_f32());
+                failed.push(part.name);
+            }
+        }
+    }
+    if !failed.is_empty() {
+        println!("failed: {}; each runs alone: cargo xtask test {}", failed.join(", "), failed.join(" "));
+    }
+    println!("{passed} passed, {} failed", failed.len());
+    std::process::exit(i32::from(!failed.is_empty()));
+}
+
+/// `cargo` with what the tests and build scripts look for.
+fn cargo<const N: usize>(arguments: [&str; N]) -> Result<Command> {
+    let mut cargo = cache::cargo();
+    cargo.args(arguments).env("PATH", image::with_folder_of(&tools::bpf_linker()?)?).env("TRACELAKE_WEED", tools::weed()?);
+    Ok(cargo)
+}
+
+fn format() -> Result<()> {
+    exec::loud(&mut cargo(["fmt", "--all", "--check"])?)
+}
+
+fn clippy() -> Result<()> {
+    exec::loud(&mut cargo([
+        "clippy", "--locked", "--workspace", "--exclude", "tracelake-node-agent-ebpf", "--all-targets", "--", "-D", "warnings",
+    ])?)
+}
+
+fn clippy_bpf() -> Result<()> {
+    // build-std is unstable, but `core` for this target is not shipped; see node-agent/build.rs.
+    exec::loud(
+        cargo([
+            "clippy", "--locked", "--package", "tracelake-node-agent-ebpf", "--release", "--target", "bpfel-unknown-none",
+            "-Z", "build-std=core", "--", "-D", "warnings",
+        ])?
+        .env("RUSTC_BOOTSTRAP", "1"),
+    )
+}
+
+fn unit() -> Result<()> {
+    exec::loud(&mut cargo([
+        "test", "--locked", "--workspace", "--exclude", "tracelake-node-agent-ebpf", "--exclude", "tracelake-e2e",
+    ])?)?;
+    // The cluster tests of this crate need a cluster; what it says of itself does not.
+    exec::loud(&mut cargo(["test", "--locked", "--package", "tracelake-e2e", "--lib", "--bins"])?)
+}
+
+fn deny() -> Result<()> {
+    exec::loud(exec::command(tools::cargo_deny()?, ["--locked", "check"]).current_dir(cache::repository()))
+}
+
+fn chart() -> Result<()> {
+    let helm = tools::helm()?;
+    let chart = cache::repository().join("charts/tracelake");
+    let mut values: Vec<PathBuf> = fs::read_dir(chart.join("ci"))
+        .context("charts/tracelake/ci holds one values file per supported shape")?
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<Result<_, _>>()?;
+    values.sort();
+    ensure!(!values.is_empty(), "charts/tracelake/ci is empty");
+    for file in &values {
+        exec::quiet(exec::command(&helm, ["lint", "--strict"]).arg(&chart).arg("--values").arg(file))?;
+        let rendered = exec::output(
+            exec::command(&helm, ["template", "tracelake"]).arg(&chart).arg("--values").arg(file),
+        )?;
+        ensure!(rendered.contains("kind: DaemonSet"), "{} renders no agent", file.display());
+        println!("{}: {} lines", file.display(), rendered.lines().count());
+    }
+    Ok(())
+}
+
+fn host() -> Result<()> {
+    let test = ground_truth(None)?;
+    exec::loud(exec::command(test, ["--test-threads=1"]).env("TRACELAKE_ENVIRONMENT", "host"))
+}
+
+fn in_vm(kernel: Kernel) -> Result<()> {
+    let test = ground_truth(Some(tools::MUSL_TARGET))?;
+    let command = format!("TRACELAKE_ENVIRONMENT=vm-{} /ground_truth --test-threads=1", kernel.name());
+    let output = vm::run(kernel, &[(test, "/ground_truth".to_owned())], &command, VM_TIMEOUT)?;
+    if output.code != 0 {
+        bail!("ground truth ended with {} under kernel {}", output.code, kernel.name());
+    }
+    Ok(())
+}
+
+/// Builds the ground truth tests and returns their binary.
+fn ground_truth(target: Option<&str>) -> Result<PathBuf> {
+    let mut build = cargo([
+        "test", "--locked", "--package", "tracelake-node-agent", "--test", "ground_truth", "--no-run",
+        "--message-format=json-render-diagnostics",
+    ])?;
+    if let Some(target) = target {
+        build.args(["--target", target]);
+    }
+    let messages = exec::output(&mut build)?;
+    messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .find_map(|message| {
+            (message["target"]["name"] == "ground_truth").then(|| message["executable"].as_str().map(PathBuf::from))?
+        })
+        .context("cargo named no binary of the ground truth tests")
+}
+
+/// Brings a cluster up (or takes the one that runs), installs the product and runs every cluster test.
+fn e2e() -> Result<()> {
+    let was_up = cluster::current().is_ok();
+    let cluster = cluster::up(&cluster::Options::default())?;
+    let result = install::install(&cluster).and_then(|access| {
+        // Those that share nothing run side by side; those that break what others share, alone; the last one uninstalls.
+        for (test, threads) in [("input", 4), ("identity", 1), ("collect", 4), ("disruption", 1), ("uninstall", 1)] {
+            let mut tests = cargo(["test", "--locked", "--package", "tracelake-e2e", "--test", test])?;
+            tests.args(["--", "--nocapture", &format!("--test-threads={threads}")]);
+            access.apply_to(&mut tests)?;
+            exec::loud(&mut tests)?;
+        }
+        Ok(())
+    });
+    if !was_up {
+        cluster::down()?;
+    }
+    result
+}

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What the tree promises about itself, as tests: which crate may know which, and what every source
+//! file begins with. ARCHITECTURE.md gives the reasons.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use crate::{cache, exec};
+
+/// Crate -> the crates of ours that it may name, in any kind of dependency.
+const ARROWS: &[(&str, &[&str])] = &[
+    ("tracelake", &["tracelake-dataset", "tracelake-node-agent"]),
+    ("tracelake-crds", &[]),
+    ("tracelake-dataset", &["tracelake-node-agent-common"]),
+    ("tracelake-e2e", &["tracelake-crds", "tracelake-dataset", "tracelake-node-api"]),
+    ("tracelake-node-agent", &["tracelake-dataset", "tracelake-node-agent-common", "tracelake-node-api"]),
+    ("tracelake-node-agent-common", &[]),
+    ("tracelake-node-agent-ebpf", &["tracelake-node-agent-common"]),
+    ("tracelake-node-api", &[]),
+    ("tracelake-operator", &["tracelake-crds", "tracelake-dataset", "tracelake-node-api"]),
+    ("tracelake-workload", &[]),
+    ("xtask", &[]),
+];
+
+/// Beyond this a file is about more than one thing.
+const LONGEST: usize = 700;
+
+#[test]
+fn crates_know_only_whom_they_may() {
+    let text = exec::output(cache::cargo().args(["metadata", "--format-version=1", "--no-deps", "--offline"])).unwrap();
+    let metadata: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let packages = metadata["packages"].as_array().unwrap();
+    let ours: BTreeSet<&str> = packages.iter().map(|package| package["name"].as_str().unwrap()).collect();
+    let allowed: BTreeMap<&str, &[&str]> = ARROWS.iter().copied().collect();
+    assert_eq!(ours, allowed.keys().copied().collect(), "ARROWS lists every crate");
+    for package in packages {
+        let name = package["name"].as_str().unwrap();
+        for dependency in package["dependencies"].as_array().unwrap() {
+            let dependency = dependency["name"].as_str().unwrap();
+            let fine = !ours.contains(dependency) || allowed[name].contains(&dependency);
+            assert!(fine, "{name} may not depend on {dependency}");
+        }
+    }
+}
+
+#[test]
+fn every_source_file_names_its_licence_and_stays_readable() {
+    let mut wrong = Vec::new();
+    for path in sources() {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let generated = path.components().any(|part| part.as_os_str() == "generated");
+        let licence = if path.components().any(|part| {
+            part.as_os_str() == "node-agent-ebpf" || part.as_os_str() == "node-agent-common"
+        }) {
+            "// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0"
+        } else {
+            "// SPDX-License-Identifier: Apache-2.0"
+        };
+        if !generated && text.lines().next() != Some(licence) {
+            wrong.push(format!("{} does not begin with `{licence}`", path.display()));
+        }
+        let lines = text.lines().count();
+        if !generated && lines > LONGEST {
+            wrong.push(format!("{} has {lines} lines; split it by what it is about", path.display()));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+fn sources() -> Vec<PathBuf> {
+    const FOLDERS: [&str; 10] =
+        ["cli", "crds", "dataset", "e2e", "node-agent", "node-agent-common", "node-agent-ebpf", "node-api", "operator", "xtask"];
+    let mut folders: Vec<PathBuf> = FOLDERS.iter().map(|folder| cache::repository().join(folder)).collect();
+    let mut found = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension() == Some(Path::new("rs").as_os_str()) {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
