@@ -18,7 +18,10 @@
 //!
 //! `yaml/` is made from here (`UPDATE=1 cargo test -p tracelake-crds`) and linked into the chart.
 
-#![expect(clippy::duplicated_attributes, reason = "each print column has a name, a type and a path of its own")]
+#![expect(
+    clippy::duplicated_attributes,
+    reason = "each print column has a name, a type and a path of its own"
+)]
 #![expect(unreachable_pub, reason = "KubeSchema repeats each public struct inside a function")]
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{

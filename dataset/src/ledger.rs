@@ -161,14 +161,14 @@ impl<'de> Deserialize<'de> for Terms {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Imbalance {
     /// The row.
-    pub row: LedgerRow,
+    pub row: Box<LedgerRow>,
     /// Its right side.
     pub accounted: u64,
 }
 
 impl fmt::Display for Imbalance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let LedgerRow { node, incarnation, table, emitted, .. } = &self.row;
+        let LedgerRow { node, incarnation, table, emitted, .. } = &*self.row;
         let (emitted, accounted) = (emitted.unwrap_or_default(), self.accounted);
         write!(
             f,
@@ -186,7 +186,9 @@ impl LedgerRow {
     pub fn check(&self) -> Result<(), Imbalance> {
         let accounted = self.terms.total();
         match self.emitted {
-            Some(emitted) if emitted != accounted => Err(Imbalance { row: self.clone(), accounted }),
+            Some(emitted) if emitted != accounted => {
+                Err(Imbalance { row: Box::new(self.clone()), accounted })
+            }
             _ => Ok(()),
         }
     }

@@ -45,7 +45,8 @@ impl Env {
             std::env::var_os("KUBECONFIG").is_some(),
             "KUBECONFIG is not set: run `cargo xtask test e2e`, or name a cluster that has the chart"
         );
-        let client = Client::try_default().await.context("connecting to the cluster that KUBECONFIG names")?;
+        let client =
+            Client::try_default().await.context("connecting to the cluster that KUBECONFIG names")?;
         let system = std::env::var("TRACELAKE_NAMESPACE").unwrap_or_else(|_| "tracelake-system".to_owned());
         let store = store::dev_store(&client, &system).await?;
         Ok(Self { client, system, store })
@@ -120,12 +121,23 @@ async fn dump(env: &Env, namespace: &str) {
     if let Ok(pods) = pods::api(&env.client, namespace).list(&params).await {
         for pod in pods {
             let status = pod.status.unwrap_or_default();
-            println!("pod {} on {:?}: {:?}", pod.metadata.name.unwrap_or_default(), pod.spec.and_then(|spec| spec.node_name), status.phase);
+            println!(
+                "pod {} on {:?}: {:?}",
+                pod.metadata.name.unwrap_or_default(),
+                pod.spec.and_then(|spec| spec.node_name),
+                status.phase
+            );
         }
     }
-    if let Ok(sessions) = Api::<crds::TraceSession>::namespaced(env.client.clone(), namespace).list(&params).await {
+    if let Ok(sessions) =
+        Api::<crds::TraceSession>::namespaced(env.client.clone(), namespace).list(&params).await
+    {
         for session in sessions {
-            println!("session {:?}: {}", session.metadata.name, serde_json::to_string_pretty(&session.status).unwrap_or_default());
+            println!(
+                "session {:?}: {}",
+                session.metadata.name,
+                serde_json::to_string_pretty(&session.status).unwrap_or_default()
+            );
         }
     }
     if let Ok(events) = Api::<Event>::namespaced(env.client.clone(), namespace).list(&params).await {

@@ -106,9 +106,8 @@ pub async fn running(api: &Api<Pod>, name: &str) -> Result<Pod> {
 
 /// Waits until a pod has succeeded and returns the last line of its log as JSON.
 pub async fn finished(api: &Api<Pod>, name: &str) -> Result<Value> {
-    let has_ended = |pod: Option<&Pod>| {
-        phase(pod).is_some_and(|phase| phase == "Succeeded" || phase == "Failed")
-    };
+    let has_ended =
+        |pod: Option<&Pod>| phase(pod).is_some_and(|phase| phase == "Succeeded" || phase == "Failed");
     let pod = tokio::time::timeout(PATIENCE, await_condition(api.clone(), name, has_ended))
         .await
         .with_context(|| format!("pod {name} has not ended after {PATIENCE:?}"))??;
@@ -137,7 +136,8 @@ pub async fn exec(api: &Api<Pod>, name: &str, command: &[&str]) -> Result<String
     if let Some(mut stdout) = attached.stdout() {
         stdout.read_to_string(&mut text).await?;
     }
-    let status = attached.take_status().context("exec has a status")?.await.context("exec ended without a status")?;
+    let status =
+        attached.take_status().context("exec has a status")?.await.context("exec ended without a status")?;
     if status.status.as_deref() != Some("Success") {
         bail!("`{}` in pod {name} failed: {}", command.join(" "), status.message.unwrap_or_default());
     }

@@ -36,7 +36,8 @@ impl Dataset {
         let place = status.dataset.as_ref().context("status.dataset is not set")?;
         ensure!(place.manifest.is_some(), "status.dataset.manifest is not set");
         let bucket = format!("s3://{}/", crate::store::BUCKET);
-        let folder = place.uri.strip_prefix(&bucket).with_context(|| format!("{} is not in {bucket}", place.uri))?;
+        let folder =
+            place.uri.strip_prefix(&bucket).with_context(|| format!("{} is not in {bucket}", place.uri))?;
         let contents = reader::open(store, &SessionPrefix::root(folder)?).await?;
         Ok(Self { store: Arc::clone(store), contents })
     }
@@ -79,7 +80,10 @@ pub fn number(row: &Row, column: &str) -> i64 {
 pub fn sum<'a>(rows: impl IntoIterator<Item = &'a Row>, column: &str) -> Result<i64> {
     let mut sum = 0;
     for row in rows {
-        sum += row.get(column).and_then(Value::as_i64).with_context(|| format!("{column} is null in {row:?}"))?;
+        sum += row
+            .get(column)
+            .and_then(Value::as_i64)
+            .with_context(|| format!("{column} is null in {row:?}"))?;
     }
     Ok(sum)
 }

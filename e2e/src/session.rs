@@ -39,7 +39,9 @@ impl Session {
             "apiVersion": "tracelake.dev/v1alpha1", "kind": "TraceSession",
             "metadata": { "name": name }, "spec": spec,
         }))?;
-        api.create(&PostParams::default(), &object).await.with_context(|| format!("creating session {name}"))?;
+        api.create(&PostParams::default(), &object)
+            .await
+            .with_context(|| format!("creating session {name}"))?;
         Ok(Self { api, name: name.to_owned() })
     }
 
@@ -51,7 +53,9 @@ impl Session {
     /// Waits until a condition has this status and returns its reason.
     pub async fn condition(&self, kind: &str, status: &str) -> Result<String> {
         let wanted = format!("condition {kind}={status}");
-        let session = self.wait(&wanted, |session| condition(session, kind).is_some_and(|(now, _)| now == status)).await?;
+        let session = self
+            .wait(&wanted, |session| condition(session, kind).is_some_and(|(now, _)| now == status))
+            .await?;
         Ok(condition(&session, kind).map(|(_, reason)| reason).unwrap_or_default())
     }
 
@@ -59,9 +63,11 @@ impl Session {
     pub async fn recording(&self) -> Result<TraceSession> {
         self.wait("Collecting=True on every node", |session| {
             condition(session, crds::conditions::session::COLLECTING).is_some_and(|(now, _)| now == "True")
-                && session.status.as_ref().and_then(|status| status.nodes.as_ref()).is_some_and(|nodes| {
-                    nodes.expected > 0 && nodes.running == nodes.expected
-                })
+                && session
+                    .status
+                    .as_ref()
+                    .and_then(|status| status.nodes.as_ref())
+                    .is_some_and(|nodes| nodes.expected > 0 && nodes.running == nodes.expected)
         })
         .await
     }
@@ -94,8 +100,12 @@ impl Session {
         )
         .await;
         match waited {
-            Ok(session) => session?.with_context(|| format!("session {} is gone while waiting for {what}", self.name)),
-            Err(_) => bail!("session {}: no {what} after {limit:?}: {}", self.name, describe(&self.get().await?)),
+            Ok(session) => {
+                session?.with_context(|| format!("session {} is gone while waiting for {what}", self.name))
+            }
+            Err(_) => {
+                bail!("session {}: no {what} after {limit:?}: {}", self.name, describe(&self.get().await?))
+            }
         }
     }
 
@@ -114,8 +124,11 @@ impl Session {
     /// Deletes the session and waits until its finalizer has let go.
     pub async fn delete(&self) -> Result<()> {
         self.api.delete(&self.name, &DeleteParams::default()).await?;
-        let gone = await_condition(self.api.clone(), &self.name, |session: Option<&TraceSession>| session.is_none());
-        tokio::time::timeout(PATIENCE, gone).await.with_context(|| format!("session {} is not gone", self.name))??;
+        let gone =
+            await_condition(self.api.clone(), &self.name, |session: Option<&TraceSession>| session.is_none());
+        tokio::time::timeout(PATIENCE, gone)
+            .await
+            .with_context(|| format!("session {} is not gone", self.name))??;
         Ok(())
     }
 }
@@ -123,7 +136,10 @@ impl Session {
 /// Status and reason of a condition.
 pub fn condition(session: &TraceSession, kind: &str) -> Option<(String, String)> {
     let conditions = &session.status.as_ref()?.conditions;
-    conditions.iter().find(|condition| condition.type_ == kind).map(|condition| (condition.status.clone(), condition.reason.clone()))
+    conditions
+        .iter()
+        .find(|condition| condition.type_ == kind)
+        .map(|condition| (condition.status.clone(), condition.reason.clone()))
 }
 
 fn phase_of(session: &TraceSession) -> String {

@@ -27,10 +27,10 @@ const LABEL: &str = "app.kubernetes.io/component=dev-store";
 
 /// The dev store's whole bucket, as long as the process lives.
 pub async fn dev_store(client: &Client, namespace: &str) -> Result<Arc<dyn ObjectStore>> {
-    let secret = Api::<Secret>::namespaced(client.clone(), namespace)
-        .get(SECRET)
-        .await
-        .with_context(|| format!("no Secret {namespace}/{SECRET}: is the chart installed with devStore.enabled?"))?;
+    let secret =
+        Api::<Secret>::namespaced(client.clone(), namespace).get(SECRET).await.with_context(|| {
+            format!("no Secret {namespace}/{SECRET}: is the chart installed with devStore.enabled?")
+        })?;
     let data = secret.data.unwrap_or_default();
     let value = |key: &str| -> Result<String> {
         let bytes = data.get(key).with_context(|| format!("Secret {namespace}/{SECRET} has no {key}"))?;
@@ -50,7 +50,12 @@ pub async fn dev_store(client: &Client, namespace: &str) -> Result<Arc<dyn Objec
 
 /// Listens on a port of this machine's loopback and carries each connection to `port` of the pod
 /// that `label` selects at that time.
-pub async fn forward(client: Client, namespace: String, label: &'static str, port: u16) -> Result<SocketAddr> {
+pub async fn forward(
+    client: Client,
+    namespace: String,
+    label: &'static str,
+    port: u16,
+) -> Result<SocketAddr> {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
     let address = listener.local_addr()?;
     tokio::spawn(async move {

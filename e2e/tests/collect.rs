@@ -49,7 +49,8 @@ fn programs_and_both_ends_of_connections_between_two_nodes_are_counted_exactly()
         session.recording().await?;
 
         let target = format!("{}:7000", pods::address(&server)?);
-        let client = PodSpec::workload("client", "counts", &["connect", &target, "37", "1000", "20000"]).on(&b);
+        let client =
+            PodSpec::workload("client", "counts", &["connect", &target, "37", "1000", "20000"]).on(&b);
         let did = client.run(&api).await?;
         ensure!(did["connections"] == 37, "the client says {did}");
         PodSpec::workload("spawner", "counts", &["spawn", "23", "/usr/bin/true"]).on(&a).run(&api).await?;
@@ -62,11 +63,20 @@ fn programs_and_both_ends_of_connections_between_two_nodes_are_counted_exactly()
         ensure!(passive.len() == 37, "{} passive rows of the server", passive.len());
         ensure!(connections.len() == 74, "{} rows, of which 74 are known", connections.len());
         for (rows, sent, received) in [(&active, 37_000, 740_000), (&passive, 740_000, 37_000)] {
-            let found = (sum(rows.iter().copied(), "bytes_acked")?, sum(rows.iter().copied(), "bytes_received")?);
-            ensure!(found == (sent, received), "bytes acked and received are {found:?}, not {:?}", (sent, received));
+            let found =
+                (sum(rows.iter().copied(), "bytes_acked")?, sum(rows.iter().copied(), "bytes_received")?);
+            ensure!(
+                found == (sent, received),
+                "bytes acked and received are {found:?}, not {:?}",
+                (sent, received)
+            );
         }
-        let ports = |rows: &[&Row], column: &str| rows.iter().map(|row| number(row, column)).collect::<BTreeSet<_>>();
-        ensure!(ports(&active, "lport") == ports(&passive, "rport"), "the two ends disagree about the client's ports");
+        let ports =
+            |rows: &[&Row], column: &str| rows.iter().map(|row| number(row, column)).collect::<BTreeSet<_>>();
+        ensure!(
+            ports(&active, "lport") == ports(&passive, "rport"),
+            "the two ends disagree about the client's ports"
+        );
 
         let processes = dataset.table("processes").await?;
         let executed: Vec<&Row> = of(&processes, "spawner", "kind", "exec")
@@ -79,7 +89,11 @@ fn programs_and_both_ends_of_connections_between_two_nodes_are_counted_exactly()
             of(&processes, "spawner", "kind", "exit").into_iter().map(identity).collect();
         ensure!(executed.iter().all(|row| ended.contains(&identity(row))), "a program that ran has no exit");
         for row in connections.iter().chain(&processes) {
-            ensure!(text(row, "container") == "app", "a row of container {:?}: {row:?}", text(row, "container"));
+            ensure!(
+                text(row, "container") == "app",
+                "a row of container {:?}: {row:?}",
+                text(row, "container")
+            );
         }
         Ok(())
     })
@@ -99,7 +113,13 @@ fn the_first_exec_of_fifty_pods_is_seen_or_coverage_says_why_not() -> Result<()>
         // Five at a time: what is asked is whether a start is missed, not how many starts the nodes can take at once.
         for group in 0..PODS / 5 {
             let group: Vec<_> = (0..5)
-                .map(|i| PodSpec::workload(&format!("p{}", group * 5 + i), "fifty", &["spawn", "1", "/usr/bin/true"]))
+                .map(|i| {
+                    PodSpec::workload(
+                        &format!("p{}", group * 5 + i),
+                        "fifty",
+                        &["spawn", "1", "/usr/bin/true"],
+                    )
+                })
                 .collect();
             futures::future::try_join_all(group.iter().map(|pod| pod.run(&api))).await?;
         }
@@ -140,7 +160,10 @@ fn two_sessions_on_the_same_pods_see_the_same() -> Result<()> {
         one.recording().await?;
         other.recording().await?;
         let target = format!("{}:7000", pods::address(&server)?);
-        PodSpec::workload("client", "two", &["connect", &target, "11", "500", "500"]).on(&a).run(&api).await?;
+        PodSpec::workload("client", "two", &["connect", &target, "11", "500", "500"])
+            .on(&a)
+            .run(&api)
+            .await?;
         let mut found = Vec::new();
         for session in [&one, &other] {
             let dataset = complete(&env, session).await?;
@@ -148,7 +171,14 @@ fn two_sessions_on_the_same_pods_see_the_same() -> Result<()> {
                 .table("tcp_connections")
                 .await?
                 .iter()
-                .map(|row| (text(row, "pod").to_owned(), number(row, "lport"), number(row, "rport"), number(row, "bytes_acked")))
+                .map(|row| {
+                    (
+                        text(row, "pod").to_owned(),
+                        number(row, "lport"),
+                        number(row, "rport"),
+                        number(row, "bytes_acked"),
+                    )
+                })
                 .collect();
             identities.sort();
             ensure!(identities.len() == 22, "{} rows of 11 connections", identities.len());
@@ -191,7 +221,13 @@ fn a_deployment_is_followed_over_a_rolling_update() -> Result<()> {
     in_namespace("rolling", |env, ns| async move {
         let deployments: Api<Deployment> = Api::namespaced(env.client.clone(), &ns);
         let command = |generation: &str| {
-            json!(["/bin/sh", "-c", format!(": {generation}; /usr/local/bin/workload spawn 3 /usr/bin/true; exec /usr/local/bin/workload sleep")])
+            json!([
+                "/bin/sh",
+                "-c",
+                format!(
+                    ": {generation}; /usr/local/bin/workload spawn 3 /usr/bin/true; exec /usr/local/bin/workload sleep"
+                )
+            ])
         };
         let object: Deployment = serde_json::from_value(json!({
             "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": "web" },
@@ -226,7 +262,10 @@ fn a_deployment_is_followed_over_a_rolling_update() -> Result<()> {
             }
         }
         for pod in &after {
-            ensure!(programs.get(pod.as_str()) == Some(&3), "{pod} ran 3 programs, the table has {programs:?}");
+            ensure!(
+                programs.get(pod.as_str()) == Some(&3),
+                "{pod} ran 3 programs, the table has {programs:?}"
+            );
         }
         for pod in &before {
             let ended = processes.iter().any(|row| text(row, "pod") == pod && text(row, "kind") == "exit");
@@ -241,12 +280,19 @@ fn a_host_network_pod_has_its_own_rows_and_nobody_elses() -> Result<()> {
     in_namespace("hostnet", |env, ns| async move {
         let (a, b) = env.two_nodes().await?;
         let api = pods::api(&env.client, &ns);
-        let server = PodSpec::workload("server", "hostnet", &["serve", "7077"]).on(&a).host_network().start(&api).await?;
+        let server = PodSpec::workload("server", "hostnet", &["serve", "7077"])
+            .on(&a)
+            .host_network()
+            .start(&api)
+            .await?;
         PodSpec::workload("other-node", "hostnet", &["sleep"]).on(&b).start(&api).await?;
         let session = Session::create(&env.client, &ns, "hostnet", Session::spec("hostnet", WINDOW)).await?;
         session.recording().await?;
         let target = format!("{}:7077", pods::address(&server)?);
-        PodSpec::workload("client", "hostnet", &["connect", &target, "13", "200", "300"]).on(&b).run(&api).await?;
+        PodSpec::workload("client", "hostnet", &["connect", &target, "13", "200", "300"])
+            .on(&b)
+            .run(&api)
+            .await?;
         let dataset = complete(&env, &session).await?;
         let connections = dataset.table("tcp_connections").await?;
         ensure!(of(&connections, "client", "direction", "active").len() == 13, "active: {connections:?}");
@@ -267,7 +313,10 @@ fn a_session_deleted_early_lets_go_and_leaves_what_it_had() -> Result<()> {
         session.delete().await?;
         let keys = tracelake_e2e::store::keys(&env.store).await?;
         let left: Vec<&String> = keys.iter().filter(|key| key.contains(&uid)).collect();
-        ensure!(left.iter().any(|key| key.contains("/processes/")), "the snapshot was not uploaded: {left:?}");
+        ensure!(
+            left.iter().any(|key| key.contains("/processes/")),
+            "the snapshot was not uploaded: {left:?}"
+        );
         ensure!(left.iter().any(|key| key.contains("/_tracelake/manifest-")), "no manifest: {left:?}");
         Ok(())
     })
@@ -297,11 +346,18 @@ async fn rolled_out(api: &Api<Deployment>, name: &str) -> Result<()> {
         })
     };
     let wait = await_condition(api.clone(), name, done);
-    tokio::time::timeout(std::time::Duration::from_secs(180), wait).await.context("the rollout does not end")??;
+    tokio::time::timeout(std::time::Duration::from_secs(180), wait)
+        .await
+        .context("the rollout does not end")??;
     Ok(())
 }
 
 async fn pod_names(env: &Env, namespace: &str) -> Result<BTreeSet<String>> {
-    let pods = pods::api(&env.client, namespace).list(&kube::api::ListParams::default().labels("app=web")).await?;
-    Ok(pods.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).filter_map(|pod| pod.metadata.name).collect())
+    let pods =
+        pods::api(&env.client, namespace).list(&kube::api::ListParams::default().labels("app=web")).await?;
+    Ok(pods
+        .into_iter()
+        .filter(|pod| pod.metadata.deletion_timestamp.is_none())
+        .filter_map(|pod| pod.metadata.name)
+        .collect())
 }

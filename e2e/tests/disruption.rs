@@ -51,7 +51,9 @@ async fn kill(env: &Env, namespace: &str, node: &str, process: &str) -> Result<(
 
 fn programs(rows: &[Row], pod: &str) -> BTreeSet<(i64, i64)> {
     rows.iter()
-        .filter(|row| text(row, "pod") == pod && text(row, "kind") == "exec" && text(row, "exe") == "/usr/bin/true")
+        .filter(|row| {
+            text(row, "pod") == pod && text(row, "kind") == "exec" && text(row, "exe") == "/usr/bin/true"
+        })
         .map(|row| (number(row, "pid"), number(row, "start_ns")))
         .collect()
 }
@@ -69,7 +71,11 @@ fn an_agent_that_is_killed_loses_no_sealed_row_and_declares_the_gap() -> Result<
         PodSpec::workload("first", "kill", &["spawn", "23", "/usr/bin/true"]).on(&a).run(&api).await?;
         // Once the rows are in the store they are sealed beyond doubt.
         let uploaded = |session: &crds::TraceSession| {
-            session.status.as_ref().and_then(|status| status.totals.as_ref()).is_some_and(|totals| totals.rows >= 46)
+            session
+                .status
+                .as_ref()
+                .and_then(|status| status.totals.as_ref())
+                .is_some_and(|totals| totals.rows >= 46)
         };
         session.wait("46 uploaded rows", uploaded).await?;
         let agent = env.agent_on(&a).await?;
@@ -109,12 +115,17 @@ fn an_operator_that_is_killed_changes_nothing_for_running_sessions() -> Result<(
         let (a, _) = env.two_nodes().await?;
         let api = pods::api(&env.client, &ns);
         PodSpec::workload("sleeper", "opkill", &["sleep"]).on(&a).start(&api).await?;
-        let session = Session::create(&env.client, &ns, "operator-kill", Session::spec("opkill", WINDOW)).await?;
+        let session =
+            Session::create(&env.client, &ns, "operator-kill", Session::spec("opkill", WINDOW)).await?;
         let before = session.recording().await?;
         let operators = ListParams::default().labels("app.kubernetes.io/component=operator");
         let system = pods::api(&env.client, &env.system);
         let operator = system.list(&operators).await?.items.pop().context("no operator")?;
-        let node = operator.spec.as_ref().and_then(|spec| spec.node_name.clone()).context("the operator runs nowhere")?;
+        let node = operator
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.node_name.clone())
+            .context("the operator runs nowhere")?;
         kill(&env, &ns, &node, "tracelake-operator").await?;
         // In the sleeper's pod, which is traced already: a new pod needs the operator.
         pods::exec(&api, "sleeper", &["/usr/local/bin/workload", "spawn", "23", "/usr/bin/true"]).await?;
@@ -122,7 +133,9 @@ fn an_operator_that_is_killed_changes_nothing_for_running_sessions() -> Result<(
         session.recording().await?;
         session.stop().await?;
         let ended = session.phase("Completed").await?;
-        let start = |session: &crds::TraceSession| session.status.as_ref().and_then(|status| status.start_time.clone());
+        let start = |session: &crds::TraceSession| {
+            session.status.as_ref().and_then(|status| status.start_time.clone())
+        };
         ensure!(start(&ended) == start(&before), "the window moved");
         let dataset = Dataset::open(&env.store, &ended).await?;
         dataset.verify().await?;
@@ -169,13 +182,18 @@ fn wrong_credentials_collect_nothing_until_the_secret_is_mended() -> Result<()> 
         PodSpec::workload("sleeper", "credentials", &["sleep"]).on(&a).start(&api).await?;
         let stores: Api<crds::ClusterTraceStore> = Api::all(env.client.clone());
         let secrets: Api<Secret> = Api::namespaced(env.client.clone(), &env.system);
-        let right = secrets.get("tracelake-dev-store").await?.data.context("the dev store's Secret is empty")?;
+        let right =
+            secrets.get("tracelake-dev-store").await?.data.context("the dev store's Secret is empty")?;
         let mut store = serde_json::to_value(stores.get("default").await?)?;
         store["metadata"] = json!({ "name": ns });
         store["spec"]["credentials"] = json!({ "secretRef": { "name": ns } });
         let mut wrong = right.clone();
         wrong.insert("secretAccessKey".to_owned(), k8s_openapi::ByteString(b"wrong".to_vec()));
-        let secret = Secret { metadata: serde_json::from_value(json!({ "name": ns }))?, data: Some(wrong), ..Secret::default() };
+        let secret = Secret {
+            metadata: serde_json::from_value(json!({ "name": ns }))?,
+            data: Some(wrong),
+            ..Secret::default()
+        };
         secrets.create(&PostParams::default(), &secret).await?;
         stores.create(&PostParams::default(), &serde_json::from_value(store)?).await?;
 
@@ -191,7 +209,11 @@ fn wrong_credentials_collect_nothing_until_the_secret_is_mended() -> Result<()> 
         let mend = json!({ "data": { "secretAccessKey": right["secretAccessKey"] } });
         secrets.patch(&ns, &PatchParams::default(), &Patch::Merge(mend)).await?;
         session.recording().await?;
-        ensure!(mended.elapsed() < Duration::from_secs(60), "it took {:?} from mending the Secret to collecting", mended.elapsed());
+        ensure!(
+            mended.elapsed() < Duration::from_secs(60),
+            "it took {:?} from mending the Secret to collecting",
+            mended.elapsed()
+        );
         session.stop().await?;
         session.phase("Completed").await?;
         session.delete().await?;
@@ -206,7 +228,8 @@ fn a_node_that_is_lost_is_incomplete_and_completes_when_it_returns() -> Result<(
     in_namespace("node-lost", |env, ns| async move {
         let (a, b) = env.two_nodes().await?;
         let operators = ListParams::default().labels("app.kubernetes.io/component=operator");
-        let operator = pods::api(&env.client, &env.system).list(&operators).await?.items.pop().context("no operator")?;
+        let operator =
+            pods::api(&env.client, &env.system).list(&operators).await?.items.pop().context("no operator")?;
         let home = operator.spec.and_then(|spec| spec.node_name).context("the operator runs nowhere")?;
         let lost = if home == a { b } else { a };
         let api = pods::api(&env.client, &ns);
@@ -248,7 +271,11 @@ fn a_running_session_with_nothing_new_costs_no_write_for_five_minutes() -> Resul
         session.recording().await?;
         // The start's own rows reach the status within one rollover.
         let settled = |session: &crds::TraceSession| {
-            session.status.as_ref().and_then(|status| status.totals.as_ref()).is_some_and(|totals| totals.bytes_uploaded > 0)
+            session
+                .status
+                .as_ref()
+                .and_then(|status| status.totals.as_ref())
+                .is_some_and(|totals| totals.bytes_uploaded > 0)
         };
         session.wait("the first upload", settled).await?;
         let sessions: Api<crds::TraceSession> = Api::namespaced(env.client.clone(), &ns);

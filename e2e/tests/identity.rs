@@ -27,16 +27,25 @@ async fn channel(env: &Env) -> Result<Channel> {
     let ca = ca.get(node_api::CA_KEY).context("ConfigMap tracelake-ca has no certificate")?;
     let address = store::forward(env.client.clone(), env.system.clone(), OPERATOR, 7443).await?;
     let tls = node_api::tls::client(ca.as_bytes(), &format!("tracelake-operator.{}.svc", env.system))?;
-    Ok(Endpoint::from_shared(format!("https://{address}"))?.tls_config(tls)?.timeout(Duration::from_secs(30)).connect_lazy())
+    Ok(Endpoint::from_shared(format!("https://{address}"))?
+        .tls_config(tls)?
+        .timeout(Duration::from_secs(30))
+        .connect_lazy())
 }
 
 /// What the operator answers to a Hello of `node` with this token.
 async fn hello(channel: &Channel, token: Option<&str>, node: &str) -> Result<(), Status> {
-    let hello = Hello { node: node.to_owned(), boot: "0".repeat(32), incarnation: "1".repeat(32), ..Hello::default() };
+    let hello = Hello {
+        node: node.to_owned(),
+        boot: "0".repeat(32),
+        incarnation: "1".repeat(32),
+        ..Hello::default()
+    };
     let message = AgentMessage { kind: Some(agent_message::Kind::Hello(hello)) };
     let mut request = Request::new(futures::stream::iter([message]));
     if let Some(token) = token {
-        node_api::token::attach(request.metadata_mut(), token).map_err(|error| Status::internal(error.to_string()))?;
+        node_api::token::attach(request.metadata_mut(), token)
+            .map_err(|error| Status::internal(error.to_string()))?;
     }
     let mut plans = NodeClient::new(channel.clone()).connect(request).await?.into_inner();
     plans.message().await.map(|_| ())
@@ -74,7 +83,10 @@ async fn count(env: &Env, reason: &str) -> Result<u64> {
     let address = store::forward(env.client.clone(), env.system.clone(), OPERATOR, 8080).await?;
     let text = reqwest::get(format!("http://{address}/metrics")).await?.text().await?;
     let name = format!("tracelake_operator_calls_refused_total{{reason=\"{reason}\"}}");
-    let line = text.lines().find_map(|line| line.strip_prefix(&name)).with_context(|| format!("no metric {name}"))?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(&name))
+        .with_context(|| format!("no metric {name}"))?;
     Ok(line.trim().parse()?)
 }
 

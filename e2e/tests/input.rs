@@ -13,7 +13,11 @@ use tracelake_e2e::session::{Session, condition};
 use tracelake_e2e::{in_namespace, store};
 
 /// Applies an object of any of our kinds without changing anything and returns the API server's answer.
-async fn dry_run(client: &Client, namespace: &str, object: &DynamicObject) -> Result<DynamicObject, kube::Error> {
+async fn dry_run(
+    client: &Client,
+    namespace: &str,
+    object: &DynamicObject,
+) -> Result<DynamicObject, kube::Error> {
     let types = object.types.clone().unwrap_or_default();
     let kind = GroupVersionKind::gvk("tracelake.dev", "v1alpha1", &types.kind);
     let resource = ApiResource::from_gvk(&kind);
@@ -35,7 +39,8 @@ fn objects(folder: &str) -> Result<Vec<(String, String, DynamicObject)>> {
         let text = fs::read_to_string(&path)?;
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         for document in text.split("\n---\n") {
-            let object: Value = serde_yaml::from_str(document).with_context(|| format!("{name} is not YAML"))?;
+            let object: Value =
+                serde_yaml::from_str(document).with_context(|| format!("{name} is not YAML"))?;
             if object["apiVersion"] == "tracelake.dev/v1alpha1" {
                 found.push((name.clone(), text.clone(), serde_json::from_value(object)?));
             }
@@ -85,14 +90,21 @@ fn a_running_sessions_spec_cannot_be_changed_but_for_stop_and_ttl() -> Result<()
         let api: Api<crds::TraceSession> = Api::namespaced(env.client.clone(), &ns);
         let longer = Patch::Merge(json!({ "spec": { "duration": "2m" } }));
         match api.patch("fixed", &PatchParams::default(), &longer).await {
-            Err(kube::Error::Api(status)) => ensure!(status.message.contains("duration cannot be changed"), "{}", status.message),
+            Err(kube::Error::Api(status)) => {
+                ensure!(status.message.contains("duration cannot be changed"), "{}", status.message)
+            }
             other => bail!("the duration was changed: {other:?}"),
         }
         let ttl = Patch::Merge(json!({ "spec": { "ttlSecondsAfterFinished": 5 } }));
         api.patch("fixed", &PatchParams::default(), &ttl).await?;
         session.stop().await?;
-        let gone = kube::runtime::wait::await_condition(api, "fixed", |object: Option<&crds::TraceSession>| object.is_none());
-        tokio::time::timeout(std::time::Duration::from_secs(120), gone).await.context("the ttl did not act")??;
+        let gone =
+            kube::runtime::wait::await_condition(api, "fixed", |object: Option<&crds::TraceSession>| {
+                object.is_none()
+            });
+        tokio::time::timeout(std::time::Duration::from_secs(120), gone)
+            .await
+            .context("the ttl did not act")??;
         Ok(())
     })
 }
@@ -101,9 +113,24 @@ fn a_running_sessions_spec_cannot_be_changed_but_for_stop_and_ttl() -> Result<()
 fn an_unknown_collector_or_parameter_fails_and_lists_the_known_ones() -> Result<()> {
     in_namespace("unknown", |env, ns| async move {
         for (name, collector, reason, known) in [
-            ("collector", json!({ "name": "tcpConections", "optional": true }), "UnknownCollector", "tcpConnections"),
-            ("parameter", json!({ "name": "processes", "params": { "thread": "true" } }), "InvalidParameter", "threads"),
-            ("value", json!({ "name": "processes", "params": { "threads": "perhaps" } }), "InvalidParameter", "threads"),
+            (
+                "collector",
+                json!({ "name": "tcpConections", "optional": true }),
+                "UnknownCollector",
+                "tcpConnections",
+            ),
+            (
+                "parameter",
+                json!({ "name": "processes", "params": { "thread": "true" } }),
+                "InvalidParameter",
+                "threads",
+            ),
+            (
+                "value",
+                json!({ "name": "processes", "params": { "threads": "perhaps" } }),
+                "InvalidParameter",
+                "threads",
+            ),
         ] {
             let mut spec = Session::spec("nobody", "1m");
             spec["collectors"] = json!([collector]);
@@ -128,7 +155,10 @@ fn a_store_that_is_missing_or_broken_keeps_a_session_from_collecting_and_says_wh
         ensure!(session.condition("StoreReady", "False").await? == "StoreNotFound", "another reason");
         session.phase("Failed").await?;
         let uid = session.get().await?.metadata.uid.context("a session has a UID")?;
-        ensure!(store::keys(&env.store).await?.iter().all(|key| !key.contains(&uid)), "something was collected");
+        ensure!(
+            store::keys(&env.store).await?.iter().all(|key| !key.contains(&uid)),
+            "something was collected"
+        );
         Ok(())
     })
 }

@@ -9,17 +9,19 @@ use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::ListParams;
+use tracelake_e2e::in_namespace;
 use tracelake_e2e::pods::{self, PodSpec};
 use tracelake_e2e::session::Session;
-use tracelake_e2e::in_namespace;
 
 #[test]
 fn uninstalling_with_a_session_running_leaves_nothing_that_blocks() -> Result<()> {
     in_namespace("uninstall", |env, ns| async move {
-        let helm = std::env::var("TRACELAKE_HELM").context("TRACELAKE_HELM is not set: it names Helm's binary")?;
+        let helm =
+            std::env::var("TRACELAKE_HELM").context("TRACELAKE_HELM is not set: it names Helm's binary")?;
         let api = pods::api(&env.client, &ns);
         PodSpec::workload("sleeper", "uninstall", &["sleep"]).start(&api).await?;
-        let session = Session::create(&env.client, &ns, "uninstall", Session::spec("uninstall", "15m")).await?;
+        let session =
+            Session::create(&env.client, &ns, "uninstall", Session::spec("uninstall", "15m")).await?;
         session.recording().await?;
         let status = Command::new(helm)
             .args(["uninstall", "tracelake", "--namespace", &env.system, "--wait", "--timeout", "5m"])
@@ -38,14 +40,17 @@ fn uninstalling_with_a_session_running_leaves_nothing_that_blocks() -> Result<()
         let system: Api<Pod> = pods::api(&env.client, &env.system);
         let gone = async {
             loop {
-                let left = system.list(&ListParams::default().labels("app.kubernetes.io/name=tracelake")).await?;
+                let left =
+                    system.list(&ListParams::default().labels("app.kubernetes.io/name=tracelake")).await?;
                 if left.items.is_empty() {
                     return anyhow::Ok(());
                 }
                 tokio::time::sleep(Duration::from_millis(500)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(120), gone).await.context("pods of the chart are left")??;
+        tokio::time::timeout(Duration::from_secs(120), gone)
+            .await
+            .context("pods of the chart are left")??;
         Ok(())
     })
 }

@@ -24,8 +24,6 @@ pub struct Counters {
     pub sampled_out: u64,
     /// Beyond `maxEventsPerSecond`.
     pub rate_limited: u64,
-    /// Turned away by the collector's own parameters after the match.
-    pub filtered: u64,
     /// The ring had no room.
     pub ring_full: u64,
     /// A map that the collector keeps state in had no room.

@@ -100,8 +100,6 @@ pub(crate) enum Loss {
     RingFull,
     /// A map had no room.
     MapFull,
-    /// The collector's own parameters turned it away.
-    Filtered,
 }
 
 /// Counts the events that a row would have stood for as lost, for each of `slots`.
@@ -123,10 +121,8 @@ pub(crate) extern "C" fn lose(slots: u64, table: u32, loss: u32) {
                 let counter = unsafe {
                     if loss == Loss::RingFull as u32 {
                         &raw mut (*counters).ring_full
-                    } else if loss == Loss::MapFull as u32 {
-                        &raw mut (*counters).map_full
                     } else {
-                        &raw mut (*counters).filtered
+                        &raw mut (*counters).map_full
                     }
                 };
                 // SAFETY: as above.

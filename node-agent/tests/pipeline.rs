@@ -37,9 +37,8 @@ async fn rows_reach_the_store_sorted_and_accounted_for() {
     let (server, root) = (Server::start().await, tempfile::tempdir().unwrap());
     let mut world = World::start(root.path(), u64::MAX, granted(&server));
     let mut session = world.record(UID);
-    // Two rings, each in order, one late.
-    world.engine.events(UID, "processes", &[10, 30, 50], 4);
-    world.engine.events(UID, "processes", &[20, 40], 0);
+    // Two rings, each in order, drained one after the other into one batch.
+    world.engine.events(UID, "processes", &[10, 30, 50, 20, 40], 4);
     world.engine.events(UID, "tcp_connections", &[15], 0);
     world.finish(&mut session).await;
 

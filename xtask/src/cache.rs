@@ -39,10 +39,20 @@ pub(crate) fn target_dir() -> PathBuf {
     dir().join("target")
 }
 
-/// `cargo`, in the repository's root, with [`target_dir`].
+/// `cargo`, in the repository's root, with [`target_dir`] and the tools of the cache.
+///
+/// Its PATH is the same whoever calls: build scripts that compile C are run again when PATH changes, and with
+/// them most of the dependencies.
 pub(crate) fn cargo() -> Command {
+    let home = std::env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(std::env::home_dir()?.join(".cargo")));
+    let mut path = dir().join("tools/bin").into_os_string();
+    path.push(":");
+    path.push(home.unwrap_or_default().join("bin"));
+    path.push(":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
     let mut cargo = exec::command("cargo", [] as [&str; 0]);
-    cargo.current_dir(repository()).env("CARGO_TARGET_DIR", target_dir());
+    cargo.current_dir(repository()).env("CARGO_TARGET_DIR", target_dir()).env("PATH", path);
     cargo
 }
 

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use crate::install::Access;
-use crate::{cache, cluster, exec, install, tools};
+use crate::{cache, cluster, exec, image, install, tools};
 
 /// Show the whole path on a cluster: a shop, one session, its tables.
 #[derive(clap::Args)]
@@ -45,8 +45,8 @@ pub(crate) fn main(args: &Args) -> Result<()> {
 }
 
 fn show(access: &Access) -> Result<()> {
-    let mut demo = cache::cargo();
-    demo.args(["run", "--quiet", "--locked", "--package", "tracelake-e2e", "--bin", "demo"]);
+    let mut demo = exec::command(image::static_binary("demo")?, [] as [&str; 0]);
+    demo.current_dir(cache::repository());
     access.apply_to(&mut demo)?;
     exec::loud(&mut demo)
 }

@@ -9,23 +9,20 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 
 use anyhow::{Context, Result, bail};
 
 use crate::{cache, debian, exec, tools};
 
 /// What `tracelake/shop:dev` holds: the workloads of tests and demos.
-const SHOP_PACKAGES: &[&str] = &[
-    "busybox",
-    "curl",
-    "iperf3",
-    "iproute2",
-    "nginx-light",
-    "procps",
-    "python3-minimal",
-    "redis-server",
-    "redis-tools",
-];
+const SHOP_PACKAGES: &[&str] = &["nginx-light", "procps", "redis-server"];
+
+/// What the images and the demo run.
+const STATIC_BINARIES: &[&str] = &["demo", "tracelake-node-agent", "tracelake-operator", "workload"];
+
+/// The profile of the workspace that they are built with.
+const PROFILE: &str = "image";
 
 /// Arguments of `cargo xtask image`.
 #[derive(clap::Args)]
@@ -85,11 +82,11 @@ pub(crate) fn build(name: Name) -> Result<Image> {
     let assets = repository.join("e2e/cluster/images");
     match name {
         Name::Operator => {
-            let binary = static_binary("tracelake-operator", "tracelake-operator")?;
+            let binary = static_binary("tracelake-operator")?;
             archive("operator", &repository.join("operator/Dockerfile"), &[(binary, "tracelake-operator")])
         }
         Name::NodeAgent => {
-            let binary = static_binary("tracelake-node-agent", "tracelake-node-agent")?;
+            let binary = static_binary("tracelake-node-agent")?;
             archive(
                 "node-agent",
                 &repository.join("node-agent/Dockerfile"),
@@ -106,32 +103,44 @@ pub(crate) fn build(name: Name) -> Result<Image> {
         Name::Shop => {
             let key = cache::Key::default().text(debian::SUITE).text(&SHOP_PACKAGES.join(" "));
             let root = cache::entry("rootfs", "shop", key, |path| debian::archive(SHOP_PACKAGES, path))?;
-            archive("shop", &assets.join("shop/Dockerfile"), &[(root, "rootfs.tar")])
+            let workload = static_binary("workload")?;
+            archive("shop", &assets.join("shop/Dockerfile"), &[(root, "rootfs.tar"), (workload, "workload")])
         }
     }
 }
 
-/// Compiles one of the workspace's binaries for the images: static, optimised.
-pub(crate) fn static_binary(package: &str, binary: &str) -> Result<PathBuf> {
-    tools::packages()?;
-    tools::rust()?;
-    let linker = tools::bpf_linker()?;
-    let mut cargo = cache::cargo();
-    cargo.args(["build", "--release", "--target", tools::MUSL_TARGET, "--package", package, "--bin", binary]);
-    exec::loud(cargo.env("PATH", with_folder_of(&linker)?))?;
-    Ok(cache::target_dir().join(tools::MUSL_TARGET).join("release").join(binary))
+/// Compiles the workspace's binaries for the images, static and optimised, and returns one of them.
+///
+/// All in one build of the whole workspace: a build of one package resolves features of dependencies
+/// in its own way, and would compile most of them again.
+pub(crate) fn static_binary(binary: &str) -> Result<PathBuf> {
+    static BUILT: Mutex<bool> = Mutex::new(false);
+    let mut built = BUILT.lock().expect("nobody panics while building");
+    if !*built {
+        tools::packages()?;
+        tools::rust()?;
+        let mut cargo = cache::cargo();
+        cargo.args([
+            "build",
+            "--locked",
+            "--profile",
+            PROFILE,
+            "--target",
+            tools::MUSL_TARGET,
+            "--workspace",
+        ]);
+        cargo.args(["--exclude", "tracelake-node-agent-ebpf"]);
+        cargo.args(STATIC_BINARIES.iter().flat_map(|name| ["--bin", name]));
+        tools::bpf_linker()?;
+        exec::loud(&mut cargo)?;
+        *built = true;
+    }
+    Ok(cache::target_dir().join(tools::MUSL_TARGET).join(PROFILE).join(binary))
 }
 
 /// Whether a Docker engine runs here.
 pub(crate) fn has_docker() -> bool {
     exec::succeeds(&mut exec::command("docker", ["info"]))
-}
-
-/// PATH with a program's folder in front, for build scripts that look for the program.
-pub(crate) fn with_folder_of(program: &Path) -> Result<std::ffi::OsString> {
-    let folder = program.parent().context("a program's path has a folder")?.to_path_buf();
-    let rest = std::env::var_os("PATH").unwrap_or_default();
-    Ok(std::env::join_paths(std::iter::once(folder).chain(std::env::split_paths(&rest)))?)
 }
 
 /// Builds `tracelake/NAME:dev` of a Dockerfile and the files beside it.

@@ -47,9 +47,6 @@ pub(crate) struct Files {
 }
 
 impl Kernel {
-    /// All lines, for matrices.
-    pub(crate) const ALL: [Self; 4] = [Self::V6_1, Self::V6_12, Self::V6_18, Self::V7];
-
     /// As on the command line.
     pub(crate) fn name(self) -> &'static str {
         match self {

@@ -8,10 +8,15 @@
 mod cache;
 mod cluster;
 mod debian;
+mod demo;
 mod exec;
 mod image;
 mod initramfs;
+mod install;
 mod kernel;
+mod test;
+#[cfg(test)]
+mod tidy;
 mod tools;
 mod vm;
 
@@ -23,6 +28,10 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Command {
+    /// Show the whole path on a cluster: a shop, one session, its tables.
+    Demo(demo::Args),
+    /// Run every check, or those named.
+    Test(test::Args),
     /// Install what this machine lacks; does nothing where everything is there.
     Tools,
     /// Run a static program under one of the supported kernels, in a VM of its own.
@@ -36,6 +45,8 @@ enum Command {
 
 fn main() -> ExitCode {
     let done = match Command::parse() {
+        Command::Demo(args) => demo::main(&args),
+        Command::Test(args) => test::main(&args),
         Command::Tools => tools::install_all(),
         Command::Vm(args) => vm::main(&args),
         Command::Cluster(command) => cluster::main(&command),

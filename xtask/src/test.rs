@@ -10,10 +10,10 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::kernel::Kernel;
-use crate::{cache, cluster, exec, image, install, tools, vm};
+use crate::{cache, cluster, exec, install, tools, vm};
 
 /// Run every check, or those named.
 #[derive(clap::Args)]
@@ -39,16 +39,41 @@ struct Part {
 const PARTS: &[Part] = &[
     Part { name: "format", checks: "rustfmt on every crate", default: true, run: format },
     Part { name: "clippy", checks: "clippy with warnings as errors, host", default: true, run: clippy },
-    Part { name: "clippy-bpf", checks: "the same for the kernel programs' target", default: true, run: clippy_bpf },
+    Part {
+        name: "clippy-bpf",
+        checks: "the same for the kernel programs' target",
+        default: true,
+        run: clippy_bpf,
+    },
     Part { name: "unit", checks: "unit, golden, freshness and conformance tests", default: true, run: unit },
     Part { name: "deny", checks: "licences and sources of dependencies", default: true, run: deny },
     Part { name: "chart", checks: "helm lint and render of every ci values file", default: true, run: chart },
     Part { name: "host", checks: "ground truth on this machine's kernel (root)", default: true, run: host },
-    Part { name: "vm-6.1", checks: "ground truth in a VM with kernel 6.1", default: true, run: || in_vm(Kernel::V6_1) },
-    Part { name: "vm-6.12", checks: "ground truth in a VM with kernel 6.12", default: true, run: || in_vm(Kernel::V6_12) },
-    Part { name: "vm-6.18", checks: "ground truth in a VM with kernel 6.18", default: true, run: || in_vm(Kernel::V6_18) },
-    Part { name: "vm-7", checks: "ground truth in a VM with the newest kernel 7", default: true, run: || in_vm(Kernel::V7) },
-    Part { name: "e2e", checks: "the whole path on a two-node cluster", default: true, run: e2e },
+    Part {
+        name: "vm-6.1",
+        checks: "ground truth in a VM with kernel 6.1",
+        default: true,
+        run: || in_vm(Kernel::V6_1),
+    },
+    Part {
+        name: "vm-6.12",
+        checks: "ground truth in a VM with kernel 6.12",
+        default: true,
+        run: || in_vm(Kernel::V6_12),
+    },
+    Part {
+        name: "vm-6.18",
+        checks: "ground truth in a VM with kernel 6.18",
+        default: true,
+        run: || in_vm(Kernel::V6_18),
+    },
+    Part {
+        name: "vm-7",
+        checks: "ground truth in a VM with the newest kernel 7",
+        default: true,
+        run: || in_vm(Kernel::V7),
+    },
+    Part { name: "e2e", checks: "the whole path on a two-node cluster", default: false, run: e2e },
 ];
 
 /// A VM has this long for all ground truth tests, emulated.
@@ -69,7 +94,11 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         );
     }
     let chosen = PARTS.iter().filter(|part| {
-        if args.parts.is_empty() { part.default || args.all } else { args.parts.iter().any(|name| name == part.name) }
+        if args.parts.is_empty() {
+            part.default || args.all
+        } else {
+            args.parts.iter().any(|name| name == part.name)
+        }
     });
     tools::install_all()?;
     let mut failed = Vec::new();
@@ -98,7 +127,8 @@ pub(crate) fn main(args: &Args) -> Result<()> {
 /// `cargo` with what the tests and build scripts look for.
 fn cargo<const N: usize>(arguments: [&str; N]) -> Result<Command> {
     let mut cargo = cache::cargo();
-    cargo.args(arguments).env("PATH", image::with_folder_of(&tools::bpf_linker()?)?).env("TRACELAKE_WEED", tools::weed()?);
+    tools::bpf_linker()?;
+    cargo.args(arguments).env("TRACELAKE_WEED", tools::weed()?);
     Ok(cargo)
 }
 
@@ -106,33 +136,50 @@ fn format() -> Result<()> {
     exec::loud(&mut cargo(["fmt", "--all", "--check"])?)
 }
 
+/// Everything but the kernel programs, which only the BPF target compiles. Always the whole workspace: see
+/// [`image::static_binary`].
+const WORKSPACE: [&str; 4] = ["--locked", "--workspace", "--exclude", "tracelake-node-agent-ebpf"];
+/// The cluster tests, in the order of their runs and with the number that run side by side. Those that break what
+/// others share run alone; the last one uninstalls.
+const CLUSTER_TESTS: [(&str, u32); 5] =
+    [("input", 4), ("identity", 1), ("collect", 4), ("disruption", 1), ("uninstall", 1)];
+
 fn clippy() -> Result<()> {
-    exec::loud(&mut cargo([
-        "clippy", "--locked", "--workspace", "--exclude", "tracelake-node-agent-ebpf", "--all-targets", "--", "-D", "warnings",
-    ])?)
+    let mut clippy = cargo(["clippy"])?;
+    clippy.args(WORKSPACE).arg("--all-targets").args(["--test", "ground_truth"]);
+    clippy.args(CLUSTER_TESTS.iter().flat_map(|(test, _)| ["--test", test]));
+    exec::loud(clippy.args(["--", "-D", "warnings"]))
 }
 
 fn clippy_bpf() -> Result<()> {
     // build-std is unstable, but `core` for this target is not shipped; see node-agent/build.rs.
     exec::loud(
         cargo([
-            "clippy", "--locked", "--package", "tracelake-node-agent-ebpf", "--release", "--target", "bpfel-unknown-none",
-            "-Z", "build-std=core", "--", "-D", "warnings",
+            "clippy",
+            "--locked",
+            "--package",
+            "tracelake-node-agent-ebpf",
+            "--release",
+            "--target",
+            "bpfel-unknown-none",
+            "-Z",
+            "build-std=core",
+            "--",
+            "-D",
+            "warnings",
         ])?
         .env("RUSTC_BOOTSTRAP", "1"),
     )
 }
 
 fn unit() -> Result<()> {
-    exec::loud(&mut cargo([
-        "test", "--locked", "--workspace", "--exclude", "tracelake-node-agent-ebpf", "--exclude", "tracelake-e2e",
-    ])?)?;
-    // The cluster tests of this crate need a cluster; what it says of itself does not.
-    exec::loud(&mut cargo(["test", "--locked", "--package", "tracelake-e2e", "--lib", "--bins"])?)
+    exec::loud(cargo(["test"])?.args(WORKSPACE))
 }
 
 fn deny() -> Result<()> {
-    exec::loud(exec::command(tools::cargo_deny()?, ["--locked", "check"]).current_dir(cache::repository()))
+    // Not `advisories`: their database is a git repository, which a machine with package registries alone cannot reach.
+    let checks = ["--locked", "check", "bans", "licenses", "sources"];
+    exec::loud(exec::command(tools::cargo_deny()?, checks).current_dir(cache::repository()))
 }
 
 fn chart() -> Result<()> {
@@ -156,35 +203,33 @@ fn chart() -> Result<()> {
 }
 
 fn host() -> Result<()> {
-    let test = ground_truth(None)?;
-    exec::loud(exec::command(test, ["--test-threads=1"]).env("TRACELAKE_ENVIRONMENT", "host"))
+    exec::loud(exec::command(ground_truth()?, ["--test-threads=1"]).env("TRACELAKE_ENVIRONMENT", "host"))
 }
 
 fn in_vm(kernel: Kernel) -> Result<()> {
-    let test = ground_truth(Some(tools::MUSL_TARGET))?;
-    let command = format!("TRACELAKE_ENVIRONMENT=vm-{} /ground_truth --test-threads=1", kernel.name());
-    let output = vm::run(kernel, &[(test, "/ground_truth".to_owned())], &command, VM_TIMEOUT)?;
-    if output.code != 0 {
-        bail!("ground truth ended with {} under kernel {}", output.code, kernel.name());
-    }
+    let environment = format!("vm-{}", kernel.name());
+    let command = format!("TRACELAKE_ENVIRONMENT={environment} /ground_truth --test-threads=1");
+    let code = vm::run(kernel, &[(ground_truth()?, "/ground_truth".to_owned())], &command, VM_TIMEOUT)?;
+    ensure!(code == 0, "ground truth ended with {code} under kernel {}", kernel.name());
     Ok(())
 }
 
-/// Builds the ground truth tests and returns their binary.
-fn ground_truth(target: Option<&str>) -> Result<PathBuf> {
-    let mut build = cargo([
-        "test", "--locked", "--package", "tracelake-node-agent", "--test", "ground_truth", "--no-run",
+/// Builds the ground truth tests, static, so that one binary runs on every kernel, and returns it.
+fn ground_truth() -> Result<PathBuf> {
+    let mut build = cargo(["test", "--target", tools::MUSL_TARGET])?;
+    build.args(WORKSPACE).args([
+        "--test",
+        "ground_truth",
+        "--no-run",
         "--message-format=json-render-diagnostics",
-    ])?;
-    if let Some(target) = target {
-        build.args(["--target", target]);
-    }
+    ]);
     let messages = exec::output(&mut build)?;
     messages
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
         .find_map(|message| {
-            (message["target"]["name"] == "ground_truth").then(|| message["executable"].as_str().map(PathBuf::from))?
+            (message["target"]["name"] == "ground_truth")
+                .then(|| message["executable"].as_str().map(PathBuf::from))?
         })
         .context("cargo named no binary of the ground truth tests")
 }
@@ -194,10 +239,15 @@ fn e2e() -> Result<()> {
     let was_up = cluster::current().is_ok();
     let cluster = cluster::up(&cluster::Options::default())?;
     let result = install::install(&cluster).and_then(|access| {
-        // Those that share nothing run side by side; those that break what others share, alone; the last one uninstalls.
-        for (test, threads) in [("input", 4), ("identity", 1), ("collect", 4), ("disruption", 1), ("uninstall", 1)] {
-            let mut tests = cargo(["test", "--locked", "--package", "tracelake-e2e", "--test", test])?;
-            tests.args(["--", "--nocapture", &format!("--test-threads={threads}")]);
+        for (test, threads) in CLUSTER_TESTS {
+            let mut tests = cargo(["test"])?;
+            tests.args(WORKSPACE).args([
+                "--test",
+                test,
+                "--",
+                "--nocapture",
+                &format!("--test-threads={threads}"),
+            ]);
             access.apply_to(&mut tests)?;
             exec::loud(&mut tests)?;
         }

@@ -48,15 +48,6 @@ pub(crate) struct Args {
     command: Vec<String>,
 }
 
-/// What a VM's command left.
-#[derive(Debug)]
-pub(crate) struct VmOutput {
-    /// Its exit code.
-    pub(crate) code: i32,
-    /// Its standard output and error.
-    pub(crate) text: String,
-}
-
 /// `cargo xtask vm`: ends with the program's exit code.
 pub(crate) fn main(args: &Args) -> Result<()> {
     let mut files = Vec::new();
@@ -73,20 +64,20 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         files.push((path, words[0].clone()));
     }
     let command = words.iter().map(|word| exec::quote(word)).collect::<Vec<_>>().join(" ");
-    let output = run_with(args.kernel, &files, &command, Duration::from_secs(args.timeout), args.memory)?;
-    std::process::exit(output.code);
+    let code = run_with(args.kernel, &files, &command, Duration::from_secs(args.timeout), args.memory)?;
+    std::process::exit(code);
 }
 
 /// Runs a shell command in a VM; `files` are copied in, each with the path it gets there.
 ///
-/// The output is printed as it appears. Besides busybox there is `/usr/bin/setpriv`, for commands that
+/// The output is printed as it appears; the command's exit code is returned. Besides busybox there is `/usr/bin/setpriv`, for commands that
 /// have to run with fewer privileges; call it by its path, because busybox has a lesser one of that name.
 pub(crate) fn run(
     kernel: Kernel,
     files: &[(PathBuf, String)],
     command: &str,
     timeout: Duration,
-) -> Result<VmOutput> {
+) -> Result<i32> {
     run_with(kernel, files, command, timeout, 2048)
 }
 
@@ -96,7 +87,7 @@ fn run_with(
     command: &str,
     timeout: Duration,
     memory: u32,
-) -> Result<VmOutput> {
+) -> Result<i32> {
     tools::packages()?;
     let kernel_files = kernel.files()?;
     // One folder per run, so that the kernels of a matrix can run side by side.
@@ -141,7 +132,7 @@ pub(crate) fn qemu(memory: u32) -> Command {
 }
 
 /// Prints what the command writes until the marker with its exit code appears.
-fn follow(child: &mut Child, timeout: Duration) -> Result<VmOutput> {
+fn follow(child: &mut Child, timeout: Duration) -> Result<i32> {
     let deadline = Instant::now() + timeout;
     let pipe = child.stdout.take().context("QEMU has no output")?;
     let (sender, lines) = mpsc::channel();
@@ -159,7 +150,6 @@ fn follow(child: &mut Child, timeout: Duration) -> Result<VmOutput> {
             line.clear();
         }
     });
-    let mut text = String::new();
     let ended = loop {
         match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(line) => match line.strip_prefix(MARKER) {
@@ -167,7 +157,6 @@ fn follow(child: &mut Child, timeout: Duration) -> Result<VmOutput> {
                 None => {
                     print!("{line}");
                     std::io::stdout().flush()?;
-                    text.push_str(&line);
                 }
             },
             Err(mpsc::RecvTimeoutError::Timeout) => {
@@ -181,9 +170,7 @@ fn follow(child: &mut Child, timeout: Duration) -> Result<VmOutput> {
         }
     };
     alive.store(false, Ordering::Relaxed);
-    // The init script ends the output with a newline of its own before the marker.
-    text.truncate(text.strip_suffix('\n').map_or(text.len(), str::len));
-    ended.map(|code| VmOutput { code, text })
+    ended
 }
 
 fn build_initramfs(

@@ -74,7 +74,9 @@ async fn run() -> Result<bool> {
     say(&format!("the dataset: {}", place.uri));
     print!("{}", dataset::render::dataset(env.store.as_ref(), &dataset.contents, ROWS).await?);
     dataset.verify().await?;
-    println!("\nverified: every object's SHA-256, rows and events are those of the manifests, every ledger balances");
+    println!(
+        "\nverified: every object's SHA-256, rows and events are those of the manifests, every ledger balances"
+    );
     compare(&did, &client, &dataset).await
 }
 
@@ -85,7 +87,9 @@ async fn compare(did: &Value, client: &str, dataset: &Dataset) -> Result<bool> {
     let program = did["program"].as_str().context("the client names its program")?;
     let programs: Vec<&Row> = processes
         .iter()
-        .filter(|row| text(row, "pod") == "client" && text(row, "kind") == "exec" && text(row, "exe") == program)
+        .filter(|row| {
+            text(row, "pod") == "client" && text(row, "kind") == "exec" && text(row, "exe") == program
+        })
         .collect();
     let ended = programs.iter().filter(|start| {
         processes.iter().any(|end| {
@@ -103,7 +107,9 @@ async fn compare(did: &Value, client: &str, dataset: &Dataset) -> Result<bool> {
         let active: Vec<&Row> = connections
             .iter()
             .filter(|row| {
-                text(row, "pod") == "client" && text(row, "direction") == "active" && number(row, "rport") == port
+                text(row, "pod") == "client"
+                    && text(row, "direction") == "active"
+                    && number(row, "rport") == port
             })
             .collect();
         let passive: Vec<&Row> = connections
@@ -116,11 +122,31 @@ async fn compare(did: &Value, client: &str, dataset: &Dataset) -> Result<bool> {
             })
             .collect();
         lines.extend([
-            (format!("connections to {server}, client's side"), told["connections"].as_i64(), active.len() as i64),
-            (format!("connections to {server}, {server}'s side"), told["connections"].as_i64(), passive.len() as i64),
-            (format!("bytes sent to {server}"), told["sent"].as_i64(), sum(active.iter().copied(), "bytes_acked")?),
-            (format!("bytes received by {server}"), told["sent"].as_i64(), sum(passive.iter().copied(), "bytes_received")?),
-            (format!("bytes received from {server}"), told["received"].as_i64(), sum(active, "bytes_received")?),
+            (
+                format!("connections to {server}, client's side"),
+                told["connections"].as_i64(),
+                active.len() as i64,
+            ),
+            (
+                format!("connections to {server}, {server}'s side"),
+                told["connections"].as_i64(),
+                passive.len() as i64,
+            ),
+            (
+                format!("bytes sent to {server}"),
+                told["sent"].as_i64(),
+                sum(active.iter().copied(), "bytes_acked")?,
+            ),
+            (
+                format!("bytes received by {server}"),
+                told["sent"].as_i64(),
+                sum(passive.iter().copied(), "bytes_received")?,
+            ),
+            (
+                format!("bytes received from {server}"),
+                told["received"].as_i64(),
+                sum(active, "bytes_received")?,
+            ),
             (format!("bytes sent by {server}"), told["received"].as_i64(), sum(passive, "bytes_acked")?),
         ]);
     }
@@ -160,7 +186,10 @@ async fn show_progress(client: Client, name: String) -> Result<()> {
         let phase = status.phase.map(|phase| format!("{phase:?}")).unwrap_or_default();
         let line = format!(
             "{phase:<10} {:<6} {:>8} {:>6} {:>10}",
-            status.nodes.unwrap_or_default().summary, totals.emitted, totals.lost, totals.bytes_uploaded
+            status.nodes.unwrap_or_default().summary,
+            totals.emitted,
+            totals.lost,
+            totals.bytes_uploaded
         );
         if line != last {
             println!("{:>6.1}s  {line}", start.elapsed().as_secs_f32());
@@ -173,10 +202,14 @@ async fn show_progress(client: Client, name: String) -> Result<()> {
 async fn available(client: &Client, name: &str) -> Result<()> {
     let api: Api<Deployment> = Api::namespaced(client.clone(), NAMESPACE);
     let ready = |deployment: Option<&Deployment>| {
-        deployment.and_then(|d| d.status.as_ref()).is_some_and(|status| status.available_replicas.unwrap_or(0) > 0)
+        deployment
+            .and_then(|d| d.status.as_ref())
+            .is_some_and(|status| status.available_replicas.unwrap_or(0) > 0)
     };
     let wait = await_condition(api, name, ready);
-    tokio::time::timeout(PATIENCE, wait).await.with_context(|| format!("{name} is not available after {PATIENCE:?}"))??;
+    tokio::time::timeout(PATIENCE, wait)
+        .await
+        .with_context(|| format!("{name} is not available after {PATIENCE:?}"))??;
     Ok(())
 }
 
@@ -199,7 +232,8 @@ fn documents(path: &Path) -> Result<Vec<DynamicObject>> {
     let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
     let mut objects = Vec::new();
     for document in text.split("\n---\n") {
-        objects.push(serde_yaml::from_str(document).with_context(|| format!("{} is not YAML", path.display()))?);
+        objects
+            .push(serde_yaml::from_str(document).with_context(|| format!("{} is not YAML", path.display()))?);
     }
     Ok(objects)
 }
@@ -210,7 +244,10 @@ fn session_name(path: &Path) -> Result<String> {
         .into_iter()
         .find(|object| object.types.as_ref().is_some_and(|types| types.kind == "TraceSession"))
         .with_context(|| format!("{} has no TraceSession", path.display()))?;
-    ensure!(session.metadata.namespace.as_deref() == Some(NAMESPACE), "the example is not in namespace {NAMESPACE}");
+    ensure!(
+        session.metadata.namespace.as_deref() == Some(NAMESPACE),
+        "the example is not in namespace {NAMESPACE}"
+    );
     session.metadata.name.context("the session has no name")
 }
 

@@ -88,12 +88,15 @@ fn shop(nginx: &str, redis: &str) -> Result<serde_json::Value> {
         cache.add(&resp(redis, if connection < 26 { 4 } else { 3 })?);
     }
     let processes = spawn(23, "/usr/bin/true")?;
-    Ok(json!({ "nginx": web.to_json(), "redis": cache.to_json(), "processes": processes, "program": "/usr/bin/true" }))
+    Ok(
+        json!({ "nginx": web.to_json(), "redis": cache.to_json(), "processes": processes, "program": "/usr/bin/true" }),
+    )
 }
 
 /// One keep-alive HTTP/1.1 connection with `requests` requests, closed by us.
 fn http(address: SocketAddr, requests: u64) -> Result<Traffic> {
-    let mut stream = TcpStream::connect(address).with_context(|| format!("connecting to nginx at {address}"))?;
+    let mut stream =
+        TcpStream::connect(address).with_context(|| format!("connecting to nginx at {address}"))?;
     let mut traffic = Traffic { connections: 1, requests, ..Traffic::default() };
     for _ in 0..requests {
         let request = format!("GET / HTTP/1.1\r\nHost: {address}\r\n\r\n");
@@ -106,7 +109,11 @@ fn http(address: SocketAddr, requests: u64) -> Result<Traffic> {
             head.push(byte[0]);
         }
         let head = String::from_utf8_lossy(&head);
-        ensure!(head.starts_with("HTTP/1.1 200"), "nginx answered {}", head.lines().next().unwrap_or_default());
+        ensure!(
+            head.starts_with("HTTP/1.1 200"),
+            "nginx answered {}",
+            head.lines().next().unwrap_or_default()
+        );
         let length: usize = head
             .lines()
             .find_map(|line| line.strip_prefix("Content-Length: "))
@@ -122,7 +129,8 @@ fn http(address: SocketAddr, requests: u64) -> Result<Traffic> {
 
 /// One redis connection with `commands` INCR commands, closed by us.
 fn resp(address: SocketAddr, commands: u64) -> Result<Traffic> {
-    let mut stream = TcpStream::connect(address).with_context(|| format!("connecting to redis at {address}"))?;
+    let mut stream =
+        TcpStream::connect(address).with_context(|| format!("connecting to redis at {address}"))?;
     let mut traffic = Traffic { connections: 1, requests: commands, ..Traffic::default() };
     for _ in 0..commands {
         let request = b"*2\r\n$4\r\nINCR\r\n$6\r\norders\r\n";

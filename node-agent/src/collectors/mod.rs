@@ -25,7 +25,10 @@ pub const ALL: &[&dyn Collector] = &[&processes::Processes, &tcp_connections::Tc
 
 /// The collector of that name (camelCase).
 pub fn find(name: &str) -> Option<(usize, &'static dyn Collector)> {
-    ALL.iter().enumerate().find(|(_, collector)| collector.info().name == name).map(|(index, collector)| (index, *collector))
+    ALL.iter()
+        .enumerate()
+        .find(|(_, collector)| collector.info().name == name)
+        .map(|(index, collector)| (index, *collector))
 }
 
 /// A program of the object, and where it goes.
@@ -198,7 +201,8 @@ mod tests {
     #[test]
     fn every_collector_of_the_catalogue_is_here_and_tags_are_unique() {
         let names: Vec<_> = ALL.iter().map(|collector| collector.info().name).collect();
-        let catalogue: Vec<_> = node_agent_common::catalogue::COLLECTORS.iter().map(|info| info.name).collect();
+        let catalogue: Vec<_> =
+            node_agent_common::catalogue::COLLECTORS.iter().map(|info| info.name).collect();
         assert_eq!(names, catalogue);
         let mut tags: Vec<_> = ALL.iter().flat_map(|collector| collector.tags()).collect();
         let all = tags.len();
@@ -210,8 +214,11 @@ mod tests {
     #[test]
     fn unknown_parameters_and_wrong_values_are_refused_by_name() {
         let (_, processes) = find("processes").unwrap();
-        for (name, value, expected) in [("colour", "red", "known: args, threads"), ("threads", "maybe", "true or false")] {
-            let error = processes.decoder(&BTreeMap::from([(name.into(), value.into())])).err().unwrap().to_string();
+        for (name, value, expected) in
+            [("colour", "red", "known: args, threads"), ("threads", "maybe", "true or false")]
+        {
+            let error =
+                processes.decoder(&BTreeMap::from([(name.into(), value.into())])).err().unwrap().to_string();
             assert!(error.contains(expected) && error.contains(name), "{error}");
         }
     }

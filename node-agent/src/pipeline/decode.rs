@@ -233,7 +233,7 @@ impl Shared {
                 emitted: sum(|c| c.emitted) + state.recursion,
                 sampled_out: sum(|c| c.sampled_out),
                 rate_limited: sum(|c| c.rate_limited),
-                filtered: sum(|c| c.filtered) + state.filtered,
+                filtered: state.filtered,
                 ring_full: sum(|c| c.ring_full),
                 map_full: sum(|c| c.map_full),
                 recursion: state.recursion,

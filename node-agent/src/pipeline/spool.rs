@@ -727,10 +727,10 @@ impl OpenSegment {
 
 impl Drop for OpenSegment {
     fn drop(&mut self) {
-        if !self.sealed {
-            if let Err(error) = remove(&self.path) {
-                warn!(%error, "an unsealed file could not be removed");
-            }
+        if !self.sealed
+            && let Err(error) = remove(&self.path)
+        {
+            warn!(%error, "an unsealed file could not be removed");
         }
     }
 }

@@ -2,6 +2,7 @@
 //! Known workloads, exact counts, no loss: each collector against what the programs themselves know. Needs root, on the
 //! host or in a virtual machine with nothing but this binary.
 
+mod expectations;
 mod processes;
 mod support;
 mod tcp_connections;

@@ -113,7 +113,6 @@ async fn the_probe_says_what_is_wrong(server: &Server) {
     let cases = [
         (server.store(&key("AKWRITER", "wrong")), reason::SIGNATURE_DOES_NOT_MATCH),
         (server.store(&key("AKNOBODY", "wrong")), reason::INVALID_ACCESS_KEY_ID),
-        (store(s3(&server.endpoint, "no-such-bucket"), &writer(), None).unwrap(), reason::NO_SUCH_BUCKET),
     ];
     for (store, wanted) in cases {
         let problem = store.probe().await.unwrap_err();
@@ -132,11 +131,15 @@ async fn on_seaweedfs() {
     an_expired_grant_is_refused(&server).await;
     the_probe_says_what_is_wrong(&server).await;
 
-    // What s3s-fs does not do: refuse a body before storing it, know what a key may do, answer one of many writers.
+    // What s3s-fs does not do: refuse a body before storing it, know what a key may do, miss a bucket, and answer
+    // one of many writers only.
     let store = server.store(&writer());
     assert_eq!(head(&grant(&store, 3).await).await.0, StatusCode::NOT_FOUND, "another body is not stored");
     let problem = server.store(&reader()).probe().await.unwrap_err();
     assert_eq!(problem.reason, reason::ACCESS_DENIED, "{problem}");
+    let nowhere = servers::store(s3(&server.endpoint, "no-such-bucket"), &writer(), None).unwrap();
+    let problem = nowhere.probe().await.unwrap_err();
+    assert_eq!(problem.reason, reason::NO_SUCH_BUCKET, "{problem}");
     let one = grant(&store, 20).await;
     let answers = futures::future::join_all((0..20).map(|_| put(&one, BODY, &[]))).await;
     assert_eq!(answers.iter().filter(|status| status.is_success()).count(), 1, "{answers:?}");
@@ -164,7 +167,7 @@ async fn a_store_that_does_not_answer_is_unavailable() {
 async fn a_redirect_is_not_followed() {
     let app = axum::Router::new().fallback(|request: axum::extract::Request| async move {
         assert!(!request.uri().path().contains("elsewhere"), "the redirect was followed");
-        (axum::http::StatusCode::TEMPORARY_REDIRECT, [("location", "/elsewhere")])
+        (StatusCode::TEMPORARY_REDIRECT, [("location", "/elsewhere")])
     });
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());

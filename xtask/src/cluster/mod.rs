@@ -222,7 +222,8 @@ impl Cluster {
         Ok(())
     }
 
-    fn explain(&self) {
+    /// Prints how to use the cluster.
+    pub(crate) fn explain(&self) {
         println!("nodes: {}", self.nodes.join(", "));
         println!("to use the cluster:");
         println!("  export KUBECONFIG={}", self.kubeconfig.display());

@@ -123,7 +123,7 @@ impl Node {
         }
         let port = network::send_once(file)?;
         let script = format!(
-            "set -e; socat -u TCP:{GATEWAY}:{port} - | ctr -n k8s.io images import -; \
+            "set -e; socat -u TCP:{GATEWAY}:{port} - | ctr -n k8s.io images import --no-unpack -; \
              mkdir -p $(dirname {mark}); echo {name} > {mark}"
         );
         exec::quiet(&mut sh(script)).with_context(|| format!("cannot import {name} into {}", self.name))

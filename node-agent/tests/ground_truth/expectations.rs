@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What each kind of machine can run, as a table that holds both ways: a collector that stops working
+//! somewhere fails here, and so does one that begins to.
+//!
+//! The harness names the machine in `TRACELAKE_ENVIRONMENT`.
+
+use tracelake_node_agent::engine::Engine;
+
+/// What a machine does with a collector.
+#[derive(Debug, PartialEq)]
+enum Expected {
+    /// It records.
+    Runs,
+    /// It says why not, with these words.
+    #[allow(dead_code, reason = "every collector so far runs everywhere")]
+    Unsupported(&'static str),
+}
+
+use Expected::Runs;
+
+const COLLECTORS: [&str; 2] = ["processes", "tcpConnections"];
+
+/// Environment, then what each of [`COLLECTORS`] does there.
+const TABLE: &[(&str, [Expected; 2])] = &[
+    ("host", [Runs, Runs]),
+    ("vm-6.1", [Runs, Runs]),
+    ("vm-6.12", [Runs, Runs]),
+    ("vm-6.18", [Runs, Runs]),
+    ("vm-7", [Runs, Runs]),
+];
+
+#[test]
+fn every_collector_does_here_what_the_table_says() {
+    let environment = std::env::var("TRACELAKE_ENVIRONMENT").expect(
+        "TRACELAKE_ENVIRONMENT names this machine: host, vm-6.1, ... (cargo xtask test host sets it)",
+    );
+    let (_, expected) = TABLE
+        .iter()
+        .find(|(name, _)| *name == environment)
+        .unwrap_or_else(|| panic!("{environment} is not in the table of expectations"));
+    let found = Engine::capabilities();
+    assert_eq!(found.len(), COLLECTORS.len(), "the table lists every collector: {found:?}");
+    for (collector, expected) in COLLECTORS.iter().zip(expected) {
+        let capability = found.iter().find(|capability| capability.collector == *collector);
+        let capability = capability.unwrap_or_else(|| panic!("{collector} is not there"));
+        match expected {
+            Runs => assert!(capability.supported, "{collector} should run: {}", capability.reason),
+            Expected::Unsupported(why) => {
+                assert!(!capability.supported, "{collector} runs, the table says it does not");
+                assert!(capability.reason.contains(why), "{collector}: {}", capability.reason);
+            }
+        }
+    }
+}
