@@ -146,7 +146,7 @@ fn phase_of(session: &TraceSession) -> String {
     session
         .status
         .as_ref()
-        .and_then(|status| serde_json::to_value(&status.phase).ok())
+        .and_then(|status| serde_json::to_value(status.phase).ok())
         .and_then(|phase| phase.as_str().map(str::to_owned))
         .unwrap_or_default()
 }
