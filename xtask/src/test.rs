@@ -61,13 +61,14 @@ const PARTS: &[Part] = &[
         default: true,
         run: || in_vm(Kernel::V6_12),
     },
+    // Not by default until what fails there is mended: ARCHITECTURE.md, known gaps.
     Part {
         name: "vm-6.18",
         checks: "ground truth in a VM with kernel 6.18",
-        default: true,
+        default: false,
         run: || in_vm(Kernel::V6_18),
     },
-    // Not by default until two things there are mended: ARCHITECTURE.md, known gaps.
+    // As vm-6.18.
     Part {
         name: "vm-7",
         checks: "ground truth in a VM with the newest kernel 7",
