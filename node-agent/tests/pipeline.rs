@@ -37,8 +37,10 @@ async fn rows_reach_the_store_sorted_and_accounted_for() {
     let (server, root) = (Server::start().await, tempfile::tempdir().unwrap());
     let mut world = World::start(root.path(), u64::MAX, granted(&server));
     let mut session = world.record(UID);
-    // Two rings, each in order, drained one after the other into one batch.
-    world.engine.events(UID, "processes", &[10, 30, 50, 20, 40], 4);
+    // Two rings, each in order, one late. Fresh rows: those older than an interval are sealed at once.
+    let now = node_agent::kernel::clock::boot_ns() as i64;
+    world.engine.events(UID, "processes", &[now + 10, now + 30, now + 50], 4);
+    world.engine.events(UID, "processes", &[now + 20, now + 40], 0);
     world.engine.events(UID, "tcp_connections", &[15], 0);
     world.finish(&mut session).await;
 
@@ -46,7 +48,7 @@ async fn rows_reach_the_store_sorted_and_accounted_for() {
     let read = dataset::reader::read_table(server.client.as_ref(), &contents, "processes").await.unwrap();
     let times: Vec<i64> =
         read.iter().flat_map(|rows| rows["ts_ns"].as_primitive::<Int64Type>().values().to_vec()).collect();
-    assert_eq!(times, [10, 20, 30, 40, 50]);
+    assert_eq!(times, [10, 20, 30, 40, 50].map(|ns| now + ns));
     let manifest = contents.manifest.unwrap();
     assert_eq!(manifest.verdict, Verdict::Complete);
     assert_eq!(manifest.totals.emitted, 10);

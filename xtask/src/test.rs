@@ -23,7 +23,7 @@ pub(crate) struct Args {
     /// Name the parts and what each checks.
     #[arg(long)]
     list: bool,
-    /// Also run the parts that do not fit the time of the default run.
+    /// Also run the parts that are not in the default run, because they do not pass yet.
     #[arg(long)]
     all: bool,
 }
@@ -140,7 +140,7 @@ fn format() -> Result<()> {
 }
 
 /// Everything but the kernel programs, which only the BPF target compiles. Always the whole workspace: see
-/// [`image::static_binary`].
+/// [`crate::image::static_binary`].
 const WORKSPACE: [&str; 4] = ["--locked", "--workspace", "--exclude", "tracelake-node-agent-ebpf"];
 /// The cluster tests, in the order of their runs and with the number that run side by side. Those that break what
 /// others share run alone; the last one uninstalls.

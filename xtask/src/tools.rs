@@ -130,8 +130,18 @@ pub(crate) fn rust() -> Result<()> {
 }
 
 /// `bpf-linker`, which the node agent's build script finds on its PATH.
+///
+/// Linked under a name that does not change with its version: [`cache::cargo`] has that folder in its PATH, and
+/// `node-agent/build.rs` looks there too.
 pub(crate) fn bpf_linker() -> Result<PathBuf> {
-    cargo_install("bpf-linker", BPF_LINKER)
+    let linker = cargo_install("bpf-linker", BPF_LINKER)?;
+    let link = cache::dir().join("tools/bin/bpf-linker");
+    if fs::read_link(&link).ok().as_ref() != Some(&linker) {
+        fs::create_dir_all(cache::dir().join("tools/bin"))?;
+        cache::remove(&link)?;
+        symlink(&linker, &link).with_context(|| format!("cannot create {}", link.display()))?;
+    }
+    Ok(linker)
 }
 
 /// `cargo-deny`.
