@@ -21,13 +21,15 @@ use node_agent_common::counters::{Counters, Limits, MAX_TABLES, RateWindow, slot
 use node_agent_common::target::{PodKey, pod_key};
 
 use crate::collectors::{self, ALL, ParamError, Params};
+use crate::coverage::Windows;
 use crate::kernel::clock;
 use crate::kernel::load::{Kernel, KernelError, wait_for_programs};
 use crate::pipeline::batch::Columns;
-use crate::pipeline::decode::{self, Link, Rings, Session, Shared, TableState};
+use crate::pipeline::decode::{self, Closing, Link, Rings, Session, Shared, TableState};
 use crate::pipeline::ring;
 use crate::targets::cgroup;
 
+pub use crate::coverage::TargetCoverage;
 pub use crate::kernel::probe::Capability;
 pub use crate::targets::{PodTarget, TargetSpec};
 
@@ -123,31 +125,6 @@ pub struct TableCounters {
     pub decode_error: u64,
 }
 
-/// Since when, until when and how one container was traced by one collector.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TargetCoverage {
-    /// UID of the pod; empty for a cgroup.
-    pub pod_uid: String,
-    /// Namespace of the pod; empty for a cgroup.
-    pub namespace: String,
-    /// Name of the pod; empty for a cgroup.
-    pub pod: String,
-    /// Name of the container, its id while the name is not known, or the path of a cgroup.
-    pub container: String,
-    /// Name of the collector (camelCase).
-    pub collector: &'static str,
-    /// Since when, nanoseconds since boot.
-    pub from_ns: u64,
-    /// Until when; none while it is traced.
-    pub to_ns: Option<u64>,
-    /// Whether it was made under the hooks' eyes, so that its first exec is in the rows.
-    pub from_start: bool,
-    /// How it is traced; empty if it is not.
-    pub hooks: String,
-    /// Why it is not traced; empty if it is.
-    pub reason: String,
-}
-
 /// What came of one collector when its session was opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CollectorOutcome {
@@ -215,11 +192,8 @@ struct Control {
     slot: u32,
     /// Position of each running collector in [`ALL`].
     collectors: Vec<usize>,
-    unsupported: Vec<(&'static str, String)>,
-    /// UID of each pod it ever recorded: since when, until when.
-    pods: BTreeMap<String, (u64, Option<u64>)>,
-    /// The same for cgroups named by id.
-    cgroups: BTreeMap<u64, (u64, Option<u64>)>,
+    /// What it recorded when.
+    windows: Windows,
     /// Pods' keys in the kernel's map.
     keys: BTreeMap<String, Vec<PodKey>>,
 }
@@ -231,7 +205,6 @@ pub struct Engine {
     link: Arc<Link>,
     kernel: Arc<Mutex<Option<Kernel>>>,
     sessions: BTreeMap<String, Control>,
-    ended_coverage: BTreeMap<String, Vec<TargetCoverage>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -265,8 +238,7 @@ impl Engine {
                 what: "cannot start the thread that drains the rings",
                 source,
             })?;
-        let (sessions, ended_coverage) = Default::default();
-        Ok(Engine { config, cgroup_root, link, kernel, sessions, ended_coverage, thread: Some(thread) })
+        Ok(Engine { config, cgroup_root, link, kernel, sessions: BTreeMap::new(), thread: Some(thread) })
     }
 
     /// Gives the session a slot and starts its collectors. It records nothing until it has targets.
@@ -351,9 +323,9 @@ impl Engine {
         for &index in &running {
             kernel.set_bit("ENABLED", ALL[index].info().tables[0].index, slot, true)?;
         }
-        self.ended_coverage.remove(&*spec.uid);
-        let (pods, cgroups, keys) = Default::default();
-        let control = Control { slot, collectors: running, unsupported, pods, cgroups, keys };
+        let collectors = running.iter().map(|&index| ALL[index].info().name).collect();
+        let windows = Windows { collectors, unsupported, ..Windows::default() };
+        let control = Control { slot, collectors: running, windows, keys: BTreeMap::new() };
         self.sessions.insert(spec.uid.to_string(), control);
         drop(guard);
         self.link.wake();
@@ -420,14 +392,14 @@ impl Engine {
         }
         let is_open = |entry: Option<&(u64, Option<u64>)>| entry.is_some_and(|(_, left)| left.is_none());
         let new_pods: Vec<&PodTarget> =
-            pods.values().filter(|pod| !is_open(control.pods.get(&pod.uid))).copied().collect();
+            pods.values().filter(|pod| !is_open(control.windows.pods.get(&pod.uid))).copied().collect();
         let new_cgroups: Vec<(u64, &Path)> = cgroups
             .iter()
-            .filter(|(id, _)| !is_open(control.cgroups.get(id)))
+            .filter(|(id, _)| !is_open(control.windows.cgroups.get(id)))
             .map(|(id, path)| (*id, path.as_path()))
             .collect();
 
-        for (uid, (_, left)) in &mut control.pods {
+        for (uid, (_, left)) in &mut control.windows.pods {
             if left.is_none() && !pods.contains_key(uid) {
                 *left = Some(now);
                 for key in control.keys.remove(uid).unwrap_or_default() {
@@ -436,7 +408,7 @@ impl Engine {
                 leave(kernel, &self.link, control.slot, |_, cgroup| cgroup.pod.as_deref() == Some(uid))?;
             }
         }
-        for (root, (_, left)) in &mut control.cgroups {
+        for (root, (_, left)) in &mut control.windows.cgroups {
             if left.is_none() && !cgroups.contains_key(root) {
                 *left = Some(now);
                 leave(kernel, &self.link, control.slot, |shared, cgroup| below(shared, cgroup, *root))?;
@@ -455,11 +427,11 @@ impl Engine {
                 change(kernel, "PODS", *key, control.slot, true)?;
             }
             control.keys.insert(pod.uid.clone(), keys);
-            control.pods.insert(pod.uid.clone(), (now, None));
+            control.windows.pods.insert(pod.uid.clone(), (now, None));
         }
         for &(id, path) in &new_cgroups {
             change(kernel, "TARGETS", id, control.slot, true)?;
-            control.cgroups.insert(id, (now, None));
+            control.windows.cgroups.insert(id, (now, None));
             self.link.lock().directory.enter(id, 0, relative(&self.cgroup_root, path), now, false);
         }
         // A cgroup that is being made while the maps change is seen either by the hook, with the maps as they are now, or
@@ -499,7 +471,7 @@ impl Engine {
             log("stop recording", kernel.set_bit("ENABLED", table, slot, false));
         }
         let now = clock::boot_ns();
-        for (_, left) in control.pods.values_mut().chain(control.cgroups.values_mut()) {
+        for (_, left) in control.windows.pods.values_mut().chain(control.windows.cgroups.values_mut()) {
             left.get_or_insert(now);
         }
         for key in control.keys.values().flatten() {
@@ -510,11 +482,6 @@ impl Engine {
             log("forget targets", clear_targets(kernel, slot));
             wait_for_programs();
         }
-        let coverage = self.coverage_of(&control);
-        self.ended_coverage.insert(session.to_owned(), coverage);
-        while self.ended_coverage.len() > 256 {
-            self.ended_coverage.pop_first();
-        }
         let mut shared = self.link.lock();
         let rings = shared.rings.as_ref().map_or(0, |rings| rings.rings.len());
         if let Some(ending) = shared.sessions.get_mut(slot as usize).and_then(Option::as_mut) {
@@ -522,7 +489,7 @@ impl Engine {
                 state.recursion =
                     kernel.recursion_misses(state.collector).saturating_sub(state.recursion_base);
             }
-            ending.closing = Some(vec![false; rings]);
+            ending.closing = Some(Closing { empty: vec![false; rings], windows: control.windows });
         }
         drop(shared);
         for &index in &control.collectors {
@@ -541,8 +508,7 @@ impl Engine {
         let kernel = lock(&self.kernel);
         let mut shared = self.link.lock();
         let Some((slot, open)) = shared.session(session) else {
-            let ended = shared.ended.iter().rev().find(|(uid, _)| &**uid == session);
-            return ended.map(|(_, counters)| counters.clone()).unwrap_or_default();
+            return shared.ended(session).map(|ended| ended.counters.clone()).unwrap_or_default();
         };
         if let (Some(kernel), None) = (&*kernel, &open.closing) {
             let slots = &mut shared.sessions;
@@ -556,57 +522,15 @@ impl Engine {
     }
 
     /// Since when each container was traced, also for some time after the session's end. Empty for an unknown session.
+    /// Final once [`Output::Closed`] came: only then every cgroup that was made in time is known.
     pub fn coverage(&self, session: &str) -> Vec<TargetCoverage> {
-        match self.sessions.get(session) {
-            Some(control) => self.coverage_of(control),
-            None => self.ended_coverage.get(session).cloned().unwrap_or_default(),
-        }
-    }
-
-    fn coverage_of(&self, control: &Control) -> Vec<TargetCoverage> {
         let shared = self.link.lock();
-        let directory = &shared.directory;
-        let mut coverage = Vec::new();
-        for (id, cgroup) in directory.cgroups() {
-            let window = match &cgroup.pod {
-                Some(uid) if cgroup.child == id && !directory.is_sandbox(cgroup) => control.pods.get(&**uid),
-                _ => control.cgroups.get(&id),
-            };
-            let Some(&(joined_ns, left_ns)) = window else { continue };
-            let container = match (directory.container_name(cgroup), &cgroup.container) {
-                (Some(name), _) => name,
-                (None, Some(id)) => id,
-                (None, None) => &cgroup.path,
-            };
-            let uid = cgroup.pod.as_deref().unwrap_or_default();
-            let (namespace, pod) = directory.pod_name(uid);
-            let to_ns = left_ns.into_iter().chain(cgroup.gone_ns).min();
-            let from_ns = cgroup.from_ns.max(joined_ns);
-            let row = |collector, reason: &str| TargetCoverage {
-                pod_uid: uid.to_owned(),
-                namespace: namespace.to_owned(),
-                pod: pod.to_owned(),
-                container: container.to_owned(),
-                collector,
-                from_ns,
-                to_ns: if reason.is_empty() { to_ns } else { Some(from_ns) },
-                from_start: reason.is_empty() && cgroup.from_start && cgroup.from_ns >= joined_ns,
-                hooks: if reason.is_empty() { "tp_btf".to_owned() } else { String::new() },
-                reason: reason.to_owned(),
-            };
-            coverage.extend(control.collectors.iter().map(|&index| row(ALL[index].info().name, "")));
-            coverage.extend(control.unsupported.iter().map(|(name, reason)| row(name, reason)));
+        let open = self.sessions.get(session).map(|control| &control.windows);
+        let closing = || Some(&shared.session(session)?.1.closing.as_ref()?.windows);
+        match open.or_else(closing) {
+            Some(windows) => windows.coverage(&shared.directory),
+            None => shared.ended(session).map(|ended| ended.coverage.clone()).unwrap_or_default(),
         }
-        coverage.sort_by(|a, b| {
-            (&a.namespace, &a.pod, &a.container, a.collector, a.from_ns).cmp(&(
-                &b.namespace,
-                &b.pod,
-                &b.container,
-                b.collector,
-                b.from_ns,
-            ))
-        });
-        coverage
     }
 }
 

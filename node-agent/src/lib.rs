@@ -26,6 +26,7 @@
 
 pub mod agent;
 pub mod collectors;
+mod coverage;
 pub mod engine;
 pub mod kernel;
 pub mod metrics;

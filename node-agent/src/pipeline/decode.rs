@@ -21,6 +21,7 @@ use rand::Rng;
 
 use super::batch::{Columns, common};
 use crate::collectors::Decoder;
+use crate::coverage::{TargetCoverage, Windows};
 use crate::engine::{Batch, Output, TableCounters};
 use crate::kernel::clock;
 use crate::targets::Directory;
@@ -31,7 +32,7 @@ pub const PERIOD: Duration = Duration::from_millis(5);
 const RECORDS_PER_PASS: usize = 1 << 16;
 /// A batch is sealed at this size whatever the session asks for, to bound memory per table.
 const BATCH_BYTES: u64 = 64 << 20;
-/// Final counters of sessions that ended are kept for this many.
+/// Sessions that ended are remembered up to this many.
 const ENDED: usize = 256;
 
 /// The kernel's maps that the drain thread reads.
@@ -80,8 +81,26 @@ pub struct Session {
     pub rollover_bytes: u64,
     /// Its tables.
     pub tables: Vec<TableState>,
-    /// Rings not yet seen empty since nothing can be written for it any more; `None` while it records.
-    pub closing: Option<Vec<bool>>,
+    /// Set when nothing can be written for it any more; `None` while it records.
+    pub closing: Option<Closing>,
+}
+
+/// A session whose last records may still be in the rings.
+pub struct Closing {
+    /// Which rings were seen empty since.
+    pub empty: Vec<bool>,
+    /// What it recorded when.
+    pub windows: Windows,
+}
+
+/// What is kept of a session that ended.
+pub struct Ended {
+    /// UID.
+    pub uid: Arc<str>,
+    /// Final counters.
+    pub counters: Vec<TableCounters>,
+    /// Final coverage.
+    pub coverage: Vec<TargetCoverage>,
 }
 
 /// What the control thread and the drain thread share.
@@ -93,8 +112,8 @@ pub struct Shared {
     pub sessions: Vec<Option<Session>>,
     /// Cgroups and pods.
     pub directory: Directory,
-    /// Counters of sessions that ended, oldest first.
-    pub ended: VecDeque<(Arc<str>, Vec<TableCounters>)>,
+    /// Sessions that ended, oldest first.
+    pub ended: VecDeque<Ended>,
     /// Records that belong to no type, with the log's own memory of it.
     pub unknown_records: u64,
     /// Set to end the thread.
@@ -173,7 +192,7 @@ impl Shared {
             }
             if empty {
                 for closing in sessions.iter_mut().flatten().filter_map(|session| session.closing.as_mut()) {
-                    closing[index] = true;
+                    closing.empty[index] = true;
                 }
             }
         }
@@ -188,7 +207,7 @@ impl Shared {
         let mut ended = false;
         for slot in 0..self.sessions.len() {
             let done = |session: &Session| {
-                session.closing.as_ref().is_some_and(|rings| rings.iter().all(|&empty| empty))
+                session.closing.as_ref().is_some_and(|closing| closing.empty.iter().all(|&empty| empty))
             };
             if !self.sessions[slot].as_ref().is_some_and(done) {
                 continue;
@@ -196,7 +215,12 @@ impl Shared {
             let Some(mut session) = self.sessions[slot].take() else { continue };
             session.seal_all(&self.directory, outputs);
             let counters = self.counters_of(slot as u32, &session);
-            self.ended.push_back((session.uid.clone(), counters));
+            let coverage = session
+                .closing
+                .iter()
+                .flat_map(|closing| closing.windows.coverage(&self.directory))
+                .collect();
+            self.ended.push_back(Ended { uid: session.uid.clone(), counters, coverage });
             while self.ended.len() > ENDED {
                 self.ended.pop_front();
             }
@@ -217,6 +241,11 @@ impl Shared {
         sessions
             .filter_map(|(slot, session)| Some((slot as u32, session.as_ref()?)))
             .find(|(_, s)| &*s.uid == uid)
+    }
+
+    /// The last session of that UID that ended.
+    pub fn ended(&self, uid: &str) -> Option<&Ended> {
+        self.ended.iter().rev().find(|ended| &*ended.uid == uid)
     }
 
     /// What became of the session's events so far.

@@ -200,8 +200,7 @@ fn first_exec_of_a_container_is_seen_200_times_of_200() {
         let path = cgroup.child(&format!("{pod}/{name}"));
         wait(&start_in(&path, program("exit:0")));
     }
-    let coverage = recording.engine.coverage(recording.session);
-    let (rows, counters) = recording.finish();
+    let (rows, counters, coverage) = recording.finish_with_coverage();
     // Six events for each round; the sandboxes' three are not the user's.
     assert_eq!((counters.emitted, counters.filtered), (6 * ROUNDS as u64, 3 * ROUNDS as u64), "{counters:?}");
     let execs = of_kind(&rows, "exec");
@@ -236,8 +235,7 @@ fn pod_whose_cgroups_exist_already_is_joined_and_only_named_containers_are_kept(
     })]);
     wait(&start_in(&app, program("exit:1")));
     wait(&start_in(&sidecar, program("exit:2")));
-    let coverage = recording.engine.coverage(recording.session);
-    let (rows, counters) = recording.finish();
+    let (rows, counters, coverage) = recording.finish_with_coverage();
     assert_eq!((rows.len(), counters.filtered), (3, 3));
     assert!(rows.iter().all(|row| row["container"] == "app"));
     assert!(coverage.iter().all(|target| !target.from_start));

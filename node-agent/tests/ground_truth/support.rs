@@ -20,7 +20,7 @@ use arrow_array::{Array, RecordBatch, StringArray};
 use arrow_schema::DataType;
 use tracelake_node_agent::engine::{
     Batch, CollectorSpec, CollectorState, Engine, EngineConfig, Output, SessionSpec, TableCounters,
-    TargetSpec,
+    TargetCoverage, TargetSpec,
 };
 use tracelake_node_agent::targets::cgroup;
 
@@ -248,6 +248,12 @@ impl Recording {
     /// Closes the session and returns all rows and the final counters, whose identity holds.
     pub fn finish(mut self) -> (Vec<Row>, TableCounters) {
         self.finish_one(self.session)
+    }
+
+    /// As [`finish`](Self::finish), with what was traced since when.
+    pub fn finish_with_coverage(mut self) -> (Vec<Row>, TableCounters, Vec<TargetCoverage>) {
+        let (rows, counters) = self.finish_one(self.session);
+        (rows, counters, self.engine.coverage(self.session))
     }
 
     /// Closes both sessions and returns the rows of each.
