@@ -38,8 +38,8 @@ pub struct TargetCoverage {
 /// When a session recorded what, in nanoseconds since boot.
 #[derive(Debug, Default)]
 pub struct Windows {
-    /// Names of the collectors that run.
-    pub collectors: Vec<&'static str>,
+    /// Names of the collectors that run, each with its hooks.
+    pub collectors: Vec<(&'static str, String)>,
     /// Names of those that do not, and why.
     pub unsupported: Vec<(&'static str, String)>,
     /// UID of each pod it ever recorded: since when, until when.
@@ -67,7 +67,7 @@ impl Windows {
             let (namespace, pod) = directory.pod_name(uid);
             let to_ns = left_ns.into_iter().chain(cgroup.gone_ns).min();
             let from_ns = cgroup.from_ns.max(joined_ns);
-            let row = |collector, reason: &str| TargetCoverage {
+            let row = |collector, hooks: &str, reason: &str| TargetCoverage {
                 pod_uid: uid.to_owned(),
                 namespace: namespace.to_owned(),
                 pod: pod.to_owned(),
@@ -76,11 +76,11 @@ impl Windows {
                 from_ns,
                 to_ns: if reason.is_empty() { to_ns } else { Some(from_ns) },
                 from_start: reason.is_empty() && cgroup.from_start && cgroup.from_ns >= joined_ns,
-                hooks: if reason.is_empty() { "tp_btf".to_owned() } else { String::new() },
+                hooks: hooks.to_owned(),
                 reason: reason.to_owned(),
             };
-            coverage.extend(self.collectors.iter().map(|name| row(name, "")));
-            coverage.extend(self.unsupported.iter().map(|(name, reason)| row(name, reason)));
+            coverage.extend(self.collectors.iter().map(|(name, hooks)| row(*name, hooks, "")));
+            coverage.extend(self.unsupported.iter().map(|(name, reason)| row(*name, "", reason)));
         }
         coverage.sort_by(|a, b| {
             (&a.namespace, &a.pod, &a.container, a.collector, a.from_ns).cmp(&(

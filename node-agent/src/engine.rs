@@ -323,7 +323,8 @@ impl Engine {
         for &index in &running {
             kernel.set_bit("ENABLED", ALL[index].info().tables[0].index, slot, true)?;
         }
-        let collectors = running.iter().map(|&index| ALL[index].info().name).collect();
+        let collectors =
+            running.iter().map(|&index| (ALL[index].info().name, kernel.hook_words(index))).collect();
         let windows = Windows { collectors, unsupported, ..Windows::default() };
         let control = Control { slot, collectors: running, windows, keys: BTreeMap::new() };
         self.sessions.insert(spec.uid.to_string(), control);

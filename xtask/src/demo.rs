@@ -32,8 +32,9 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         return show(&access);
     }
     let was_up = cluster::current().is_ok();
-    let cluster = cluster::up(&args.cluster)?;
-    let shown = install::install(&cluster).and_then(|access| show(&access));
+    let images = image::build_all()?;
+    let cluster = cluster::up(&args.cluster, &images)?;
+    let shown = install::install(&cluster, &images).and_then(|access| show(&access));
     if args.keep || was_up {
         cluster.explain();
         println!("  kubectl get tracesessions --all-namespaces");

@@ -10,7 +10,8 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use crate::cluster::Cluster;
-use crate::{cache, exec, image, tools};
+use crate::image::Image;
+use crate::{cache, exec, tools};
 
 /// Where the chart goes.
 const NAMESPACE: &str = "tracelake-system";
@@ -65,10 +66,9 @@ impl Access {
     }
 }
 
-/// Builds every image, loads them into the cluster's nodes and installs the chart.
-pub(crate) fn install(cluster: &Cluster) -> Result<Access> {
-    let images = image::build_all()?;
-    cache::step("images: loaded into the nodes", || cluster.load_images(&images))?;
+/// Loads what the cluster's nodes lack of the images and installs the chart.
+pub(crate) fn install(cluster: &Cluster, images: &[Image]) -> Result<Access> {
+    cache::step("images: loaded into the nodes", || cluster.load_images(images))?;
     let access = Access::of(cluster);
     access.install()?;
     Ok(access)

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use crate::kernel::Kernel;
-use crate::{cache, cluster, exec, install, tools, vm};
+use crate::{cache, cluster, exec, image, install, tools, vm};
 
 /// Run every check, or those named.
 #[derive(clap::Args)]
@@ -240,17 +240,20 @@ fn ground_truth() -> Result<PathBuf> {
 /// Brings a cluster up (or takes the one that runs), installs the product and runs every cluster test.
 fn e2e() -> Result<()> {
     let was_up = cluster::current().is_ok();
-    let cluster = cluster::up(&cluster::Options::default())?;
-    let result = install::install(&cluster).and_then(|access| {
+    // Everything is compiled before emulated nodes want the same CPUs.
+    let images = image::build_all()?;
+    let tests = || -> Result<_> {
+        let mut tests = cargo(["test"])?;
+        tests.args(WORKSPACE).args(CLUSTER_TESTS.iter().flat_map(|(test, _)| ["--test", test]));
+        Ok(tests)
+    };
+    exec::loud(tests()?.arg("--no-run"))?;
+    let cluster = cluster::up(&cluster::Options::default(), &images)?;
+    let result = install::install(&cluster, &images).and_then(|access| {
         for (test, threads) in CLUSTER_TESTS {
             let mut tests = cargo(["test"])?;
-            tests.args(WORKSPACE).args([
-                "--test",
-                test,
-                "--",
-                "--nocapture",
-                &format!("--test-threads={threads}"),
-            ]);
+            tests.args(WORKSPACE).args(["--test", test, "--", "--nocapture"]);
+            tests.arg(format!("--test-threads={threads}"));
             access.apply_to(&mut tests)?;
             exec::loud(&mut tests)?;
         }

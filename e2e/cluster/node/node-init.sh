@@ -69,15 +69,10 @@ export GOGC=400
 service containerd containerd --config /etc/tracelake-node/containerd.toml &
 until ctr version > /dev/null 2>&1; do sleep 0.2; done
 
-# The kubelet registers the node while the images are still being read; a pod
-# that needs one of them waits for it.
 service kubelet kubelet --config=/etc/tracelake-node/kubelet.yaml --kubeconfig=/etc/tracelake/kubelet.conf \
     --hostname-override="$NAME" --node-ip="$ADDRESS" --node-labels="tracelake.dev/kernel=$(uname -r | cut -d. -f1,2)" &
 service kube-proxy kube-proxy --config=/etc/tracelake-node/kube-proxy.yaml --hostname-override="$NAME" &
 
-for image in /opt/images/pause.tar /opt/images/coredns.tar; do
-    [ -e "$image" ] && ctr -n k8s.io images import "$image" >> /var/log/images.log 2>&1 && rm "$image"
-done
 echo "node-init: $NAME runs" > /dev/console
 
 # PID 1 has to stay and reap.

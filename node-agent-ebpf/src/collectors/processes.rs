@@ -2,8 +2,10 @@
 //! Beginnings, program changes and ends of processes.
 //!
 //! Hooks: tp_btf `sched_process_fork`, `sched_process_exec`, `sched_process_exit`, `cgroup_attach_task`, and `iter/task` for
-//! what runs already. Arguments are the same from 6.1 to 7.x, but for `group_dead` of the exit (6.18 and newer); older
-//! kernels get it from `signal->live`, which several last threads may see as 0 at once: one of them is chosen by a map.
+//! what runs already. Arguments are the same from 6.1 to 7.x, but for `group_dead` of the exit (6.16 and newer); elsewhere
+//! it comes from `signal->live`, which several last threads may see as 0 at once: one of them is chosen by a map.
+//! Since 6.16 `sched_process_exit` comes before the memory is taken down, so what that costs would be missing: there
+//! fentry `cgroup_task_exit` (`cgroup_exit` up to 6.18) takes its place where the kernel has fentry.
 //! Cost: below 1 us per event on a target, a hash lookup on others.
 //! Not seen: what threads used that end at the very moment of the process's end; CPU time since the scheduler's last update.
 //! Invariant: [`KNOWN`] says of each process who has had its beginning, so every exit has exactly one before it, whether
@@ -14,9 +16,9 @@ use core::ptr::addr_of_mut;
 use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::helpers::generated;
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
-use aya_ebpf::macros::{btf_tracepoint, map};
+use aya_ebpf::macros::{btf_tracepoint, fentry, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap};
-use aya_ebpf::programs::BtfTracePointContext;
+use aya_ebpf::programs::{BtfTracePointContext, FEntryContext};
 use node_agent_common::event::Attribution;
 use node_agent_common::processes::{
     INDEX, Kind, OPTION_ARGS, OPTION_THREADS, ProcessEvent, ProcessExec, TEXT,
@@ -254,12 +256,29 @@ pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// A task ends; its memory is gone, its usage and cgroup are still there.
+/// A task ends. Up to 6.15 its memory is gone by now; its usage and cgroup are still there.
 #[btf_tracepoint(function = "sched_process_exit")]
 pub fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: (task) and, where the constant says so, (group_dead).
     unsafe {
-        let current: *const u8 = ctx.arg(0);
+        let group_dead = (constant(&EXIT_HAS_GROUP_DEAD) != 0).then(|| ctx.arg::<u64>(1) & 0xff != 0);
+        exit(ctx.arg(0), group_dead)
+    }
+}
+
+/// The same moment where the tracepoint comes too early: entry of `cgroup_task_exit(task)`, after memory and files.
+#[fentry]
+pub fn process_exit(ctx: FEntryContext) -> i32 {
+    // SAFETY: the function's argument is a `struct task_struct *`.
+    unsafe { exit(ctx.arg(0), None) }
+}
+
+/// # Safety
+/// `current` is a typed pointer to the task that ends.
+#[inline(always)]
+unsafe fn exit(current: *const u8, group_dead: Option<bool>) -> i32 {
+    // SAFETY: as promised by the caller; each step loads a member of the type before.
+    unsafe {
         let cgroup_id = kernel::task_cgroup_id(current);
         let slots = counters::enabled(target::slots(cgroup_id), INDEX);
         if slots == 0 {
@@ -267,14 +286,12 @@ pub fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
         }
         let task = Task::new(current);
         let signal = follow(current, &TASK_SIGNAL);
-        let group_dead = if constant(&EXIT_HAS_GROUP_DEAD) != 0 {
-            ctx.arg::<u64>(1) & 0xff != 0
-        } else {
+        let group_dead = group_dead.unwrap_or_else(|| {
             load::<i32>(signal, &SIGNAL_LIVE) == 0
                 && (load::<i32>(signal, &SIGNAL_NR_THREADS) == 1
                     || ENDED.insert(task.pid, task.start_ns, u64::from(BPF_NOEXIST)).is_ok()
                     || told_of_another(&task))
-        };
+        });
         if task.is_thread() {
             let slots = slots & option(OPTION_THREADS);
             if slots != 0 {

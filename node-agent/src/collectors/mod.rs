@@ -32,14 +32,41 @@ pub fn find(name: &str) -> Option<(usize, &'static dyn Collector)> {
 }
 
 /// A program of the object, and where it goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub struct Hook {
     /// Name of the program in the object.
     pub program: &'static str,
     /// Where it is attached.
     pub attach: Attach,
-    /// Whether the collector can do without it; what it then lacks stands in its documentation.
-    pub optional: bool,
+    /// Set if the collector prefers this program to one that comes later in its list.
+    pub better_than: Option<Better>,
+}
+
+/// A preference between two programs of a collector. What the collector lacks with the other one stands in its
+/// documentation.
+#[derive(Clone, Copy, Debug)]
+pub struct Better {
+    /// The program that takes over where this one cannot be attached, and is left out otherwise.
+    pub than: &'static str,
+    /// On which kernels this program is preferred.
+    pub on: fn(&Btf) -> bool,
+}
+
+impl Hook {
+    /// A program on the BTF tracepoint of the same name.
+    pub const fn tracepoint(name: &'static str) -> Hook {
+        Hook { program: name, attach: Attach::Tracepoint(name), better_than: None }
+    }
+
+    /// A program that is an iterator of that kind.
+    pub const fn iterator(program: &'static str, kind: &'static str) -> Hook {
+        Hook { program, attach: Attach::Iterator(kind), better_than: None }
+    }
+
+    /// A program that the agent runs itself.
+    pub const fn run(program: &'static str) -> Hook {
+        Hook { program, attach: Attach::Run, better_than: None }
+    }
 }
 
 /// How a program meets the kernel.
@@ -47,10 +74,23 @@ pub struct Hook {
 pub enum Attach {
     /// BTF tracepoint of that name.
     Tracepoint(&'static str),
+    /// Entry of the first of these functions that the kernel has: one function under its names over time.
+    Entry(&'static [&'static str]),
     /// Iterator of that name (`task`, `task_file`); loaded only, each pass attaches it ([`Kernel::iterate`]).
     Iterator(&'static str),
     /// Raw tracepoint program that is never attached: the agent runs it itself.
     Run,
+}
+
+impl Attach {
+    /// The word for it in the coverage; none for what is not in the path of an event.
+    pub const fn word(self) -> Option<&'static str> {
+        match self {
+            Attach::Tracepoint(_) => Some("tp_btf"),
+            Attach::Entry(_) => Some("fentry"),
+            Attach::Iterator(_) | Attach::Run => None,
+        }
+    }
 }
 
 /// Parameters of one session's collector, checked against the catalogue.

@@ -12,7 +12,9 @@ use node_agent_common::processes::{
 };
 use node_agent_common::table::CollectorInfo;
 
-use super::{Attach, Collector, DecodeError, Decoder, Hook, ParamError, Params, Verdict, boolean, known};
+use super::{
+    Attach, Better, Collector, DecodeError, Decoder, Hook, ParamError, Params, Verdict, boolean, known,
+};
 use crate::kernel::btf::{Btf, BtfError};
 use crate::kernel::load::{Kernel, KernelError};
 use crate::pipeline::batch::Row;
@@ -20,19 +22,27 @@ use crate::pipeline::batch::Row;
 /// The collector.
 pub struct Processes;
 
-const fn hook(tracepoint: &'static str) -> Hook {
-    Hook { program: tracepoint, attach: Attach::Tracepoint(tracepoint), optional: false }
-}
-
 const SNAPSHOT: &str = "process_snapshot";
 
 const HOOKS: &[Hook] = &[
-    hook("sched_process_fork"),
-    hook("sched_process_exec"),
-    hook("sched_process_exit"),
-    hook("cgroup_attach_task"),
-    Hook { program: SNAPSHOT, attach: Attach::Iterator("task"), optional: false },
+    Hook::tracepoint("sched_process_fork"),
+    Hook::tracepoint("sched_process_exec"),
+    Hook {
+        program: "process_exit",
+        // Comes after the memory's end; the name since 6.19 is the first.
+        attach: Attach::Entry(&["cgroup_task_exit", "cgroup_exit"]),
+        better_than: Some(Better { than: "sched_process_exit", on: tells_of_exit_early }),
+    },
+    Hook::tracepoint("sched_process_exit"),
+    Hook::tracepoint("cgroup_attach_task"),
+    Hook::iterator(SNAPSHOT, "task"),
 ];
+
+/// Whether `sched_process_exit` comes before the process's memory is taken down (6.16 and newer): what that costs is then
+/// missing in the row. The same change gave the tracepoint its second argument.
+fn tells_of_exit_early(btf: &Btf) -> bool {
+    btf.tracepoint("sched_process_exit").is_some_and(|prototype| prototype.args.len() >= 2)
+}
 
 impl Collector for Processes {
     fn info(&self) -> &'static CollectorInfo {
@@ -48,9 +58,7 @@ impl Collector for Processes {
     }
 
     fn constants(&self, btf: &Btf) -> Result<Vec<(&'static str, u64)>, BtfError> {
-        // Since 6.18 the tracepoint says whether the whole process ends.
-        let arguments = btf.tracepoint("sched_process_exit").map_or(0, |prototype| prototype.args.len());
-        Ok(vec![("EXIT_HAS_GROUP_DEAD", u64::from(arguments >= 2))])
+        Ok(vec![("EXIT_HAS_GROUP_DEAD", u64::from(tells_of_exit_early(btf)))])
     }
 
     fn tags(&self) -> &'static [u16] {

@@ -22,7 +22,7 @@ use node_agent_common::tcp_connections::{
     flushed, state,
 };
 
-use super::{Attach, Collector, DecodeError, Decoder, Hook, ParamError, Params, Verdict, known};
+use super::{Collector, DecodeError, Decoder, Hook, ParamError, Params, Verdict, known};
 use crate::kernel::btf::{Btf, BtfError};
 use crate::kernel::load::{Kernel, KernelError, wait_for_programs};
 use crate::pipeline::batch::Row;
@@ -44,10 +44,6 @@ const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 const IPPROTO_TCP: i64 = 6;
 
-const fn hook(tracepoint: &'static str) -> Hook {
-    Hook { program: tracepoint, attach: Attach::Tracepoint(tracepoint), optional: false }
-}
-
 impl Collector for TcpConnections {
     fn info(&self) -> &'static CollectorInfo {
         &COLLECTOR
@@ -56,12 +52,12 @@ impl Collector for TcpConnections {
     fn hooks(&self) -> &'static [Hook] {
         const {
             &[
-                hook("tcp_destroy_sock"),
-                hook("inet_sock_set_state"),
-                hook("tcp_send_reset"),
-                hook("tcp_receive_reset"),
-                Hook { program: ADOPT, attach: Attach::Iterator("task_file"), optional: false },
-                Hook { program: FLUSH, attach: Attach::Run, optional: false },
+                Hook::tracepoint("tcp_destroy_sock"),
+                Hook::tracepoint("inet_sock_set_state"),
+                Hook::tracepoint("tcp_send_reset"),
+                Hook::tracepoint("tcp_receive_reset"),
+                Hook::iterator(ADOPT, "task_file"),
+                Hook::run(FLUSH),
             ]
         }
     }

@@ -5,11 +5,12 @@
 //! In: the embedded object, the kernel's BTF. Out: [`Kernel`], the handle by which everything else reaches maps and
 //! programs. Nothing is pinned: what this process holds ends with it.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd};
 
 use aya::maps::{Array, ArrayOfMaps, HashMap, MapData, RingBuf};
-use aya::programs::{BtfTracePoint, Iter, ProgramFd, RawTracePoint};
+use aya::programs::{BtfTracePoint, FEntry, Iter, ProgramFd, RawTracePoint};
 use aya::{Ebpf, EbpfLoader};
 use node_agent_common::fields::{BASE_FIELDS, Field, MISSING, pack};
 
@@ -182,8 +183,7 @@ impl Kernel {
                 aya::Btf::from_sys_fs().map_err(|error| KernelError::Unsupported(error.to_string()))?;
             if !self.targets_attached {
                 for name in probe::TARGET_HOOKS {
-                    let hook = Hook { program: name, attach: Attach::Tracepoint(name), optional: false };
-                    self.attach_hook(&hook, &types)?;
+                    self.attach_hook(&Hook::tracepoint(name), &types)?;
                 }
                 self.targets_attached = true;
             }
@@ -197,12 +197,18 @@ impl Kernel {
     }
 
     fn attach_hooks(&mut self, collector: &dyn Collector, types: &aya::Btf) -> Result<(), KernelError> {
+        let mut left_out = Vec::new();
         for hook in collector.hooks() {
-            match self.attach_hook(hook, types) {
-                Err(error) if hook.optional => {
-                    tracing::info!(%error, program = hook.program, "optional program left out");
-                }
-                other => other?,
+            match hook.better_than {
+                _ if left_out.contains(&hook.program) => {}
+                None => self.attach_hook(hook, types)?,
+                Some(better) if (better.on)(&self.btf) => match self.attach_hook(hook, types) {
+                    Ok(()) => left_out.push(better.than),
+                    Err(error) => {
+                        tracing::info!(%error, instead = better.than, "this kernel gives the lesser hook only");
+                    }
+                },
+                Some(_) => {}
             }
         }
         Ok(())
@@ -216,6 +222,19 @@ impl Kernel {
                 program.load(tracepoint, types)?;
                 program.attach().map(drop)
             }),
+            Attach::Entry(functions) => {
+                let found = functions.iter().find(|function| self.btf.function(function).is_some());
+                let function = found.ok_or_else(|| {
+                    KernelError::Unsupported(format!(
+                        "this kernel has no function {}",
+                        functions.join(" or ")
+                    ))
+                })?;
+                <&mut FEntry>::try_from(program).and_then(|program| {
+                    program.load(function, types)?;
+                    program.attach().map(drop)
+                })
+            }
             Attach::Iterator(kind) => {
                 <&mut Iter>::try_from(program).and_then(|program| program.load(kind, types))
             }
@@ -240,6 +259,7 @@ impl Kernel {
                 Attach::Tracepoint(_) => {
                     <&mut BtfTracePoint>::try_from(program).and_then(BtfTracePoint::unload)
                 }
+                Attach::Entry(_) => <&mut FEntry>::try_from(program).and_then(FEntry::unload),
                 Attach::Iterator(_) => <&mut Iter>::try_from(program).and_then(Iter::unload),
                 Attach::Run => <&mut RawTracePoint>::try_from(program).and_then(RawTracePoint::unload),
             };
@@ -263,6 +283,15 @@ impl Kernel {
         file.read_to_end(&mut output)
             .map_err(|source| KernelError::Io { what: "pass of an iterator", source })?;
         Ok(output)
+    }
+
+    /// How the collector's programs meet the kernel here, as in the coverage: `tp_btf`, or `tp_btf,fentry`.
+    pub fn hook_words(&self, index: usize) -> String {
+        let loaded =
+            |hook: &&Hook| self.ebpf.program(hook.program).is_some_and(|program| program.fd().is_ok());
+        let words: BTreeSet<_> =
+            ALL[index].hooks().iter().filter(loaded).filter_map(|hook| hook.attach.word()).collect();
+        words.into_iter().rev().collect::<Vec<_>>().join(",")
     }
 
     /// Times that the collector's programs were skipped because they ran on that CPU already, since they were loaded.

@@ -32,6 +32,7 @@ use tracing::Instrument;
 pub mod build;
 pub mod dereference;
 pub mod finish;
+pub mod listed;
 pub mod memory;
 pub mod nodes;
 pub mod pods;
@@ -41,6 +42,8 @@ pub mod validate;
 pub mod write;
 
 pub use reconcile::{Context, ReconcileError};
+
+use listed::Listed;
 
 use crate::hub::SessionId;
 use crate::metrics::{Kind, Word, outcome};
@@ -99,12 +102,14 @@ pub async fn run(
 ) {
     let (sessions, writer) = reflector::store::<TraceSession>();
     let seen = context.metrics.watch_seen.get_or_create(&Kind { kind: Word("TraceSession") }).clone();
-    let watching = context.clone();
+    let (watching, listed) = (context.clone(), Listed::default());
+    let listing = listed.clone();
     let watch = watcher(Api::all(context.client.clone()), watcher::Config::default().any_semantic())
         .default_backoff()
         .reflect(writer)
         .filter_map(move |event| {
             seen.set(jiff::Timestamp::now().as_second());
+            listing.saw(&event);
             std::future::ready(touched(&watching, event))
         });
     let queue = futures::stream::select(watch, UnboundedReceiverStream::new(due))
@@ -118,7 +123,7 @@ pub async fn run(
         controller::Config::default().concurrency(CONCURRENCY),
     )
     .for_each(|_| std::future::ready(()));
-    tokio::spawn(flush(context, sessions, stop.clone()));
+    tokio::spawn(flush(context, sessions, listed, stop.clone()));
     stop.run_until_cancelled(reconciles).await;
 }
 
@@ -151,8 +156,13 @@ fn touched(
 }
 
 /// Triggers sessions whose reports changed, and drops what a watch that was away has missed.
-async fn flush(context: Arc<Context>, sessions: Store<TraceSession>, stop: CancellationToken) {
-    if sessions.wait_until_ready().await.is_err() {
+async fn flush(
+    context: Arc<Context>,
+    sessions: Store<TraceSession>,
+    listed: Listed,
+    stop: CancellationToken,
+) {
+    if stop.run_until_cancelled(listed.complete()).await.is_none() {
         return;
     }
     let mut ticks = tokio::time::interval(FLUSH);

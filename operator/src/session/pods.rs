@@ -15,6 +15,7 @@ use kube::runtime::{WatchStreamExt, reflector, watcher};
 use kube::{Api, Client};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::listed::Listed;
 use crate::hub::{Hub, SessionId};
 
 /// How long a reconcile waits for a new watch's first list.
@@ -27,6 +28,7 @@ pub struct NotListed(String);
 
 struct Watch {
     pods: Store<Pod>,
+    listed: Listed,
     users: Arc<Mutex<HashSet<SessionId>>>,
     _stop: DropGuard,
 }
@@ -51,16 +53,16 @@ impl PodWatches {
     /// # Errors
     /// [`NotListed`] when the first list does not come.
     pub async fn acquire(&self, session: &SessionId) -> Result<Store<Pod>, NotListed> {
-        let pods = {
+        let (pods, listed) = {
             let mut watches = self.watches.lock().expect("no panic while held");
             let watch =
                 watches.entry(session.namespace.clone()).or_insert_with(|| self.start(&session.namespace));
             watch.users.lock().expect("no panic while held").insert(session.clone());
-            watch.pods.clone()
+            (watch.pods.clone(), watch.listed.clone())
         };
-        match tokio::time::timeout(READY_TIMEOUT, pods.wait_until_ready()).await {
-            Ok(Ok(())) => Ok(pods),
-            _ => Err(NotListed(session.namespace.clone())),
+        match tokio::time::timeout(READY_TIMEOUT, listed.complete()).await {
+            Ok(()) => Ok(pods),
+            Err(_) => Err(NotListed(session.namespace.clone())),
         }
     }
 
@@ -88,11 +90,13 @@ impl PodWatches {
             .default_backoff()
             .modify(shrink)
             .reflect(writer);
-        let (hub, told, stopped, name) =
-            (self.hub.clone(), users.clone(), stop.clone(), namespace.to_owned());
+        let listed = Listed::default();
+        let (hub, told, stopped, name, seen) =
+            (self.hub.clone(), users.clone(), stop.clone(), namespace.to_owned(), listed.clone());
         tokio::spawn(async move {
             let mut watch = std::pin::pin!(watch);
             while let Some(Some(event)) = stopped.run_until_cancelled(watch.next()).await {
+                seen.saw(&event);
                 match event {
                     // Objects of a list come one by one; the list's end tells of them all.
                     Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => {}
@@ -108,7 +112,7 @@ impl PodWatches {
             }
         });
         tracing::debug!(namespace, "watch of pods started");
-        Watch { pods, users, _stop: stop.drop_guard() }
+        Watch { pods, listed, users, _stop: stop.drop_guard() }
     }
 }
 

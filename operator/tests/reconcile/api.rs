@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 /// Path of the one session of most tests.
 pub(crate) const SESSION: &str = "/apis/tracelake.dev/v1alpha1/namespaces/shop/tracesessions/checkout";
+const SESSIONS: &str = "/apis/tracelake.dev/v1alpha1/tracesessions";
 const PODS: &str = "/api/v1/namespaces/shop/pods";
 
 #[derive(Default)]
@@ -102,6 +103,11 @@ impl World {
             "message": format!("{path} not found")});
         if *method == Method::GET && path == PODS {
             let list = json!({"kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": self.pods});
+            return (StatusCode::OK, list);
+        }
+        if *method == Method::GET && path == SESSIONS {
+            let list = json!({"kind": "TraceSessionList", "apiVersion": "tracelake.dev/v1alpha1",
+                "metadata": {"resourceVersion": "1"}, "items": [self.objects[SESSION]]});
             return (StatusCode::OK, list);
         }
         if *method == Method::GET {

@@ -10,22 +10,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::{Api, SESSION};
-use crds::Phase;
 use crds::conditions::{self, reason, session as condition};
+use crds::{Phase, TraceSession};
 use dataset::key::{Key, SessionPrefix};
 use dataset::manifest::{FORMAT_VERSION, NodeManifest, Verdict};
 use dataset::reader;
 use kube::runtime::controller::Action;
 use kube::runtime::events::{Recorder, Reporter};
-use kube::runtime::reflector;
+use kube::runtime::reflector::{self, ObjectRef};
 use node_api::v1::{Activity, CollectorReport, Hello, Report, SessionReport, Stage, Totals};
 use servers::{BUCKET, Server, writer};
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio_util::sync::CancellationToken;
 use tracelake_operator::hub::{Hub, Stream};
 use tracelake_operator::metrics::Metrics;
 use tracelake_operator::session::dereference::Owners;
 use tracelake_operator::session::memory::{Clock, Memories};
 use tracelake_operator::session::pods::PodWatches;
-use tracelake_operator::session::{Context, reconcile};
+use tracelake_operator::session::{self, Context, reconcile};
 use tracelake_operator::store::{ResolvedStore, StoreConfig, Stores};
 
 const UID: &str = "0b7d4fd2-0000-4000-8000-000000000001";
@@ -45,6 +47,7 @@ struct Scenario {
     api: Api,
     context: Arc<Context>,
     hub: Arc<Hub>,
+    due: UnboundedReceiver<ObjectRef<TraceSession>>,
 }
 
 impl Scenario {
@@ -79,7 +82,7 @@ spec: {{s3: {{bucket: {BUCKET}, prefix: team, endpoint: '{endpoint}'}}, credenti
  data: {accessKeyId: QUtXUklURVI=, secretAccessKey: d3JpdGVyLXNlY3JldA==}}",
         );
         let client = api.client();
-        let (hub, _due) = Hub::new();
+        let (hub, due) = Hub::new();
         let stores = StoreConfig {
             operator_namespace: "tracelake".to_owned(),
             default_store: None,
@@ -100,7 +103,7 @@ spec: {{s3: {{bucket: {BUCKET}, prefix: team, endpoint: '{endpoint}'}}, credenti
             clock: Clock::default(),
             started: tokio::time::Instant::now(),
         };
-        Self { api, context: Arc::new(context), hub }
+        Self { api, context: Arc::new(context), hub, due }
     }
 
     /// One pass over the session as it now is.
@@ -173,6 +176,31 @@ async fn write_node_manifest(store: &ResolvedStore, node: &str) {
     };
     let key = Key::node_manifest(node, &BOOT.parse().unwrap()).unwrap();
     reader::create_json(store.object_store().as_ref(), store.prefix(), &key, &manifest).await.unwrap();
+}
+
+/// Waits until it is so; the loop under test runs in real time.
+async fn soon(what: &str, is_so: impl Fn() -> bool) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while !is_so() {
+        assert!(tokio::time::Instant::now() < deadline, "{what} within 10 s");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_node_reports_is_in_the_status_at_once_though_no_pass_is_due() {
+    let scenario = Scenario::new(&spec(), "http://127.0.0.1:9");
+    scenario.started();
+    scenario.api.add_pod("web-1", "node-1");
+    let (api, hub, stop) = (scenario.api.clone(), scenario.hub.clone(), CancellationToken::new());
+    let stream = scenario.connect("node-1");
+    let running = tokio::spawn(session::run(scenario.context, scenario.due, stop.clone()));
+    soon("the plan", || hub.published(UID).is_some_and(|published| published.nodes.contains_key("node-1")))
+        .await;
+    stream.report(report(Stage::Running, 1));
+    soon("the phase", || api.status().phase == Some(Phase::Running)).await;
+    stop.cancel();
+    running.await.unwrap();
 }
 
 #[tokio::test]
@@ -343,7 +371,7 @@ async fn a_node_that_comes_back_after_the_end_makes_an_incomplete_session_comple
         owners: Owners::new(client),
         ..context
     };
-    let next = Scenario { api: next.api, context: Arc::new(context), hub: next.hub };
+    let next = Scenario { context: Arc::new(context), ..next };
     let mut done_before = next.connect("node-1");
     let mut back = next.connect("node-2");
     next.pass().await;

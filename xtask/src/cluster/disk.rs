@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! The root file system that all nodes share: Debian with containerd, the Kubernetes binary, the modules
-//! of every node's kernel, and the images that a node needs before anything can be loaded into it.
+//! of every node's kernel, and images.
 //!
-//! Each node writes to an overlay of its own; what differs between nodes comes with their initramfs.
+//! Images are imported and unpacked here, by the nodes' own containerd on this machine's CPUs: the same
+//! inside an emulated node takes minutes. Each node writes to an overlay of its own; what differs between nodes comes with their initramfs.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -11,7 +12,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::image::{self, Name};
+use super::node;
+use crate::image::{self, Image, Name};
 use crate::{cache, debian, exec, kernel, tools};
 
 /// Sparse: only what is written takes space.
@@ -36,17 +38,39 @@ const PACKAGES: &[&str] = &[
     "util-linux",
 ];
 
-/// The disk for nodes with these kernels.
-pub(super) fn base(kernels: &[kernel::Files]) -> Result<PathBuf> {
+/// Runs containerd inside the folder `$1` for as long as it takes to import the archives that follow.
+const IMPORT: &str = r#"
+root=$1; shift
+mount -t proc proc "$root/proc"
+mount --rbind /dev "$root/dev"
+mount -t tmpfs run "$root/run"
+mount -t tmpfs tmp "$root/tmp"
+chroot "$root" containerd --config /etc/tracelake-node/containerd.toml > "$root.log" 2>&1 &
+containerd=$!
+tries=0
+until chroot "$root" ctr version > /dev/null 2>&1; do
+    tries=$((tries + 1))
+    [ $tries -lt 100 ] || { tail -n 5 "$root.log" >&2; exit 1; }
+    sleep 0.1
+done
+for archive; do chroot "$root" ctr -n k8s.io images import - < "$archive"; done
+kill $containerd
+wait $containerd || true
+rm "$root.log"
+"#;
+
+/// The disk for nodes with these kernels, and these images beside those that every node needs.
+pub(super) fn base(kernels: &[kernel::Files], images: &[Image]) -> Result<PathBuf> {
     let rootfs_key = cache::Key::default().text(debian::SUITE).text(&PACKAGES.join(" "));
     let rootfs = cache::entry("rootfs", "node", rootfs_key, |path| debian::folder(PACKAGES, path))?;
     let assets = cache::repository().join("e2e/cluster/node");
     let kubernetes = tools::kubernetes()?;
-    let images = [("pause.tar", image::build(Name::Pause)?), ("coredns.tar", image::build(Name::Coredns)?)];
+    let mut archives = vec![image::build(Name::Pause)?.archive, image::build(Name::Coredns)?.archive];
+    archives.extend(images.iter().map(|image| image.archive.clone()));
 
-    let mut key = cache::Key::default().folder(&assets)?.text(&SIZE.to_string());
+    let mut key = cache::Key::default().folder(&assets)?.text(&SIZE.to_string()).text(IMPORT);
     // Entries of the cache are named after their content.
-    for path in [&rootfs, &kubernetes].into_iter().chain(images.iter().map(|(_, image)| &image.archive)) {
+    for path in [&rootfs, &kubernetes].into_iter().chain(&archives) {
         key = key.text(&path.to_string_lossy());
     }
     for kernel in kernels {
@@ -65,10 +89,6 @@ pub(super) fn base(kernels: &[kernel::Files]) -> Result<PathBuf> {
         for name in ["kubelet", "kube-proxy"] {
             symlink("kubernetes", root.join("usr/local/bin").join(name))?;
         }
-        fs::create_dir_all(root.join("opt/images"))?;
-        for (name, image) in &images {
-            copy(&image.archive, &root.join("opt/images").join(name))?;
-        }
         copy(&assets, &root.join("etc/tracelake-node"))?;
         fs::rename(root.join("etc/tracelake-node/node-init.sh"), root.join("usr/sbin/node-init"))?;
         exec::quiet(exec::command("chmod", ["0755"]).arg(root.join("usr/sbin/node-init")))?;
@@ -79,12 +99,29 @@ pub(super) fn base(kernels: &[kernel::Files]) -> Result<PathBuf> {
                 .arg(root.join("usr/sbin/node-init")),
         )?;
 
+        import(&root, &archives)?;
         fs::File::create(disk)?.set_len(SIZE)?;
         exec::quiet(
             exec::command("/usr/sbin/mkfs.ext4", ["-q", "-F", "-m", "0", "-d"]).arg(&root).arg(disk),
         )?;
         cache::remove(&root)
     })
+}
+
+/// Puts the images into the containerd of the folder, and marks them as [`node::mark`] says.
+fn import(root: &Path, archives: &[PathBuf]) -> Result<()> {
+    let mut unshare = exec::command(
+        "unshare",
+        ["--mount", "--pid", "--fork", "--kill-child", "sh", "-ec", IMPORT, "import"],
+    );
+    exec::quiet(unshare.arg(root).args(archives)).context("cannot import images into the nodes' disk")?;
+    for archive in archives {
+        let (mark, name) = node::mark(archive)?;
+        let mark = root.join(mark.trim_start_matches('/'));
+        fs::create_dir_all(mark.parent().context("a mark lies in a folder")?)?;
+        fs::write(mark, name)?;
+    }
+    Ok(())
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {

@@ -106,7 +106,7 @@ pub(crate) struct Cluster {
 /// `cargo xtask cluster`.
 pub(crate) fn main(command: &Command) -> Result<()> {
     match command {
-        Command::Up(options) => up(options)?.explain(),
+        Command::Up(options) => up(options, &[])?.explain(),
         Command::Down => down()?,
         Command::Status => status()?,
         Command::Load { archives } => current()?.load(archives)?,
@@ -118,8 +118,9 @@ pub(crate) fn main(command: &Command) -> Result<()> {
     Ok(())
 }
 
-/// Starts the cluster, or what is stopped of the one that runs, and waits until it can be used.
-pub(crate) fn up(options: &Options) -> Result<Cluster> {
+/// Starts the cluster, or what is stopped of the one that runs, and waits until it can be used. `images` are what
+/// its nodes will need: a node that starts with them need not load them.
+pub(crate) fn up(options: &Options, images: &[Image]) -> Result<Cluster> {
     let _lock = cache::lock("cluster")?;
     if let Ok(cluster) = current() {
         if options.provider.is_some_and(|provider| provider != cluster.provider) {
@@ -139,7 +140,7 @@ pub(crate) fn up(options: &Options) -> Result<Cluster> {
     };
     fs::create_dir_all(state())?;
     let cluster = match provider {
-        Provider::Vm => vms::start(&nodes)?,
+        Provider::Vm => vms::start(&nodes, images)?,
         Provider::Kind => kind::up(nodes.len())?,
     };
     // Before it can be used: when that fails, its nodes are still there to be looked at.

@@ -111,12 +111,8 @@ impl Node {
 
     /// Imports an image archive, unless the node has it.
     pub(super) fn import(&self, archive: &Path) -> Result<()> {
-        let name = archive.file_name().context("an archive's path has a name")?.to_string_lossy();
+        let (mark, name) = mark(archive)?;
         let file = File::open(archive).with_context(|| format!("cannot open {}", archive.display()))?;
-        // Archives are named after their content. The last one imported owns the image's name, so the mark is
-        // per image, not per archive.
-        let stem = name.rsplit_once('-').map_or(&*name, |(stem, _)| stem);
-        let mark = format!("/var/lib/tracelake-images/{stem}");
         let sh = |script: String| self.ssh(&["sh".to_owned(), "-c".to_owned(), script]);
         if exec::output(&mut sh(format!("cat {mark} || true")))?.trim() == name {
             return Ok(());
@@ -136,6 +132,16 @@ impl Node {
     fn initrd(&self) -> PathBuf {
         state().join(format!("{}.initrd", self.name))
     }
+}
+
+/// Where a node notes that it has the image, and what: its archive's name.
+///
+/// Archives are named after their content. The last one imported owns the image's name, so the note is per
+/// image, not per archive.
+pub(super) fn mark(archive: &Path) -> Result<(String, String)> {
+    let name = archive.file_name().context("an archive's path has a name")?.to_string_lossy().into_owned();
+    let stem = name.rsplit_once('-').map_or(&*name, |(stem, _)| stem);
+    Ok((format!("/var/lib/tracelake-images/{stem}"), name))
 }
 
 /// Makes the ssh key that all nodes accept.

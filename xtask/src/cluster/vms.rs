@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail};
 
 use super::node::{self, Node};
 use super::{Cluster, Provider, control_plane, disk, link_tools, network, process, state};
+use crate::image::Image;
 use crate::kernel::Kernel;
 use crate::{cache, exec, tools};
 
@@ -21,12 +22,12 @@ use crate::{cache, exec, tools};
 const DEADLINE: Duration = Duration::from_secs(420);
 const POLL: Duration = Duration::from_secs(2);
 
-/// Starts a cluster; what was left of another one is removed.
-pub(super) fn start(kernels: &[(String, Kernel)]) -> Result<Cluster> {
+/// Starts a cluster whose nodes have these images; what was left of another one is removed.
+pub(super) fn start(kernels: &[(String, Kernel)], images: &[Image]) -> Result<Cluster> {
     tools::packages()?;
     let (kubectl, helm) = link_tools()?;
     let files = kernels.iter().map(|(_, kernel)| kernel.files()).collect::<Result<Vec<_>>>()?;
-    let base = disk::base(&files)?;
+    let base = disk::base(&files, images)?;
 
     // A cluster of which only parts run cannot be mended.
     down()?;
