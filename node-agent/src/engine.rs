@@ -284,6 +284,7 @@ impl Engine {
                         decoder,
                         columns: Columns::new(table),
                         deadline: None,
+                        kept_back: Duration::ZERO,
                         weight: u64::from(collector.sample_every).max(1),
                         filtered: 0,
                         decode_error: 0,

@@ -137,6 +137,12 @@ impl Columns {
         self.bytes
     }
 
+    /// Cgroup of each row.
+    pub fn cgroups(&self) -> impl Iterator<Item = u64> {
+        let Builder::Int64(builder) = &self.builders[common::CGROUP_ID] else { unreachable!("an id") };
+        builder.values_slice().iter().map(|id| id.cast_unsigned())
+    }
+
     /// Begins a row. Unless it is [pushed](Row::push), nothing of it stays.
     pub fn row(&mut self) -> Row<'_> {
         self.cells.fill(Cell::Null);

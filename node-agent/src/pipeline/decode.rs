@@ -32,6 +32,9 @@ pub const PERIOD: Duration = Duration::from_millis(5);
 const RECORDS_PER_PASS: usize = 1 << 16;
 /// A batch is sealed at this size whatever the session asks for, to bound memory per table.
 const BATCH_BYTES: u64 = 64 << 20;
+/// Rows of containers without a name wait for it so long beyond their deadline, looked at so often.
+const NAME_PATIENCE: Duration = Duration::from_secs(30);
+const NAME_STEP: Duration = Duration::from_secs(1);
 /// Sessions that ended are remembered up to this many.
 const ENDED: usize = 256;
 
@@ -55,8 +58,10 @@ pub struct TableState {
     pub decoder: Box<dyn Decoder>,
     /// Rows not sealed yet.
     pub columns: Columns,
-    /// When they are sealed at the latest; set by the first row.
+    /// When they are sealed; set by the first row.
     pub deadline: Option<Instant>,
+    /// For how long they have been kept back since, because a container had no name.
+    pub kept_back: Duration,
     /// Events that a row stands for.
     pub weight: u64,
     /// Events left out here, by parameters or as rows of containers that are not wanted.
@@ -346,6 +351,17 @@ impl TableState {
         }
     }
 
+    /// Puts off the rows that are due if a container of theirs may still get its name.
+    fn keep_back(&mut self, now: Instant, directory: &Directory) -> bool {
+        let wait = self.kept_back < NAME_PATIENCE
+            && self.columns.cgroups().any(|cgroup| directory.awaits_name(cgroup));
+        if wait {
+            self.deadline = Some(now + NAME_STEP);
+            self.kept_back += NAME_STEP;
+        }
+        wait
+    }
+
     fn seal(
         &mut self,
         session: &Arc<str>,
@@ -353,7 +369,7 @@ impl TableState {
         directory: &Directory,
         outputs: &mut Vec<Output>,
     ) {
-        self.deadline = None;
+        (self.deadline, self.kept_back) = (None, Duration::ZERO);
         if self.columns.rows() == 0 {
             return;
         }
@@ -381,7 +397,8 @@ impl Session {
     fn seal_due(&mut self, now: Instant, directory: &Directory, outputs: &mut Vec<Output>) {
         let limit = self.rollover_bytes.min(BATCH_BYTES);
         for state in &mut self.tables {
-            if state.deadline.is_some_and(|deadline| deadline <= now) || state.columns.bytes() >= limit {
+            let due = state.deadline.is_some_and(|deadline| deadline <= now);
+            if state.columns.bytes() >= limit || (due && !state.keep_back(now, directory)) {
                 state.seal(&self.uid, &self.containers, directory, outputs);
             }
         }

@@ -184,6 +184,13 @@ impl Directory {
         cgroup.child != 0 && !named && first && (pod.children.len() > 1 || !pod.containers.is_empty())
     }
 
+    /// Whether the cgroup lies in a container whose name a plan may still bring: the API server learns of a container some
+    /// seconds after its first process ran.
+    pub fn awaits_name(&self, id: u64) -> bool {
+        let Some(cgroup) = self.cgroups.get(&id) else { return false };
+        cgroup.container.is_some() && self.container_name(cgroup).is_none() && !self.is_sandbox(cgroup)
+    }
+
     /// Name of the container that the cgroup lies in.
     pub fn container_name(&self, cgroup: &Cgroup) -> Option<&str> {
         let pod = self.pods.get(cgroup.pod.as_ref()?)?;
@@ -254,6 +261,8 @@ mod tests {
     fn name_that_comes_with_a_later_plan_is_filled_in() {
         let mut directory = directory(&[]);
         assert_eq!(directory.identity(12, &[]).container, None);
+        assert!(directory.awaits_name(12) && directory.awaits_name(13));
+        assert!(!directory.awaits_name(10) && !directory.awaits_name(11), "the pod itself and its sandbox");
         assert!(!directory.identity(12, &["app".into()]).keep);
         directory.pod(&PodTarget {
             uid: UID.into(),
@@ -264,6 +273,7 @@ mod tests {
             containers: vec![("app".into(), id('b'))],
         });
         assert_eq!(directory.identity(12, &["app".into()]).container, Some("app"));
+        assert!(!directory.awaits_name(12) && !directory.awaits_name(13));
     }
 
     #[test]
