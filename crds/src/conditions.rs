@@ -123,6 +123,8 @@ pub mod reason {
     pub const DRAIN_TIMEOUT: &str = "DrainTimeout";
     /// `Uploaded=False`: what lies in the store is not what the nodes say they put there.
     pub const OBJECTS_MISSING: &str = "ObjectsMissing";
+    /// `Uploaded=False`: the session failed before it recorded anything.
+    pub const NOTHING_COLLECTED: &str = "NothingCollected";
 
     /// `Degraded=True`: a node with targets does not answer.
     pub const NODE_LOST: &str = "NodeLost";

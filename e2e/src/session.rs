@@ -14,6 +14,9 @@ use serde_json::{Value, json};
 /// Beyond the session's own times: for starting programs and uploading on emulated nodes.
 const PATIENCE: Duration = Duration::from_secs(180);
 
+/// A session that no test stops ends within this time.
+const LONGEST_WINDOW: Duration = Duration::from_secs(120);
+
 /// One session of one namespace.
 #[derive(Clone)]
 pub struct Session {
@@ -90,8 +93,8 @@ impl Session {
 
     /// Waits until `is` holds of the session.
     pub async fn wait(&self, what: &str, is: impl Fn(&TraceSession) -> bool) -> Result<TraceSession> {
-        let duration = self.get().await?.spec.duration.duration();
-        let limit = duration + PATIENCE;
+        // A test stops a session whose window is long.
+        let limit = self.get().await?.spec.duration.duration().min(LONGEST_WINDOW) + PATIENCE;
         let waited = tokio::time::timeout(
             limit,
             await_condition(self.api.clone(), &self.name, |session: Option<&TraceSession>| {

@@ -9,6 +9,7 @@ pub mod catalogue;
 pub mod counters;
 pub mod event;
 pub mod fields;
+pub mod kfunc;
 pub mod processes;
 pub mod table;
 pub mod target;

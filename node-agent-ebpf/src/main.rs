@@ -16,6 +16,7 @@ mod atomic;
 mod collectors;
 mod counters;
 mod kernel;
+mod preempt;
 mod ring;
 mod sock;
 mod target;

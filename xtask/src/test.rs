@@ -220,21 +220,21 @@ fn in_vm(kernel: Kernel) -> Result<()> {
 /// Builds the ground truth tests, static, so that one binary runs on every kernel, and returns it.
 fn ground_truth() -> Result<PathBuf> {
     let mut build = cargo(["test", "--target", tools::MUSL_TARGET])?;
-    build.args(WORKSPACE).args([
-        "--test",
-        "ground_truth",
-        "--no-run",
-        "--message-format=json-render-diagnostics",
-    ]);
-    let messages = exec::output(&mut build)?;
-    messages
-        .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .find_map(|message| {
-            (message["target"]["name"] == "ground_truth")
-                .then(|| message["executable"].as_str().map(PathBuf::from))?
-        })
-        .context("cargo named no binary of the ground truth tests")
+    test_binaries(&mut build, &["ground_truth"])?.pop().context("cargo built one test")
+}
+
+/// Builds these test targets of the workspace and returns their binaries, in the same order.
+fn test_binaries(cargo: &mut Command, names: &[&str]) -> Result<Vec<PathBuf>> {
+    cargo.args(WORKSPACE).args(names.iter().flat_map(|name| ["--test", name]));
+    let messages = exec::output(cargo.args(["--no-run", "--message-format=json-render-diagnostics"]))?;
+    let messages: Vec<serde_json::Value> =
+        messages.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let find = |name: &&str| {
+        let of_target = messages.iter().filter(|message| message["target"]["name"] == **name);
+        let binary = of_target.filter_map(|message| message["executable"].as_str()).next();
+        binary.map(PathBuf::from).with_context(|| format!("cargo named no binary of test {name}"))
+    };
+    names.iter().map(find).collect()
 }
 
 /// Brings a cluster up (or takes the one that runs), installs the product and runs every cluster test.
@@ -242,21 +242,21 @@ fn e2e() -> Result<()> {
     let was_up = cluster::current().is_ok();
     // Everything is compiled before emulated nodes want the same CPUs.
     let images = image::build_all()?;
-    let tests = || -> Result<_> {
-        let mut tests = cargo(["test"])?;
-        tests.args(WORKSPACE).args(CLUSTER_TESTS.iter().flat_map(|(test, _)| ["--test", test]));
-        Ok(tests)
-    };
-    exec::loud(tests()?.arg("--no-run"))?;
+    let binaries = test_binaries(&mut cargo(["test"])?, &CLUSTER_TESTS.map(|(test, _)| test))?;
     let cluster = cluster::up(&cluster::Options::default(), &images)?;
     let result = install::install(&cluster, &images).and_then(|access| {
-        for (test, threads) in CLUSTER_TESTS {
-            let mut tests = cargo(["test"])?;
-            tests.args(WORKSPACE).args(["--test", test, "--", "--nocapture"]);
-            tests.arg(format!("--test-threads={threads}"));
+        // All of them, also after one that failed: each failure is worth knowing.
+        let mut failed = Vec::new();
+        for ((test, threads), binary) in CLUSTER_TESTS.iter().zip(&binaries) {
+            let mut tests =
+                exec::command(binary, ["--nocapture".to_owned(), format!("--test-threads={threads}")]);
             access.apply_to(&mut tests)?;
-            exec::loud(&mut tests)?;
+            if let Err(error) = exec::loud(&mut tests) {
+                println!("{test}: {error:#}");
+                failed.push(*test);
+            }
         }
+        ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
         Ok(())
     });
     if !was_up {

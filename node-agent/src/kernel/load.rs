@@ -16,9 +16,9 @@ use node_agent_common::fields::{BASE_FIELDS, Field, MISSING, pack};
 
 use crate::collectors::{ALL, Attach, Collector, Hook};
 use crate::kernel::btf::Btf;
-use crate::kernel::probe;
+use crate::kernel::{kfunc, probe};
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/node-agent.bpf.o"));
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/node-agent.bpf.o"));
 
 /// Why the kernel side cannot do something.
 #[derive(Debug, thiserror::Error)]
@@ -95,7 +95,9 @@ impl Kernel {
         for (symbol, value) in &constants {
             loader.override_global(symbol, value, true);
         }
-        let ebpf = loader.load(OBJECT).map_err(|error| KernelError::Object(Box::new(error)))?;
+        let mut object = OBJECT.to_vec();
+        kfunc::resolve(&mut object, |name| btf.function_id(name));
+        let ebpf = loader.load(&object).map_err(|error| KernelError::Object(Box::new(error)))?;
         Ok(Kernel { ebpf, btf, users: vec![0; ALL.len()], targets_attached: false, rings: None })
     }
 

@@ -3,5 +3,6 @@
 
 pub mod btf;
 pub mod clock;
+mod kfunc;
 pub mod load;
 pub mod probe;

@@ -281,6 +281,7 @@ fn uploaded(seen: &Observed<'_>, phase: Phase) -> (bool, &'static str, String) {
         None if phase == Phase::Draining => {
             (false, reason::UPLOADING, "nodes upload what they have".to_owned())
         }
+        None if phase.is_over() => (false, reason::NOTHING_COLLECTED, "nothing was collected".to_owned()),
         None => (false, reason::WAITING, "the window is not over".to_owned()),
     }
 }
@@ -345,7 +346,11 @@ pub fn notes(before: &TraceSessionStatus, after: &TraceSessionStatus) -> Vec<Not
         && let Some(phase) = after.phase
     {
         let warning = matches!(phase, Phase::Incomplete | Phase::Failed);
-        let about = if phase.is_over() { condition::UPLOADED } else { condition::COLLECTING };
+        // What failed did so before there was anything to upload.
+        let about = match phase {
+            Phase::Completed | Phase::Incomplete => condition::UPLOADED,
+            _ => condition::COLLECTING,
+        };
         let message =
             conditions::get(&after.conditions, about).map(|c| c.message.clone()).unwrap_or_default();
         notes.push(Note { warning, reason: format!("{phase:?}"), message });

@@ -14,6 +14,7 @@ struct Case {
     views: BTreeMap<String, NodeView>,
     now: i64,
     finished: Option<Finished>,
+    deadline_passed: bool,
 }
 
 const END: i64 = 1_790_000_300;
@@ -44,7 +45,8 @@ fn case(now: i64, nodes: &[(&str, Stage, bool)]) -> Case {
             NodeView { connected: *connected, lost_since: None, report: heard.then_some(report) },
         )
     });
-    Case { session: serde_yaml::from_str(yaml).unwrap(), views: views.collect(), now, finished: None }
+    let (session, views) = (serde_yaml::from_str(yaml).unwrap(), views.collect());
+    Case { session, views, now, finished: None, deadline_passed: false }
 }
 
 impl Case {
@@ -59,12 +61,13 @@ impl Case {
             rejection: None,
             store: StoreState::Ready,
             dataset: None,
-            window: Some((Timestamp::from_second(END - 300).unwrap(), Timestamp::from_second(END).unwrap())),
+            window: (!self.deadline_passed)
+                .then(|| (Timestamp::from_second(END - 300).unwrap(), Timestamp::from_second(END).unwrap())),
             early: None,
             targets: TargetState::Pods(self.views.len()),
             states: &states,
             views: &self.views,
-            deadline_passed: false,
+            deadline_passed: self.deadline_passed,
             finished: self.finished.clone(),
         })
     }
@@ -175,4 +178,16 @@ fn the_same_observation_gives_the_same_status_and_no_event() {
     let second = case.status();
     assert_eq!(first, second);
     assert_eq!(notes(&first, &second), []);
+}
+
+#[test]
+fn a_session_that_fails_before_its_window_says_why_in_its_event() {
+    let mut case = case(END - 100, &[]);
+    case.deadline_passed = true;
+    let status = case.status();
+    let why = "no store became ready before startDeadline; nothing was collected".to_owned();
+    let failed = Note { warning: true, reason: "Failed".to_owned(), message: why };
+    assert_eq!(notes(&TraceSessionStatus::default(), &status), [failed]);
+    let uploaded = conditions::get(&status.conditions, condition::UPLOADED).unwrap();
+    assert_eq!((&*uploaded.status, &*uploaded.reason), ("False", reason::NOTHING_COLLECTED));
 }
