@@ -55,7 +55,8 @@ event! {
         /// Page faults without I/O, as maj_flt; exit only.
         min_flt: u64 => Int64 "faults" null,
         /// User CPU time, all threads that ended before included, as getrusage reports it; up to the scheduler's last
-        /// update, at most one tick short. Exit only.
+        /// update, at most one tick short. On kernels since 6.16 without fentry (coverage: hooks is tp_btf alone) also
+        /// without what taking down the memory took. Exit only.
         utime_ns: u64 => Int64 "ns" null,
         /// System CPU time, as utime_ns; exit only.
         stime_ns: u64 => Int64 "ns" null,

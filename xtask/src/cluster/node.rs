@@ -118,8 +118,9 @@ impl Node {
             return Ok(());
         }
         let port = network::send_once(file)?;
+        // Unpacked here and now: left to the first container, it outlasts the kubelet's patience.
         let script = format!(
-            "set -e; socat -u TCP:{GATEWAY}:{port} - | ctr -n k8s.io images import --no-unpack -; \
+            "set -e; socat -u TCP:{GATEWAY}:{port} - | ctr -n k8s.io images import -; \
              mkdir -p $(dirname {mark}); echo {name} > {mark}"
         );
         exec::quiet(&mut sh(script)).with_context(|| format!("cannot import {name} into {}", self.name))
