@@ -8,6 +8,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -33,50 +34,34 @@ struct Part {
     checks: &'static str,
     /// Whether it runs without being named and without `--all`.
     default: bool,
-    run: fn() -> Result<()>,
+    run: Run,
+}
+
+#[derive(Clone, Copy)]
+enum Run {
+    /// On the whole machine.
+    Alone(fn() -> Result<()>),
+    /// In a VM with this kernel, beside other such parts: each keeps about one CPU busy.
+    Vm(Kernel),
+}
+
+const fn part(name: &'static str, checks: &'static str, run: Run) -> Part {
+    Part { name, checks, default: true, run }
 }
 
 const PARTS: &[Part] = &[
-    Part { name: "format", checks: "rustfmt on every crate", default: true, run: format },
-    Part { name: "clippy", checks: "clippy with warnings as errors, host", default: true, run: clippy },
-    Part {
-        name: "clippy-bpf",
-        checks: "the same for the kernel programs' target",
-        default: true,
-        run: clippy_bpf,
-    },
-    Part { name: "unit", checks: "unit, golden, freshness and conformance tests", default: true, run: unit },
-    Part { name: "deny", checks: "licences and sources of dependencies", default: true, run: deny },
-    Part { name: "chart", checks: "helm lint and render of every ci values file", default: true, run: chart },
-    Part { name: "host", checks: "ground truth on this machine's kernel (root)", default: true, run: host },
-    Part {
-        name: "vm-6.1",
-        checks: "ground truth in a VM with kernel 6.1",
-        default: true,
-        run: || in_vm(Kernel::V6_1),
-    },
-    Part {
-        name: "vm-6.12",
-        checks: "ground truth in a VM with kernel 6.12",
-        default: true,
-        run: || in_vm(Kernel::V6_12),
-    },
-    // Not by default until what fails there is mended: ARCHITECTURE.md, known gaps.
-    Part {
-        name: "vm-6.18",
-        checks: "ground truth in a VM with kernel 6.18",
-        default: false,
-        run: || in_vm(Kernel::V6_18),
-    },
-    // As vm-6.18.
-    Part {
-        name: "vm-7",
-        checks: "ground truth in a VM with the newest kernel 7",
-        default: false,
-        run: || in_vm(Kernel::V7),
-    },
-    // Not by default: it has not passed yet.
-    Part { name: "e2e", checks: "the whole path on a two-node cluster", default: false, run: e2e },
+    part("format", "rustfmt on every crate", Run::Alone(format)),
+    part("clippy", "clippy with warnings as errors, host", Run::Alone(clippy)),
+    part("clippy-bpf", "the same for the kernel programs' target", Run::Alone(clippy_bpf)),
+    part("unit", "unit, golden, freshness and conformance tests", Run::Alone(unit)),
+    part("deny", "licences and sources of dependencies", Run::Alone(deny)),
+    part("chart", "helm lint and render of every ci values file", Run::Alone(chart)),
+    part("host", "ground truth on this machine's kernel (root)", Run::Alone(host)),
+    part("vm-6.1", "ground truth in a VM with kernel 6.1", Run::Vm(Kernel::V6_1)),
+    part("vm-6.12", "ground truth in a VM with kernel 6.12", Run::Vm(Kernel::V6_12)),
+    part("vm-6.18", "ground truth in a VM with kernel 6.18", Run::Vm(Kernel::V6_18)),
+    part("vm-7", "ground truth in a VM with the newest kernel 7", Run::Vm(Kernel::V7)),
+    part("e2e", "the whole path on a two-node cluster", Run::Alone(e2e)),
 ];
 
 /// A VM has this long for all ground truth tests, emulated.
@@ -104,27 +89,45 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         }
     });
     tools::install_all()?;
+    let chosen: Vec<&Part> = chosen.collect();
     let mut failed = Vec::new();
-    let mut passed = 0;
-    for part in chosen {
-        println!("== {}: {}", part.name, part.checks);
-        let start = Instant::now();
-        match (part.run)() {
-            Ok(()) => {
-                passed += 1;
-                println!("== {} passed ({:.0} s)", part.name, start.elapsed().as_secs_f32());
-            }
-            Err(error) => {
-                println!("== {} FAILED ({:.0} s): {error:#}", part.name, start.elapsed().as_secs_f32());
-                failed.push(part.name);
-            }
-        }
+    // Neighbours that run beside each other are one group.
+    for group in chosen.chunk_by(|a, b| matches!((a.run, b.run), (Run::Vm(_), Run::Vm(_)))) {
+        let workers = std::thread::available_parallelism().map_or(1, usize::from).min(group.len());
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let take = || group.get(next.fetch_add(1, Ordering::Relaxed));
+            std::iter::from_fn(take).filter(|part| !passes(part)).map(|part| part.name).collect::<Vec<_>>()
+        };
+        failed.extend(std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+            workers
+                .into_iter()
+                .flat_map(|one| one.join().expect("a part fails without a panic"))
+                .collect::<Vec<_>>()
+        }));
     }
+    let passed = chosen.len() - failed.len();
     if !failed.is_empty() {
         println!("failed: {}; each runs alone: cargo xtask test {}", failed.join(", "), failed.join(" "));
     }
     println!("{passed} passed, {} failed", failed.len());
     std::process::exit(i32::from(!failed.is_empty()));
+}
+
+fn passes(part: &Part) -> bool {
+    println!("== {}: {}", part.name, part.checks);
+    let start = Instant::now();
+    let result = match part.run {
+        Run::Alone(run) => run(),
+        Run::Vm(kernel) => in_vm(kernel),
+    };
+    let seconds = start.elapsed().as_secs_f32();
+    match &result {
+        Ok(()) => println!("== {} passed ({seconds:.0} s)", part.name),
+        Err(error) => println!("== {} FAILED ({seconds:.0} s): {error:#}", part.name),
+    }
+    result.is_ok()
 }
 
 /// `cargo` with what the tests and build scripts look for.
@@ -212,7 +215,8 @@ fn host() -> Result<()> {
 fn in_vm(kernel: Kernel) -> Result<()> {
     let environment = format!("vm-{}", kernel.name());
     let command = format!("TRACELAKE_ENVIRONMENT={environment} /ground_truth --test-threads=1");
-    let code = vm::run(kernel, &[(ground_truth()?, "/ground_truth".to_owned())], &command, VM_TIMEOUT)?;
+    let files = [(ground_truth()?, "/ground_truth".to_owned())];
+    let code = vm::run(kernel, &files, &command, VM_TIMEOUT, &format!("{environment}: "))?;
     ensure!(code == 0, "ground truth ended with {code} under kernel {}", kernel.name());
     Ok(())
 }

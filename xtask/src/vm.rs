@@ -64,21 +64,22 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         files.push((path, words[0].clone()));
     }
     let command = words.iter().map(|word| exec::quote(word)).collect::<Vec<_>>().join(" ");
-    let code = run_with(args.kernel, &files, &command, Duration::from_secs(args.timeout), args.memory)?;
+    let code = run_with(args.kernel, &files, &command, Duration::from_secs(args.timeout), args.memory, "")?;
     std::process::exit(code);
 }
 
 /// Runs a shell command in a VM; `files` are copied in, each with the path it gets there.
 ///
-/// The output is printed as it appears; the command's exit code is returned. Besides busybox there is `/usr/bin/setpriv`, for commands that
+/// The output is printed as it appears, each line after `prefix`; the command's exit code is returned. Besides busybox there is `/usr/bin/setpriv`, for commands that
 /// have to run with fewer privileges; call it by its path, because busybox has a lesser one of that name.
 pub(crate) fn run(
     kernel: Kernel,
     files: &[(PathBuf, String)],
     command: &str,
     timeout: Duration,
+    prefix: &str,
 ) -> Result<i32> {
-    run_with(kernel, files, command, timeout, 2048)
+    run_with(kernel, files, command, timeout, 2048, prefix)
 }
 
 fn run_with(
@@ -87,6 +88,7 @@ fn run_with(
     command: &str,
     timeout: Duration,
     memory: u32,
+    prefix: &str,
 ) -> Result<i32> {
     tools::packages()?;
     let kernel_files = kernel.files()?;
@@ -108,7 +110,7 @@ fn run_with(
         .args(["-serial", "stdio"]);
     qemu.stdin(Stdio::null()).stdout(Stdio::piped()).env("TMPDIR", &folder);
     let mut child = qemu.spawn().context("cannot start QEMU")?;
-    let ended = follow(&mut child, timeout);
+    let ended = follow(&mut child, timeout, prefix);
     // Already gone when the VM powered itself off.
     let _ = child.kill();
     child.wait()?;
@@ -132,7 +134,7 @@ pub(crate) fn qemu(memory: u32) -> Command {
 }
 
 /// Prints what the command writes until the marker with its exit code appears.
-fn follow(child: &mut Child, timeout: Duration) -> Result<i32> {
+fn follow(child: &mut Child, timeout: Duration, prefix: &str) -> Result<i32> {
     let deadline = Instant::now() + timeout;
     let pipe = child.stdout.take().context("QEMU has no output")?;
     let (sender, lines) = mpsc::channel();
@@ -155,7 +157,7 @@ fn follow(child: &mut Child, timeout: Duration) -> Result<i32> {
             Ok(line) => match line.strip_prefix(MARKER) {
                 Some(code) => break Ok(code.trim().parse().context("the VM sent no exit code")?),
                 None => {
-                    print!("{line}");
+                    print!("{prefix}{line}");
                     std::io::stdout().flush()?;
                 }
             },

@@ -301,12 +301,7 @@ impl BootSpool {
     /// Makes folder and journal agree: see the invariants above.
     fn repair(&self) -> Result<(), SpoolError> {
         let mut state = self.lock();
-        let pending: Vec<SealedSegment> = state
-            .segments
-            .values()
-            .filter(|(_, fate)| *fate == Fate::Pending)
-            .map(|(segment, _)| segment.clone())
-            .collect();
+        let pending = state.pending();
         for segment in pending {
             let path = self.path(&segment.table, segment.sequence);
             let tmp = path.with_added_extension(TMP);
@@ -462,12 +457,7 @@ impl BootSpool {
     /// When the disk fails.
     pub fn abandon(&self) -> Result<usize, SpoolError> {
         let mut state = self.lock();
-        let pending: Vec<SealedSegment> = state
-            .segments
-            .values()
-            .filter(|(_, fate)| *fate == Fate::Pending)
-            .map(|(segment, _)| segment.clone())
-            .collect();
+        let pending = state.pending();
         for segment in &pending {
             state.lose(segment, Term::LostUploadAbandoned, &self.dir)?;
             remove(&self.file(segment))?;
@@ -545,6 +535,12 @@ impl State {
             Record::Discarded { table, sequence } => self.saw_sequence(&table, sequence),
             Record::Manifest { key } => self.manifest = Some(key),
         }
+    }
+
+    /// Segments that wait for the store.
+    fn pending(&self) -> Vec<SealedSegment> {
+        let pending = self.segments.values().filter(|(_, fate)| *fate == Fate::Pending);
+        pending.map(|(segment, _)| segment.clone()).collect()
     }
 
     fn set_fate(&mut self, table: String, sequence: u64, fate: Fate) {

@@ -20,19 +20,16 @@
 //! event's end is known; and they are made from the spool's files alone, so that a process which
 //! restarts in between writes the same ones.
 
+mod books;
+
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::Write;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dataset::bookkeeping;
 use dataset::coverage::{CoverageKind, CoverageRow};
 use dataset::key::Boot;
-use dataset::ledger::{LedgerRow, Term, Terms};
-use dataset::manifest::{FORMAT_VERSION, Incarnation, NodeManifest, ObjectEntry, Totals};
-use serde::{Deserialize, Serialize};
+use dataset::manifest::{FORMAT_VERSION, Incarnation, NodeManifest, Totals};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -44,12 +41,12 @@ use crate::engine::{
 use crate::kernel::clock;
 use crate::metrics::Metrics;
 use crate::pipeline::segment::{Sink, Sinks, write_table};
-use crate::pipeline::spool::{BootSpool, Fate, SealedSegment, Spool, SpoolError};
+use crate::pipeline::spool::{BootSpool, Fate, Spool, SpoolError};
 use crate::pipeline::upload::{UploadError, UploadHealth, Uploader};
+use books::{Account, Checkpoint, Checkpoints, Ended, coverage_row, entry, kernel_terms, nobody, utc_us};
 
 /// How often a recording session's counters are written down.
 const CHECKPOINT: Duration = Duration::from_secs(1);
-const INCARNATIONS: &str = "incarnations";
 
 /// What records: the engine.
 pub trait Recorder: Send {
@@ -126,7 +123,7 @@ impl Node {
     pub fn current_boot() -> anyhow::Result<Boot> {
         const PATH: &str = "/proc/sys/kernel/random/boot_id";
         let text =
-            fs::read_to_string(PATH).map_err(|error| anyhow::anyhow!("cannot read {PATH}: {error}"))?;
+            std::fs::read_to_string(PATH).map_err(|error| anyhow::anyhow!("cannot read {PATH}: {error}"))?;
         Ok(text.trim().replace('-', "").parse()?)
     }
 
@@ -154,34 +151,6 @@ pub fn uname() -> Uname {
     Uname { node: text(uname.nodename()), release: text(uname.release()), machine: text(uname.machine()) }
 }
 
-/// Why an incarnation stopped recording.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Ended {
-    /// The window was over.
-    Window,
-    /// The agent was told to stop, in order; another one may go on.
-    Stopped,
-}
-
-/// `incarnations/<id>.json`: what one process knows about one session.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Checkpoint {
-    who: Incarnation,
-    window_end_ns: Option<u64>,
-    ended: Option<Ended>,
-    tables: BTreeMap<String, Account>,
-    coverage: Vec<CoverageRow>,
-    /// Rows of `coverage` that were still being traced when this was written.
-    open: Vec<bool>,
-}
-
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-struct Account {
-    emitted: u64,
-    terms: Terms,
-}
-
 /// What the session does in this process.
 enum Phase {
     /// Nothing is recorded; what is spooled is uploaded.
@@ -196,7 +165,7 @@ struct BootRun {
     spool: Arc<BootSpool>,
     stop: CancellationToken,
     manifest_started: bool,
-    checkpoints: BTreeMap<String, Checkpoint>,
+    checkpoints: Checkpoints,
 }
 
 /// One session on this node.
@@ -258,7 +227,7 @@ impl Session {
                 stop.clone(),
             );
             self.node.runtime.spawn(upload);
-            let checkpoints = read_checkpoints(spool.dir());
+            let checkpoints = books::read_checkpoints(spool.dir());
             self.boots.insert(boot.clone(), BootRun { spool, stop, manifest_started: false, checkpoints });
         }
         Ok(self.boots.get_mut(boot).expect("it was inserted above"))
@@ -454,7 +423,7 @@ impl Session {
     pub fn totals(&self) -> Totals {
         let mut totals = Totals::default();
         for run in self.boots.values() {
-            for row in run.ledger(&self.node.name) {
+            for row in books::ledger(&self.node.name, &run.spool, &run.checkpoints) {
                 let known = run
                     .checkpoints
                     .get(&row.incarnation)
@@ -517,7 +486,7 @@ impl Session {
             open.push(false);
         }
         (checkpoint.coverage, checkpoint.open) = (coverage, open);
-        if let Err(error) = write_checkpoint(run.spool.dir(), checkpoint) {
+        if let Err(error) = books::write_checkpoint(run.spool.dir(), checkpoint) {
             warn!(session = %self.uid, %error, "the counters cannot be written down; a crash now would lose them");
         }
     }
@@ -535,7 +504,10 @@ impl BootRun {
         if self.spool.manifest().is_some() || self.manifest_started || self.spool.pending().0 > 0 {
             return Ok(());
         }
-        let (ledger, coverage) = (self.ledger(&node.name), self.coverage(&node.name));
+        let (ledger, coverage) = (
+            books::ledger(&node.name, &self.spool, &self.checkpoints),
+            books::coverage(&node.name, &self.spool, &self.checkpoints),
+        );
         let incarnations: Vec<Incarnation> =
             self.checkpoints.values().map(|checkpoint| checkpoint.who.clone()).collect();
         let sink = Arc::new(Sink::new(
@@ -590,207 +562,4 @@ impl BootRun {
         });
         Ok(())
     }
-
-    /// One row for every incarnation and table of events.
-    fn ledger(&self, node: &str) -> Vec<LedgerRow> {
-        let mut rows: BTreeMap<(String, String), LedgerRow> = BTreeMap::new();
-        let boot = self.spool.boot();
-        let row = |incarnation: &str, table: &str| LedgerRow {
-            node: node.to_owned(),
-            boot: boot.to_string(),
-            incarnation: incarnation.to_owned(),
-            table: table.to_owned(),
-            ..LedgerRow::default()
-        };
-        for (incarnation, checkpoint) in &self.checkpoints {
-            for (table, account) in &checkpoint.tables {
-                let mut row = row(incarnation, table);
-                row.emitted = checkpoint.ended.map(|_| account.emitted);
-                row.terms = account.terms;
-                rows.insert((incarnation.clone(), table.clone()), row);
-            }
-        }
-        for (segment, fate) in self.spool.segments() {
-            if bookkeeping::TABLES.iter().any(|table| table.name == segment.table) {
-                continue;
-            }
-            let id = (segment.incarnation.clone(), segment.table.clone());
-            let row = rows.entry(id).or_insert_with(|| row(&segment.incarnation, &segment.table));
-            match fate {
-                Fate::Pending => {}
-                Fate::Acknowledged => {
-                    row.terms.add(Term::Exported, segment.weight);
-                    row.rows += segment.rows;
-                }
-                Fate::Lost(term) => row.terms.add(term, segment.weight),
-            }
-        }
-        rows.into_values().collect()
-    }
-
-    /// What each incarnation traced, and the gaps between them.
-    fn coverage(&self, node: &str) -> Vec<CoverageRow> {
-        let mut order: Vec<&Checkpoint> = self.checkpoints.values().collect();
-        order.sort_by_key(|checkpoint| checkpoint.who.started_ns);
-        let reason =
-            |checkpoint: &Checkpoint| if checkpoint.ended.is_none() { "AgentLost" } else { "AgentStopped" };
-        let mut rows = Vec::new();
-        for (i, checkpoint) in order.iter().enumerate() {
-            rows.extend(checkpoint.coverage.iter().cloned().zip(&checkpoint.open).map(|(mut row, open)| {
-                if *open {
-                    row.reason = reason(checkpoint).to_owned();
-                }
-                row
-            }));
-            if checkpoint.ended == Some(Ended::Window) {
-                continue;
-            }
-            let from_ns = checkpoint.who.ended_ns;
-            let next = order.get(i + 1).map(|next| &next.who);
-            let to_ns =
-                next.map(|next| next.started_ns).or(checkpoint.window_end_ns).unwrap_or(from_ns).max(from_ns);
-            let gap = |mut row: CoverageRow| {
-                row.incarnation = next.map_or(&checkpoint.who, |next| next).incarnation.clone();
-                (row.kind, row.from_ns, row.to_ns) = (CoverageKind::Gap, from_ns, to_ns);
-                (row.from_utc_us, row.to_utc_us) = (at(&checkpoint.who, from_ns), at(&checkpoint.who, to_ns));
-                (row.from_start, row.hooks, row.reason) =
-                    (false, String::new(), reason(checkpoint).to_owned());
-                row
-            };
-            let targets: Vec<_> = checkpoint
-                .coverage
-                .iter()
-                .zip(&checkpoint.open)
-                .filter(|(_, open)| **open)
-                .map(|(row, _)| gap(row.clone()))
-                .collect();
-            if targets.is_empty() {
-                // Nobody was a target yet; that nobody looked is still to be said.
-                let boot = self.spool.boot();
-                rows.push(gap(coverage_row(node, boot, &checkpoint.who, &nobody(from_ns), from_ns)));
-            }
-            rows.extend(targets);
-        }
-        rows
-    }
-}
-
-fn entry(node: &str, boot: &Boot, segment: &SealedSegment, fate: Fate) -> Option<ObjectEntry> {
-    if fate != Fate::Acknowledged {
-        return None;
-    }
-    let key = dataset::key::Key::segment(&segment.table, node, boot, segment.sequence).ok()?;
-    let SealedSegment { rows, weight, bytes, sha256, .. } = segment;
-    Some(ObjectEntry {
-        key: key.relative(),
-        rows: *rows,
-        weight: *weight,
-        bytes: *bytes,
-        sha256: sha256.clone(),
-    })
-}
-
-fn kernel_terms(table: &TableCounters) -> Terms {
-    let mut terms = Terms::default();
-    for (term, events) in [
-        (Term::SampledOut, table.sampled_out),
-        (Term::RateLimited, table.rate_limited),
-        (Term::Filtered, table.filtered),
-        (Term::LostRingFull, table.ring_full),
-        (Term::LostMapFull, table.map_full),
-        (Term::LostRecursion, table.recursion),
-        (Term::LostDecodeError, table.decode_error),
-    ] {
-        terms.set(term, events);
-    }
-    terms
-}
-
-/// UTC now at a boot time, microseconds since 1970.
-fn utc_us(boot_ns: u64) -> i64 {
-    (clock::utc_offset_ns().saturating_add_unsigned(boot_ns)).div_euclid(1_000)
-}
-
-/// UTC of a boot time by an incarnation's anchor.
-fn at(who: &Incarnation, ns: u64) -> i64 {
-    who.anchor_utc_us.saturating_add((ns as i64).saturating_sub(who.anchor_ns as i64).div_euclid(1_000))
-}
-
-fn nobody(now: u64) -> TargetCoverage {
-    TargetCoverage {
-        pod_uid: String::new(),
-        namespace: String::new(),
-        pod: String::new(),
-        container: String::new(),
-        collector: "",
-        from_ns: now,
-        to_ns: Some(now),
-        from_start: false,
-        hooks: String::new(),
-        reason: String::new(),
-    }
-}
-
-fn coverage_row(
-    node: &str,
-    boot: &Boot,
-    who: &Incarnation,
-    target: &TargetCoverage,
-    now: u64,
-) -> CoverageRow {
-    let to_ns = target.to_ns.unwrap_or(now);
-    let unsupported = target.hooks.is_empty() && !target.reason.is_empty();
-    CoverageRow {
-        node: node.to_owned(),
-        boot: boot.to_string(),
-        incarnation: who.incarnation.clone(),
-        namespace: target.namespace.clone(),
-        pod: target.pod.clone(),
-        container: target.container.clone(),
-        pod_uid: target.pod_uid.clone(),
-        collector: target.collector.to_owned(),
-        kind: if unsupported { CoverageKind::Unsupported } else { CoverageKind::Traced },
-        from_ns: target.from_ns,
-        to_ns,
-        from_utc_us: at(who, target.from_ns),
-        to_utc_us: at(who, to_ns),
-        from_start: target.from_start,
-        hooks: target.hooks.clone(),
-        reason: target.reason.clone(),
-    }
-}
-
-fn write_checkpoint(dir: &Path, checkpoint: &Checkpoint) -> std::io::Result<()> {
-    let dir = dir.join(INCARNATIONS);
-    fs::create_dir_all(&dir)?;
-    let path = dir.join(format!("{}.json", checkpoint.who.incarnation));
-    let tmp = path.with_added_extension("tmp");
-    let mut file = fs::File::create(&tmp)?;
-    file.write_all(&serde_json::to_vec(checkpoint)?)?;
-    // Every second without fsync: a crash of the process needs none, a crash of the machine may take this second's.
-    // The last one is for good.
-    if checkpoint.ended.is_some() {
-        file.sync_all()?;
-    }
-    fs::rename(tmp, path)
-}
-
-fn read_checkpoints(dir: &Path) -> BTreeMap<String, Checkpoint> {
-    let mut checkpoints = BTreeMap::new();
-    for entry in fs::read_dir(dir.join(INCARNATIONS)).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if path.extension().is_none_or(|extension| extension != "json") {
-            continue;
-        }
-        let read = fs::read(&path).map_err(|error| error.to_string());
-        match read
-            .and_then(|text| serde_json::from_slice::<Checkpoint>(&text).map_err(|error| error.to_string()))
-        {
-            Ok(checkpoint) => _ = checkpoints.insert(checkpoint.who.incarnation.clone(), checkpoint),
-            Err(error) => {
-                error!(path = %path.display(), error, "the counters of an earlier process cannot be read: its account is unknown")
-            }
-        }
-    }
-    checkpoints
 }
