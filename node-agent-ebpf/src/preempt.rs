@@ -4,7 +4,7 @@
 //! The kernel skips a program on a CPU where the same program runs already. Programs on function entries may be preempted
 //! on every kernel, those on tracepoints since 7.0: a task that takes the CPU in the middle would lose its own event.
 //! What is left are the few instructions around the two calls; a skipped run is counted by the kernel (`recursion`).
-//! Kernels without these functions (before 6.10) do not preempt programs on tracepoints.
+//! Kernels before 6.15, where the loader leaves the calls out, do not preempt programs on tracepoints.
 
 use core::mem::transmute;
 

@@ -24,7 +24,7 @@ pub(crate) struct Args {
     /// Name the parts and what each checks.
     #[arg(long)]
     list: bool,
-    /// Also run the parts that are not in the default run, because they do not pass yet.
+    /// Also run the parts that are not in the default run, because of the time they take.
     #[arg(long)]
     all: bool,
 }
@@ -61,7 +61,15 @@ const PARTS: &[Part] = &[
     part("vm-6.12", "ground truth in a VM with kernel 6.12", Run::Vm(Kernel::V6_12)),
     part("vm-6.18", "ground truth in a VM with kernel 6.18", Run::Vm(Kernel::V6_18)),
     part("vm-7", "ground truth in a VM with the newest kernel 7", Run::Vm(Kernel::V7)),
-    part("e2e", "the whole path on a two-node cluster", Run::Alone(e2e)),
+    part("e2e", "the whole path on a two-node cluster", Run::Alone(|| e2e(&CLUSTER_TESTS))),
+    Part {
+        default: false,
+        ..part(
+            "e2e-disruption",
+            "agents, operator, CA, node and store that fail in mid-session",
+            Run::Alone(|| e2e(&DISRUPTION_TESTS)),
+        )
+    },
 ];
 
 /// A VM has this long for all ground truth tests, emulated.
@@ -70,7 +78,7 @@ const VM_TIMEOUT: Duration = Duration::from_secs(900);
 pub(crate) fn main(args: &Args) -> Result<()> {
     if args.list {
         for part in PARTS {
-            println!("{:12} {}{}", part.name, part.checks, if part.default { "" } else { " (--all)" });
+            println!("{:15} {}{}", part.name, part.checks, if part.default { "" } else { " (--all)" });
         }
         return Ok(());
     }
@@ -147,13 +155,13 @@ fn format() -> Result<()> {
 const WORKSPACE: [&str; 4] = ["--locked", "--workspace", "--exclude", "tracelake-node-agent-ebpf"];
 /// The cluster tests, in the order of their runs and with the number that run side by side. Those that break what
 /// others share run alone; the last one uninstalls.
-const CLUSTER_TESTS: [(&str, u32); 5] =
-    [("input", 4), ("identity", 1), ("collect", 4), ("disruption", 1), ("uninstall", 1)];
+const CLUSTER_TESTS: [(&str, u32); 4] = [("input", 4), ("identity", 1), ("collect", 4), ("uninstall", 1)];
+const DISRUPTION_TESTS: [(&str, u32); 1] = [("disruption", 1)];
 
 fn clippy() -> Result<()> {
     let mut clippy = cargo(["clippy"])?;
     clippy.args(WORKSPACE).arg("--all-targets").args(["--test", "ground_truth"]);
-    clippy.args(CLUSTER_TESTS.iter().flat_map(|(test, _)| ["--test", test]));
+    clippy.args(CLUSTER_TESTS.iter().chain(&DISRUPTION_TESTS).flat_map(|(test, _)| ["--test", test]));
     exec::loud(clippy.args(["--", "-D", "warnings"]))
 }
 
@@ -241,17 +249,18 @@ fn test_binaries(cargo: &mut Command, names: &[&str]) -> Result<Vec<PathBuf>> {
     names.iter().map(find).collect()
 }
 
-/// Brings a cluster up (or takes the one that runs), installs the product and runs every cluster test.
-fn e2e() -> Result<()> {
+/// Brings a cluster up (or takes the one that runs), installs the product and runs these tests.
+fn e2e(suites: &[(&str, u32)]) -> Result<()> {
     let was_up = cluster::current().is_ok();
     // Everything is compiled before emulated nodes want the same CPUs.
     let images = image::build_all()?;
-    let binaries = test_binaries(&mut cargo(["test"])?, &CLUSTER_TESTS.map(|(test, _)| test))?;
+    let binaries =
+        test_binaries(&mut cargo(["test"])?, &suites.iter().map(|(test, _)| *test).collect::<Vec<_>>())?;
     let cluster = cluster::up(&cluster::Options::default(), &images)?;
     let result = install::install(&cluster, &images).and_then(|access| {
         // All of them, also after one that failed: each failure is worth knowing.
         let mut failed = Vec::new();
-        for ((test, threads), binary) in CLUSTER_TESTS.iter().zip(&binaries) {
+        for ((test, threads), binary) in suites.iter().zip(&binaries) {
             let mut tests =
                 exec::command(binary, ["--nocapture".to_owned(), format!("--test-threads={threads}")]);
             access.apply_to(&mut tests)?;

@@ -96,7 +96,9 @@ impl Kernel {
             loader.override_global(symbol, value, true);
         }
         let mut object = OBJECT.to_vec();
-        kfunc::resolve(&mut object, |name| btf.function_id(name));
+        // Older verifiers refuse the object's own functions between these calls; they came with this member (6.15).
+        let allowed = btf.member("bpf_subprog_info", "might_sleep").is_ok();
+        kfunc::resolve(&mut object, |name| btf.function_id(name).filter(|_| allowed));
         let ebpf = loader.load(&object).map_err(|error| KernelError::Object(Box::new(error)))?;
         Ok(Kernel { ebpf, btf, users: vec![0; ALL.len()], targets_attached: false, rings: None })
     }
