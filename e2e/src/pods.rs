@@ -119,6 +119,15 @@ pub async fn finished(api: &Api<Pod>, name: &str) -> Result<Value> {
     serde_json::from_str(last).with_context(|| format!("pod {name} printed {last:?}"))
 }
 
+/// Waits until the pod does not exist any more.
+pub async fn gone(api: &Api<Pod>, name: &str) -> Result<()> {
+    let gone = await_condition(api.clone(), name, |pod: Option<&Pod>| pod.is_none());
+    tokio::time::timeout(PATIENCE, gone)
+        .await
+        .with_context(|| format!("pod {name} is not gone after {PATIENCE:?}"))??;
+    Ok(())
+}
+
 /// A pod's own address.
 pub fn address(pod: &Pod) -> Result<String> {
     pod.status.as_ref().and_then(|status| status.pod_ip.clone()).context("the pod has no address")

@@ -19,6 +19,9 @@ use dataset::reader::{self, Contents};
 use object_store::ObjectStore;
 use serde_json::Value;
 
+use crate::Env;
+use crate::session::Session;
+
 /// One row: column to value, null where the column is null.
 pub type Row = BTreeMap<String, Value>;
 
@@ -30,6 +33,22 @@ pub struct Dataset {
 }
 
 impl Dataset {
+    /// Stops a session, waits for its end and opens what it left: complete, and with nothing lost.
+    pub async fn complete(env: &Env, session: &Session) -> Result<Self> {
+        session.stop().await?;
+        let ended = session.phase("Completed").await?;
+        let dataset = Self::open(&env.store, &ended).await?;
+        dataset.verify().await?;
+        for row in dataset.table("ledger").await? {
+            for (column, value) in &row {
+                if column.starts_with("lost_") {
+                    ensure!(value.as_i64() == Some(0), "{column} is {value} in {row:?}");
+                }
+            }
+        }
+        Ok(dataset)
+    }
+
     /// Opens what the session's status points at.
     pub async fn open(store: &Arc<dyn ObjectStore>, session: &TraceSession) -> Result<Self> {
         let status = session.status.as_ref().context("the session has no status")?;

@@ -65,9 +65,9 @@ const PARTS: &[Part] = &[
     Part {
         default: false,
         ..part(
-            "e2e-disruption",
-            "agents, operator, CA, node and store that fail in mid-session",
-            Run::Alone(|| e2e(&DISRUPTION_TESTS)),
+            "e2e-slow",
+            "what fails in mid-session, and fifty pods that come and go",
+            Run::Alone(|| e2e(&SLOW_CLUSTER_TESTS)),
         )
     },
 ];
@@ -156,12 +156,12 @@ const WORKSPACE: [&str; 4] = ["--locked", "--workspace", "--exclude", "tracelake
 /// The cluster tests, in the order of their runs and with the number that run side by side. Those that break what
 /// others share run alone; the last one uninstalls.
 const CLUSTER_TESTS: [(&str, u32); 4] = [("input", 4), ("identity", 1), ("collect", 4), ("uninstall", 1)];
-const DISRUPTION_TESTS: [(&str, u32); 1] = [("disruption", 1)];
+const SLOW_CLUSTER_TESTS: [(&str, u32); 2] = [("churn", 1), ("disruption", 1)];
 
 fn clippy() -> Result<()> {
     let mut clippy = cargo(["clippy"])?;
     clippy.args(WORKSPACE).arg("--all-targets").args(["--test", "ground_truth"]);
-    clippy.args(CLUSTER_TESTS.iter().chain(&DISRUPTION_TESTS).flat_map(|(test, _)| ["--test", test]));
+    clippy.args(CLUSTER_TESTS.iter().chain(&SLOW_CLUSTER_TESTS).flat_map(|(test, _)| ["--test", test]));
     exec::loud(clippy.args(["--", "-D", "warnings"]))
 }
 
