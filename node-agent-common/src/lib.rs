@@ -9,7 +9,6 @@ pub mod catalogue;
 pub mod counters;
 pub mod event;
 pub mod fields;
-pub mod kfunc;
 pub mod processes;
 pub mod table;
 pub mod target;

@@ -16,7 +16,6 @@ mod atomic;
 mod collectors;
 mod counters;
 mod kernel;
-mod preempt;
 mod ring;
 mod sock;
 mod target;

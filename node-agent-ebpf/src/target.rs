@@ -16,7 +16,6 @@ use node_agent_common::target::{CGROUP_NAME, CgroupGone, CgroupMade, MAX_PODS, M
 
 use crate::atomic;
 use crate::kernel::{self, CGROUP_KN, CGROUP_PARENT, CGROUP_ROOT, CSS_CGROUP, KN_NAME, ROOT_HIERARCHY_ID};
-use crate::preempt::alone;
 use crate::ring;
 
 /// Cgroup id to the sessions that record it.
@@ -51,11 +50,6 @@ fn error(which: u32) {
 /// A cgroup was made.
 #[btf_tracepoint(function = "cgroup_mkdir")]
 pub fn cgroup_mkdir(ctx: BtfTracePointContext) -> i32 {
-    alone(|| mkdir(&ctx))
-}
-
-#[inline(always)]
-fn mkdir(ctx: &BtfTracePointContext) -> i32 {
     let cgroup: *const u8 = ctx.arg(0);
     // SAFETY: the tracepoint's first argument is a `struct cgroup *`; each step loads a member of the type before.
     unsafe {
@@ -90,11 +84,6 @@ fn mkdir(ctx: &BtfTracePointContext) -> i32 {
 /// A cgroup was removed.
 #[btf_tracepoint(function = "cgroup_rmdir")]
 pub fn cgroup_rmdir(ctx: BtfTracePointContext) -> i32 {
-    alone(|| rmdir(&ctx))
-}
-
-#[inline(always)]
-fn rmdir(ctx: &BtfTracePointContext) -> i32 {
     let cgroup: *const u8 = ctx.arg(0);
     // SAFETY: as in `cgroup_mkdir`.
     unsafe {

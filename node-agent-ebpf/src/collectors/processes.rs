@@ -26,7 +26,6 @@ use node_agent_common::processes::{
 use node_agent_common::target::MAX_TARGETS;
 
 use crate::kernel::{self, CGROUP_ROOT, ROOT_HIERARCHY_ID, address, constant, follow, load};
-use crate::preempt::alone;
 use crate::ring::{self, Hit};
 use crate::{atomic, counters, target};
 
@@ -198,11 +197,6 @@ unsafe fn identity(task: &Task, record: *mut ProcessEvent, kind: Kind) {
 /// A task was forked; it has its cgroup by now.
 #[btf_tracepoint(function = "sched_process_fork")]
 pub fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
-    alone(|| forked(&ctx))
-}
-
-#[inline(always)]
-fn forked(ctx: &BtfTracePointContext) -> i32 {
     // SAFETY: (parent, child), both `struct task_struct *`.
     unsafe {
         let child: *const u8 = ctx.arg(1);
@@ -222,11 +216,6 @@ fn forked(ctx: &BtfTracePointContext) -> i32 {
 /// A task runs another program: the memory and the name are the new program's by now.
 #[btf_tracepoint(function = "sched_process_exec")]
 pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
-    alone(|| executed(&ctx))
-}
-
-#[inline(always)]
-fn executed(ctx: &BtfTracePointContext) -> i32 {
     // SAFETY: (task, old pid, `struct linux_binprm *`).
     unsafe {
         let current: *const u8 = ctx.arg(0);
@@ -271,17 +260,17 @@ fn executed(ctx: &BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "sched_process_exit")]
 pub fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: (task) and, where the constant says so, (group_dead).
-    alone(|| unsafe {
+    unsafe {
         let group_dead = (constant(&EXIT_HAS_GROUP_DEAD) != 0).then(|| ctx.arg::<u64>(1) & 0xff != 0);
         exit(ctx.arg(0), group_dead)
-    })
+    }
 }
 
 /// The same moment where the tracepoint comes too early: entry of `cgroup_task_exit(task)`, after memory and files.
 #[fentry]
 pub fn process_exit(ctx: FEntryContext) -> i32 {
     // SAFETY: the function's argument is a `struct task_struct *`.
-    alone(|| unsafe { exit(ctx.arg(0), None) })
+    unsafe { exit(ctx.arg(0), None) }
 }
 
 /// # Safety
@@ -365,11 +354,6 @@ unsafe fn end(task: &Task, signal: *const u8, hit: &Hit, whole: bool) {
 /// A process was moved into a cgroup.
 #[btf_tracepoint(function = "cgroup_attach_task")]
 pub fn cgroup_attach_task(ctx: BtfTracePointContext) -> i32 {
-    alone(|| attached(&ctx))
-}
-
-#[inline(always)]
-fn attached(ctx: &BtfTracePointContext) -> i32 {
     // SAFETY: (`struct cgroup *`, path, `struct task_struct *`, threadgroup).
     unsafe {
         let cgroup: *const u8 = ctx.arg(0);

@@ -26,7 +26,6 @@ use super::processes::{TASK_GROUP_LEADER, TASK_START_BOOTTIME};
 use crate::atomic;
 use crate::counters::{self, Loss};
 use crate::kernel::{follow, load};
-use crate::preempt::alone;
 use crate::ring::{self, Hit};
 use crate::sock::{self, Direct, Probe, Read, SK_COOKIE, SK_PROTOCOL, SK_STATE, SOCKET_SK};
 use crate::target;
@@ -179,11 +178,6 @@ unsafe fn close(tcp: *const u8, entry: *mut ConnectionEvent, last: u32) {
 /// A socket is about to change its state.
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
-    alone(|| set_state(&ctx))
-}
-
-#[inline(always)]
-fn set_state(ctx: &BtfTracePointContext) -> i32 {
     let sk: *const u8 = ctx.arg(0);
     let (old, new) = (ctx.arg::<i32>(1) as u32, ctx.arg::<i32>(2) as u32);
     // SAFETY: (`struct sock *`, old state, new state).
@@ -290,34 +284,30 @@ fn since(found: u32) -> u32 {
 }
 
 #[inline(always)]
-fn mark(sk: u64, bit: u32) -> i32 {
+fn mark(sk: u64, bit: u32) {
     if let Some(entry) = CONNECTIONS.get_ptr_mut(sk) {
         // SAFETY: a value of the map; the socket is locked, so nobody else changes its flags.
         unsafe { (*entry).flags |= bit };
     }
-    0
 }
 
 /// A reset is sent. The socket is used as a key only: it may be null, a listener or a mini-socket.
 #[btf_tracepoint(function = "tcp_send_reset")]
 pub fn tcp_send_reset(ctx: BtfTracePointContext) -> i32 {
-    alone(|| mark(ctx.arg::<*const u8>(0) as u64, flag::RST_SENT))
+    mark(ctx.arg::<*const u8>(0) as u64, flag::RST_SENT);
+    0
 }
 
 /// A reset was accepted; CLOSE follows.
 #[btf_tracepoint(function = "tcp_receive_reset")]
 pub fn tcp_receive_reset(ctx: BtfTracePointContext) -> i32 {
-    alone(|| mark(ctx.arg::<*const u8>(0) as u64, flag::RST_RECEIVED))
+    mark(ctx.arg::<*const u8>(0) as u64, flag::RST_RECEIVED);
+    0
 }
 
 /// A socket ceases to exist.
 #[btf_tracepoint(function = "tcp_destroy_sock")]
 pub fn tcp_destroy_sock(ctx: BtfTracePointContext) -> i32 {
-    alone(|| destroyed(&ctx))
-}
-
-#[inline(always)]
-fn destroyed(ctx: &BtfTracePointContext) -> i32 {
     let sk: *const u8 = ctx.arg(0);
     let Some(entry) = CONNECTIONS.get_ptr_mut(sk as u64) else { return 0 };
     // SAFETY: a `struct sock *`; the entry is the map's.

@@ -16,9 +16,9 @@ use node_agent_common::fields::{BASE_FIELDS, Field, MISSING, pack};
 
 use crate::collectors::{ALL, Attach, Collector, Hook};
 use crate::kernel::btf::Btf;
-use crate::kernel::{kfunc, probe};
+use crate::kernel::probe;
 
-pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/node-agent.bpf.o"));
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/node-agent.bpf.o"));
 
 /// Why the kernel side cannot do something.
 #[derive(Debug, thiserror::Error)]
@@ -95,11 +95,7 @@ impl Kernel {
         for (symbol, value) in &constants {
             loader.override_global(symbol, value, true);
         }
-        let mut object = OBJECT.to_vec();
-        // Older verifiers refuse the object's own functions between these calls; they came with this member (6.15).
-        let allowed = btf.member("bpf_subprog_info", "might_sleep").is_ok();
-        kfunc::resolve(&mut object, |name| btf.function_id(name).filter(|_| allowed));
-        let ebpf = loader.load(&object).map_err(|error| KernelError::Object(Box::new(error)))?;
+        let ebpf = loader.load(OBJECT).map_err(|error| KernelError::Object(Box::new(error)))?;
         Ok(Kernel { ebpf, btf, users: vec![0; ALL.len()], targets_attached: false, rings: None })
     }
 

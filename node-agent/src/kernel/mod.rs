@@ -3,6 +3,5 @@
 
 pub mod btf;
 pub mod clock;
-mod kfunc;
 pub mod load;
 pub mod probe;

@@ -322,11 +322,6 @@ impl Btf {
         self.prototype(self.named(name, &[KIND_FUNC])?.size_or_type)
     }
 
-    /// Id of a kernel function, as calls of it by kernel programs name it.
-    pub fn function_id(&self, name: &str) -> Option<u32> {
-        self.named_id(name, &[KIND_FUNC])
-    }
-
     /// Whether a struct, union, enum or typedef of that name exists.
     pub fn has_type(&self, name: &str) -> bool {
         self.named(name, &[KIND_STRUCT, KIND_UNION, KIND_ENUM, KIND_ENUM64, KIND_TYPEDEF]).is_some()
@@ -494,10 +489,6 @@ impl Btf {
     }
 
     fn named(&self, name: &str, kinds: &[u32]) -> Option<Type> {
-        self.ty(self.named_id(name, kinds)?)
-    }
-
-    fn named_id(&self, name: &str, kinds: &[u32]) -> Option<u32> {
         if name.is_empty() {
             return None;
         }
@@ -508,7 +499,7 @@ impl Btf {
         while id != 0 {
             let ty = self.ty(id)?;
             if kinds.contains(&ty.kind) && self.string(ty.name) == Some(name.as_bytes()) {
-                found = Some(id);
+                found = Some(ty);
             }
             id = *index.next.get(id as usize)?;
         }
