@@ -24,7 +24,7 @@ pub(crate) struct Args {
     /// Name the parts and what each checks.
     #[arg(long)]
     list: bool,
-    /// Also run the parts that are not in the default run, because of the time they take.
+    /// Also run the parts that are not in the default run: they take long, or do not pass yet.
     #[arg(long)]
     all: bool,
 }
