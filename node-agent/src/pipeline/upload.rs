@@ -286,8 +286,14 @@ impl Uploader {
         request: &GrantRequest,
         content: &Content,
     ) -> Result<(), UploadError> {
-        let answer =
-            client.head(&grant.head_url).timeout(REQUEST_TIMEOUT).send().await.map_err(unreachable)?;
+        let head = || client.head(&grant.head_url).timeout(REQUEST_TIMEOUT).send();
+        let answer = match head().await {
+            // A store that refuses before it has read the body closes the connection, which may be the one that was
+            // just taken for this request.
+            Err(error) if !error.is_timeout() => head().await,
+            answer => answer,
+        }
+        .map_err(unreachable)?;
         if !answer.status().is_success() {
             // Absent after all, or not to be seen now: the next attempt tells.
             return Err(UploadError::StoreError { status: answer.status(), code: String::new() });
