@@ -206,7 +206,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     ensure!(running > 0, "this kernel can run none of the collectors");
     session.set_targets(&mut engine, &[target])?;
 
-    let status = follow(&args, own.as_ref(), &mut session, &engine);
+    let status = follow(&args, own.as_ref(), &mut session, &mut engine);
     session.drain(&mut engine)?;
     let mut progress = (Instant::now(), u64::MAX);
     while !session.is_done() {
@@ -324,12 +324,17 @@ fn follow(
     args: &Args,
     own: Option<&OwnCgroup>,
     session: &mut Session,
-    engine: &Engine,
+    engine: &mut Engine,
 ) -> Result<Option<ExitStatus>> {
     let interrupted = interrupts()?;
     let until = args.duration.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     let mut child = own.map(|own| spawn(&args.argv, &own.0)).transpose()?;
+    let mut missed = false;
     loop {
+        if let (Err(error), false) = (engine.mend(), missed) {
+            eprintln!("tracelake: some cgroups are not recorded: {error}");
+            missed = true;
+        }
         session.tick(engine);
         if let Some(child) = &mut child
             && let Some(status) = child.try_wait()?

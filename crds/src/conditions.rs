@@ -119,14 +119,14 @@ pub mod reason {
     pub const ALL_ACKNOWLEDGED: &str = "AllAcknowledged";
     /// `Uploaded=False`: uploads are under way.
     pub const UPLOADING: &str = "Uploading";
-    /// `Uploaded=False`: `drainTimeout` passed before every node had acknowledged everything.
+    /// `Uploaded=False`, `Degraded=True`, and of `failingNodes`: `drainTimeout` passed before every node had acknowledged everything.
     pub const DRAIN_TIMEOUT: &str = "DrainTimeout";
     /// `Uploaded=False`: what lies in the store is not what the nodes say they put there.
     pub const OBJECTS_MISSING: &str = "ObjectsMissing";
     /// `Uploaded=False`: the session failed before it recorded anything.
     pub const NOTHING_COLLECTED: &str = "NothingCollected";
 
-    /// `Degraded=True`: a node with targets does not answer.
+    /// `Degraded=True`, and of `failingNodes`: a node with targets does not answer.
     pub const NODE_LOST: &str = "NodeLost";
     /// `Degraded=True`: a node with targets has no agent.
     pub const NO_AGENT: &str = "NoAgent";
@@ -134,7 +134,7 @@ pub mod reason {
     pub const COLLECTOR_UNSUPPORTED: &str = "CollectorUnsupported";
     /// `Degraded=True`: events were lost; `totals.lost` says how many.
     pub const EVENTS_LOST: &str = "EventsLost";
-    /// `Degraded=True`: a node failed; `failingNodes` says why.
+    /// `Degraded=True`, `Uploaded=False`: a node failed; `failingNodes` says why.
     pub const NODE_FAILED: &str = "NodeFailed";
     /// `Degraded=False`, `BudgetExceeded=False`: nothing to report.
     pub const AS_EXPECTED: &str = "AsExpected";

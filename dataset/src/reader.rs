@@ -277,12 +277,24 @@ async fn read_json<T: DeserializeOwned>(
 }
 
 impl Contents {
-    /// Every object that a readable node manifest lists, by table.
+    /// Every object that may be read, by table: those that a node's manifest lists as its own, once each, and once there is
+    /// a session manifest only those of the node manifests that it names.
     pub fn tables(&self) -> BTreeMap<String, Vec<ObjectEntry>> {
         let mut tables: BTreeMap<String, Vec<ObjectEntry>> = BTreeMap::new();
-        for object in self.nodes.values().flat_map(|node| &node.objects) {
-            if let Some((table, _)) = object.key.split_once('/') {
-                tables.entry(table.to_owned()).or_default().push(object.clone());
+        let mut taken = BTreeSet::new();
+        let named = |key: &Key| match &self.manifest {
+            None => true,
+            Some(manifest) => {
+                manifest.nodes.iter().flat_map(|node| &node.manifests).any(|one| *one == key.relative())
+            }
+        };
+        for (_, manifest) in self.nodes.iter().filter(|(key, _)| named(key)) {
+            for object in &manifest.objects {
+                let Ok(key) = Key::parse(&object.key) else { continue };
+                let Key::Segment { table, node, boot, .. } = &key else { continue };
+                if **node == manifest.node && boot.as_str() == manifest.boot && taken.insert(key.clone()) {
+                    tables.entry(table.to_string()).or_default().push(object.clone());
+                }
             }
         }
         tables

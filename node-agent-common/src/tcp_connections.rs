@@ -49,8 +49,18 @@ pub struct FlushArgs {
     pub sock_id: u64,
     /// The session's slot, as a mask.
     pub slots: u64,
-    /// Not 0 to be told of a full ring instead of losing the row to it.
-    pub wait_for_room: u64,
+    /// One of [`flush`].
+    pub mode: u64,
+}
+
+/// How that program is run.
+pub mod flush {
+    /// The row is written; a full ring loses it.
+    pub const WRITE: u64 = 0;
+    /// A full ring is an answer, and nothing is lost.
+    pub const WAIT_FOR_ROOM: u64 = 1;
+    /// No row: the connection is counted as lost for the session, whatever became of the socket.
+    pub const GIVE_UP: u64 = 2;
 }
 
 /// Answers of that program.

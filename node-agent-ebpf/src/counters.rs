@@ -71,8 +71,9 @@ fn admit_one(index: u32, now: u64) -> bool {
         if limits.max_per_second != 0 {
             let Some(rate) = RATES.get_ptr_mut(index) else { return false };
             let second = now / NANOSECONDS;
-            // Two CPUs may both begin the second: a few events more may pass then, and none goes uncounted.
-            if (*rate).second != second {
+            // Two CPUs may both begin the second: a few events more may pass then, and none goes uncounted. One that read its
+            // clock before must not begin the last second anew.
+            if (*rate).second < second {
                 (*rate).second = second;
                 (*rate).used = 0;
             }

@@ -52,10 +52,11 @@ pub(crate) fn emit<T: Event + 'static>(hit: &Hit, fill: impl FnOnce(*mut T)) {
     emit_at(hit, now(), fill);
 }
 
-/// As [`emit`], for an event that is told of later than it happened.
+/// As [`emit`], for an event that is told of later than it happened. Its rate is that of now: a limit whose second went
+/// back with it would begin anew each time.
 #[inline(always)]
 pub(crate) fn emit_at<T: Event + 'static>(hit: &Hit, ts_ns: u64, fill: impl FnOnce(*mut T)) {
-    let slots = counters::admit(hit.slots, T::TABLE, ts_ns);
+    let slots = counters::admit(hit.slots, T::TABLE, now());
     if slots == 0 {
         return;
     }

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use dataset::ledger::Term;
 use dataset::manifest::Totals;
-use node_api::v1;
+use node_api::{reason, v1};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -32,6 +32,8 @@ use crate::session::{Node, Recorder, Session};
 
 /// How often windows, counters and uploads are looked at.
 const TICK: Duration = Duration::from_millis(200);
+/// The reason of a session that records less than it should because the node's maps are full.
+const TARGETS_MISSING: &str = "TargetsMissing";
 /// How often a report is made: it sums up every segment, and the stream sends every few seconds.
 const REPORT: Duration = Duration::from_secs(1);
 /// How long the last rows of all sessions may take when the agent is told to end.
@@ -68,6 +70,8 @@ struct Managed {
     targets: Vec<TargetSpec>,
     /// Why it does not record though it should: a constant, then a sentence.
     trouble: Option<(&'static str, String)>,
+    /// Whether its plan says more than this version understands.
+    strange: bool,
 }
 
 /// The agent's one decider.
@@ -132,7 +136,10 @@ impl<R: Recorder> Agent<R> {
         info!(session = uid, plan = stored.is_some(), same_boot, "taken up from the spool");
         // After a reboot the window's end means nothing; the operator says how much is left.
         let stored = stored.filter(|_| same_boot);
-        self.sessions.insert(uid.to_owned(), Managed { session, body, stored, targets, trouble: None });
+        self.sessions.insert(
+            uid.to_owned(),
+            Managed { session, body, stored, targets, trouble: None, strange: false },
+        );
         Ok(())
     }
 
@@ -192,7 +199,8 @@ impl<R: Recorder> Agent<R> {
         let mut refused = 0;
         for session in &plan.sessions {
             let found = bodies.get(&session.hash).or_else(|| bodies.get(by_uid.get(&session.uid)?));
-            if let Err(message) = self.apply_session(session, found, received_ns) {
+            let strange = found.is_some() && !bodies.contains_key(&session.hash);
+            if let Err(message) = self.apply_session(session, found, strange, received_ns) {
                 warn!(session = session.uid, message, "a session of the plan is refused");
                 refused += 1;
             }
@@ -205,6 +213,7 @@ impl<R: Recorder> Agent<R> {
         &mut self,
         wanted: &v1::SessionRef,
         body: Option<&v1::SessionPlan>,
+        strange: bool,
         received_ns: u64,
     ) -> Result<(), String> {
         let valid = match body {
@@ -220,7 +229,14 @@ impl<R: Recorder> Agent<R> {
             let Some((_, valid)) = &valid else { return Err("its body did not come".to_owned()) };
             let session = Session::resume(self.node.clone(), valid.spec.uid.clone())
                 .map_err(|error| error.to_string())?;
-            let managed = Managed { session, body: None, stored: None, targets: Vec::new(), trouble: None };
+            let managed = Managed {
+                session,
+                body: None,
+                stored: None,
+                targets: Vec::new(),
+                trouble: None,
+                strange: false,
+            };
             self.sessions.insert(wanted.uid.clone(), managed);
         }
         let managed = self.sessions.get_mut(&wanted.uid).ok_or("it is gone")?;
@@ -235,8 +251,12 @@ impl<R: Recorder> Agent<R> {
                 );
             }
             managed.body = Some((body, valid));
+            managed.strange = strange;
         }
-        let collect = wanted.activity == v1::Activity::Collect as i32 && wanted.remaining_ms > 0;
+        // A plan that was under way when the window ended comes late.
+        let collect = wanted.activity == v1::Activity::Collect as i32
+            && wanted.remaining_ms > 0
+            && !managed.session.is_over();
         let remaining = Duration::from_millis(wanted.remaining_ms).min(MAX_WINDOW);
         let end = received_ns.saturating_add(remaining.as_nanos() as u64);
         let activity = if collect { Activity::Collect } else { Activity::Drain };
@@ -246,7 +266,8 @@ impl<R: Recorder> Agent<R> {
                 || stored.activity != activity
                 || (collect && stored.window_end_ns.abs_diff(end) > SLACK_NS)
         });
-        if news && let Some((body, _)) = &managed.body {
+        // An old body must not be taken for the one that was refused under this hash: it would never be sent again.
+        if news && let Some((body, _)) = managed.body.as_ref().filter(|(_, valid)| valid.hash == hash) {
             let end = if collect { end } else { received_ns };
             let stored = StoredPlan::new(hash, body, activity, boot, end);
             let dir = self.node.spool.session_dir(&wanted.uid).map_err(|error| error.to_string())?;
@@ -282,8 +303,10 @@ impl<R: Recorder> Agent<R> {
 
     /// Takes every step that is due, and reports if something changed.
     pub fn tick(&mut self) {
+        let missing = self.recorder.mend().err().map(|error| (TARGETS_MISSING, error.to_string()));
         for managed in self.sessions.values_mut() {
             managed.pursue(&mut self.recorder);
+            managed.miss(missing.as_ref());
             managed.session.tick(&self.recorder);
         }
         if self.reported.elapsed() >= REPORT {
@@ -317,6 +340,19 @@ impl<R: Recorder> Agent<R> {
 }
 
 impl Managed {
+    /// Takes note of cgroups that are not recorded because the kernel's maps are full, as long as nothing worse is known.
+    fn miss(&mut self, missing: Option<&(&'static str, String)>) {
+        let known = self.trouble.as_ref().is_some_and(|(reason, _)| *reason == TARGETS_MISSING);
+        match missing {
+            None if known => self.trouble = None,
+            Some((_, error)) if self.trouble.is_none() && self.session.is_recording() => {
+                warn!(session = %self.session.uid, error, "some cgroups are not recorded, will retry");
+                self.trouble = missing.cloned();
+            }
+            _ => {}
+        }
+    }
+
     /// Brings the session to what its plan says now.
     fn pursue(&mut self, recorder: &mut dyn Recorder) {
         let (Some(stored), Some((_, valid))) = (&self.stored, &self.body) else { return };
@@ -332,7 +368,7 @@ impl Managed {
             }
             if let Err(error) = self.session.start(recorder, valid.spec.clone(), Some(stored.window_end_ns)) {
                 let reason = match error.downcast_ref() {
-                    Some(EngineError::NodeCapacity | EngineError::Duplicate(_)) => "NodeCapacity",
+                    Some(EngineError::NodeCapacity | EngineError::Duplicate(_)) => reason::NODE_CAPACITY,
                     _ => "StartFailed",
                 };
                 let trouble = Some((reason, error.to_string()));
@@ -417,10 +453,18 @@ impl Managed {
         })
     }
 
-    /// The most important trouble: what keeps it from recording, then what keeps it from uploading.
+    /// The most important trouble: what keeps it from recording, then what keeps it from uploading. Once it is done: why
+    /// nothing was recorded.
     fn reason(&self, stage: v1::Stage, collectors: &[v1::CollectorReport]) -> (String, String) {
-        if stage == v1::Stage::Done {
+        if stage == v1::Stage::Done && self.session.has_recorded() {
             return Default::default();
+        }
+        if matches!(stage, v1::Stage::Failed | v1::Stage::Done)
+            && !collectors.iter().any(|collector| collector.running)
+            && let Some(first) = collectors.iter().find(|collector| !collector.running)
+        {
+            let message = format!("{}: {}: {}", first.name, first.reason, first.message);
+            return (reason::UNSUPPORTED.to_owned(), message);
         }
         if let Some((reason, message)) = &self.trouble {
             return ((*reason).to_owned(), message.clone());
@@ -429,10 +473,16 @@ impl Managed {
             let reason: &'static str = (&error).into();
             return (reason.to_owned(), error.to_string());
         }
-        if stage == v1::Stage::Failed
-            && let Some(first) = collectors.iter().find(|collector| !collector.running)
-        {
-            return (first.reason.clone(), first.message.clone());
+        if stage == v1::Stage::Done {
+            let message = "the window ended before this node recorded anything";
+            return (reason::NEVER_STARTED.to_owned(), message.to_owned());
+        }
+        if self.strange {
+            let message = format!(
+                "the plan has fields that this agent (version {}) does not know, and they have no effect here",
+                env!("CARGO_PKG_VERSION")
+            );
+            return ("PlanFieldUnknown".to_owned(), message);
         }
         Default::default()
     }

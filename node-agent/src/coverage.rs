@@ -42,10 +42,17 @@ pub struct Windows {
     pub collectors: Vec<(&'static str, String)>,
     /// Names of those that do not, and why.
     pub unsupported: Vec<(&'static str, String)>,
-    /// UID of each pod it ever recorded: since when, until when.
-    pub pods: BTreeMap<String, (u64, Option<u64>)>,
+    /// UID of each pod it ever recorded: since when, until when, each time.
+    pub pods: BTreeMap<String, Vec<(u64, Option<u64>)>>,
     /// The same for cgroups named by id.
-    pub cgroups: BTreeMap<u64, (u64, Option<u64>)>,
+    pub cgroups: BTreeMap<u64, Vec<(u64, Option<u64>)>>,
+}
+
+/// Ends the last of an entry's windows, if it is open.
+pub(crate) fn end(windows: &mut [(u64, Option<u64>)], now: u64) {
+    if let Some((_, left)) = windows.last_mut() {
+        left.get_or_insert(now);
+    }
 }
 
 impl Windows {
@@ -53,11 +60,10 @@ impl Windows {
     pub fn coverage(&self, directory: &Directory) -> Vec<TargetCoverage> {
         let mut coverage = Vec::new();
         for (id, cgroup) in directory.cgroups() {
-            let window = match &cgroup.pod {
+            let windows = match &cgroup.pod {
                 Some(uid) if cgroup.child == id && !directory.is_sandbox(cgroup) => self.pods.get(&**uid),
                 _ => self.cgroups.get(&id),
             };
-            let Some(&(joined_ns, left_ns)) = window else { continue };
             let container = match (directory.container_name(cgroup), &cgroup.container) {
                 (Some(name), _) => name,
                 (None, Some(id)) => id,
@@ -65,22 +71,28 @@ impl Windows {
             };
             let uid = cgroup.pod.as_deref().unwrap_or_default();
             let (namespace, pod) = directory.pod_name(uid);
-            let to_ns = left_ns.into_iter().chain(cgroup.gone_ns).min();
-            let from_ns = cgroup.from_ns.max(joined_ns);
-            let row = |collector, hooks: &str, reason: &str| TargetCoverage {
-                pod_uid: uid.to_owned(),
-                namespace: namespace.to_owned(),
-                pod: pod.to_owned(),
-                container: container.to_owned(),
-                collector,
-                from_ns,
-                to_ns: if reason.is_empty() { to_ns } else { Some(from_ns) },
-                from_start: reason.is_empty() && cgroup.from_start && cgroup.from_ns >= joined_ns,
-                hooks: hooks.to_owned(),
-                reason: reason.to_owned(),
-            };
-            coverage.extend(self.collectors.iter().map(|(name, hooks)| row(*name, hooks, "")));
-            coverage.extend(self.unsupported.iter().map(|(name, reason)| row(*name, "", reason)));
+            for &(joined_ns, left_ns) in windows.into_iter().flatten() {
+                let to_ns = left_ns.into_iter().chain(cgroup.gone_ns).min();
+                let from_ns = cgroup.from_ns.max(joined_ns);
+                if to_ns.is_some_and(|to_ns| to_ns < from_ns) {
+                    // Gone before this window, or made after it.
+                    continue;
+                }
+                let row = |collector, hooks: &str, reason: &str| TargetCoverage {
+                    pod_uid: uid.to_owned(),
+                    namespace: namespace.to_owned(),
+                    pod: pod.to_owned(),
+                    container: container.to_owned(),
+                    collector,
+                    from_ns,
+                    to_ns: if reason.is_empty() { to_ns } else { Some(from_ns) },
+                    from_start: reason.is_empty() && cgroup.from_start && cgroup.from_ns >= joined_ns,
+                    hooks: hooks.to_owned(),
+                    reason: reason.to_owned(),
+                };
+                coverage.extend(self.collectors.iter().map(|(name, hooks)| row(*name, hooks, "")));
+                coverage.extend(self.unsupported.iter().map(|(name, reason)| row(*name, "", reason)));
+            }
         }
         coverage.sort_by(|a, b| {
             (&a.namespace, &a.pod, &a.container, a.collector, a.from_ns).cmp(&(

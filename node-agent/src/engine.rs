@@ -9,25 +9,26 @@
 //! further order.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arrow_array::RecordBatch;
-use aya::maps::{ArrayOfMaps, HashMap, MapData, PerCpuArray, PerCpuValues, RingBuf};
+use aya::maps::{ArrayOfMaps, MapData, PerCpuArray, PerCpuValues, RingBuf};
 use node_agent_common::counters::{Counters, Limits, MAX_TABLES, RateWindow, slot_table};
-use node_agent_common::target::{PodKey, pod_key};
 
 use crate::collectors::{self, ALL, ParamError, Params};
-use crate::coverage::Windows;
+use crate::coverage::{self, Windows};
 use crate::kernel::clock;
 use crate::kernel::load::{Kernel, KernelError, wait_for_programs};
 use crate::pipeline::batch::Columns;
 use crate::pipeline::decode::{self, Closing, Link, Rings, Session, Shared, TableState};
 use crate::pipeline::ring;
+use crate::pipeline::unsealed::{Mark, Unsealed};
 use crate::targets::cgroup;
+use crate::targets::maps::{self, Roots};
 
 pub use crate::coverage::TargetCoverage;
 pub use crate::kernel::probe::Capability;
@@ -87,6 +88,8 @@ pub struct Batch {
     pub rows: RecordBatch,
     /// Events that they stand for.
     pub weight: u64,
+    /// Lives until they are sealed.
+    pub mark: Mark,
 }
 
 /// What the engine hands on.
@@ -123,6 +126,8 @@ pub struct TableCounters {
     pub recursion: u64,
     /// Hits whose record could not be made a row.
     pub decode_error: u64,
+    /// Every row of an event before this time, nanoseconds since boot, is in a sealed file.
+    pub sealed_ns: u64,
 }
 
 /// What came of one collector when its session was opened.
@@ -194,8 +199,58 @@ struct Control {
     collectors: Vec<usize>,
     /// What it recorded when.
     windows: Windows,
-    /// Pods' keys in the kernel's map.
-    keys: BTreeMap<String, Vec<PodKey>>,
+    /// UIDs of the pods it records now, with the names that the cgroup of each may have.
+    pods: BTreeMap<String, Vec<String>>,
+    /// Cgroups it records now.
+    cgroups: BTreeMap<u64, PathBuf>,
+    /// When it began, nanoseconds since boot.
+    opened_ns: u64,
+}
+
+impl Control {
+    /// Takes out what is not among `targets` any more.
+    fn leave(&mut self, kernel: &mut Kernel, link: &Link, targets: &[TargetSpec]) -> Result<(), KernelError> {
+        let (mut pods, mut cgroups) = (BTreeSet::new(), BTreeSet::new());
+        for target in targets {
+            match target {
+                TargetSpec::Pod(pod) => _ = pods.insert(pod.uid.as_str()),
+                TargetSpec::Cgroup { id, .. } => _ = cgroups.insert(*id),
+            }
+        }
+        let pods: BTreeSet<String> =
+            self.pods.keys().filter(|uid| !pods.contains(uid.as_str())).cloned().collect();
+        let cgroups: BTreeSet<u64> =
+            self.cgroups.keys().filter(|id| !cgroups.contains(id)).copied().collect();
+        if pods.is_empty() && cgroups.is_empty() {
+            return Ok(());
+        }
+        let now = clock::boot_ns();
+        for uid in &pods {
+            for key in maps::keys(&self.pods[uid]) {
+                maps::change(kernel, "PODS", key, self.slot, false)?;
+            }
+        }
+        maps::leave(kernel, link, self.slot, |shared, cgroup| {
+            cgroup.pod.as_deref().is_some_and(|uid| pods.contains(uid))
+                || cgroups.iter().any(|root| maps::below(shared, cgroup, *root))
+        })?;
+        for uid in pods {
+            self.windows.pods.entry(uid.clone()).and_modify(|windows| coverage::end(windows, now));
+            self.pods.remove(&uid);
+        }
+        for root in cgroups {
+            self.windows.cgroups.entry(root).and_modify(|windows| coverage::end(windows, now));
+            self.cgroups.remove(&root);
+        }
+        Ok(())
+    }
+
+    fn roots(&self) -> Roots<'_> {
+        Roots {
+            pods: self.pods.values().flatten().map(String::as_str).collect(),
+            cgroups: self.cgroups.iter().map(|(id, path)| (*id, path.as_path())).collect(),
+        }
+    }
 }
 
 /// The kernel side of this node. Ends its threads and detaches everything when dropped.
@@ -205,6 +260,8 @@ pub struct Engine {
     link: Arc<Link>,
     kernel: Arc<Mutex<Option<Kernel>>>,
     sessions: BTreeMap<String, Control>,
+    /// What the kernel had counted in `TARGET_ERRORS` at the last [`mend`](Self::mend).
+    target_errors: u64,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -238,7 +295,8 @@ impl Engine {
                 what: "cannot start the thread that drains the rings",
                 source,
             })?;
-        Ok(Engine { config, cgroup_root, link, kernel, sessions: BTreeMap::new(), thread: Some(thread) })
+        let sessions = BTreeMap::new();
+        Ok(Engine { config, cgroup_root, link, kernel, sessions, target_errors: 0, thread: Some(thread) })
     }
 
     /// Gives the session a slot and starts its collectors. It records nothing until it has targets.
@@ -263,7 +321,10 @@ impl Engine {
         let mut guard = lock(&self.kernel);
         let kernel = match &mut *guard {
             Some(kernel) => kernel,
-            None => guard.insert(self.load()?),
+            None => {
+                self.target_errors = 0;
+                guard.insert(self.load()?)
+            }
         };
         let (mut outcomes, mut running, mut unsupported, mut tables) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -285,6 +346,7 @@ impl Engine {
                         columns: Columns::new(table),
                         deadline: None,
                         kept_back: Duration::ZERO,
+                        unsealed: Unsealed::default(),
                         weight: u64::from(collector.sample_every).max(1),
                         filtered: 0,
                         decode_error: 0,
@@ -327,11 +389,26 @@ impl Engine {
         let collectors =
             running.iter().map(|&index| (ALL[index].info().name, kernel.hook_words(index))).collect();
         let windows = Windows { collectors, unsupported, ..Windows::default() };
-        let control = Control { slot, collectors: running, windows, keys: BTreeMap::new() };
+        let (pods, cgroups) = (BTreeMap::new(), BTreeMap::new());
+        let opened_ns = clock::boot_ns();
+        let control = Control { slot, collectors: running, windows, pods, cgroups, opened_ns };
         self.sessions.insert(spec.uid.to_string(), control);
+        self.forget();
         drop(guard);
         self.link.wake();
         Ok(outcomes)
+    }
+
+    /// Forgets cgroups and pods that are no session's any more; without this, a node whose sessions overlap would keep all.
+    fn forget(&self) {
+        let mut shared = self.link.lock();
+        if shared.sessions.iter().flatten().any(|session| session.closing.is_some()) {
+            // Its coverage is still to be made.
+            return;
+        }
+        let oldest = self.sessions.values().map(|control| control.opened_ns).min();
+        let named = self.sessions.values().flat_map(|control| control.windows.pods.keys()).cloned().collect();
+        shared.directory.forget(oldest.unwrap_or_else(clock::boot_ns), &named);
     }
 
     /// Sets the counters of a slot's tables to zero, before anything can count in them.
@@ -380,77 +457,79 @@ impl Engine {
             self.sessions.get_mut(session).ok_or_else(|| EngineError::UnknownSession(session.to_owned()))?;
         let mut guard = lock(&self.kernel);
         let Some(kernel) = &mut *guard else { return Err(EngineError::UnknownSession(session.to_owned())) };
-        let now = clock::boot_ns();
         let (mut pods, mut cgroups) = (BTreeMap::new(), BTreeMap::new());
         for target in targets {
             match target {
-                TargetSpec::Pod(pod) => _ = pods.insert(pod.uid.clone(), pod),
-                TargetSpec::Cgroup { id, path } => _ = cgroups.insert(*id, path),
+                TargetSpec::Pod(pod) => _ = pods.insert(pod.uid.as_str(), pod),
+                TargetSpec::Cgroup { id, path } => _ = cgroups.insert(*id, path.as_path()),
             }
         }
         {
             let mut shared = self.link.lock();
             pods.values().for_each(|pod| shared.directory.pod(pod));
         }
-        let is_open = |entry: Option<&(u64, Option<u64>)>| entry.is_some_and(|(_, left)| left.is_none());
-        let new_pods: Vec<&PodTarget> =
-            pods.values().filter(|pod| !is_open(control.windows.pods.get(&pod.uid))).copied().collect();
-        let new_cgroups: Vec<(u64, &Path)> = cgroups
-            .iter()
-            .filter(|(id, _)| !is_open(control.windows.cgroups.get(id)))
-            .map(|(id, path)| (*id, path.as_path()))
-            .collect();
+        // First those that join: what starts in them is missed until the kernel knows.
+        let is_open = |windows: Option<&Vec<(u64, Option<u64>)>>| {
+            windows.and_then(|windows| windows.last()).is_some_and(|(_, left)| left.is_none())
+        };
+        pods.retain(|uid, _| !is_open(control.windows.pods.get(*uid)));
+        cgroups.retain(|id, _| !is_open(control.windows.cgroups.get(id)));
+        for pod in pods.values() {
+            let names = [Some(&pod.uid), pod.cgroup_name.as_ref()].into_iter().flatten().cloned();
+            let names = control.pods.entry(pod.uid.clone()).insert_entry(names.collect());
+            for key in maps::keys(names.get()) {
+                maps::change(kernel, "PODS", key, control.slot, true)?;
+            }
+        }
+        for (&id, path) in &cgroups {
+            control.cgroups.insert(id, (*path).to_owned());
+            maps::change(kernel, "TARGETS", id, control.slot, true)?;
+            let path = maps::relative(&self.cgroup_root, path);
+            self.link.lock().directory.enter(id, 0, path, clock::boot_ns(), false);
+        }
+        if !(pods.is_empty() && cgroups.is_empty()) {
+            let names = pods.keys().flat_map(|uid| &control.pods[*uid]).map(String::as_str);
+            let roots = Roots {
+                pods: names.collect(),
+                cgroups: cgroups.iter().map(|(id, path)| (*id, *path)).collect(),
+            };
+            let mut joined = maps::scan(&self.cgroup_root, &self.link, kernel, control.slot, &roots)?;
+            joined.extend(cgroups.keys());
+            join(kernel, session, control, joined);
+            // Only now is all of them recorded; an error before leaves them for the next call.
+            let now = clock::boot_ns();
+            for uid in pods.keys() {
+                control.windows.pods.entry((*uid).to_owned()).or_default().push((now, None));
+            }
+            for id in cgroups.keys() {
+                control.windows.cgroups.entry(*id).or_default().push((now, None));
+            }
+        }
+        control.leave(kernel, &self.link, targets)?;
+        Ok(())
+    }
 
-        for (uid, (_, left)) in &mut control.windows.pods {
-            if left.is_none() && !pods.contains_key(uid) {
-                *left = Some(now);
-                for key in control.keys.remove(uid).unwrap_or_default() {
-                    change(kernel, "PODS", key, control.slot, false)?;
-                }
-                leave(kernel, &self.link, control.slot, |_, cgroup| cgroup.pod.as_deref() == Some(uid))?;
-            }
-        }
-        for (root, (_, left)) in &mut control.windows.cgroups {
-            if left.is_none() && !cgroups.contains_key(root) {
-                *left = Some(now);
-                leave(kernel, &self.link, control.slot, |shared, cgroup| below(shared, cgroup, *root))?;
-            }
-        }
-        if new_pods.is_empty() && new_cgroups.is_empty() {
+    /// Looks for cgroups itself where the kernel could not enter or announce one because a map or ring was full: they are
+    /// recorded from now on, and coverage says so. To be called now and then; costs two lookups when all is well.
+    ///
+    /// # Errors
+    /// When a map is full still, or cannot be read; calling again tries again.
+    pub fn mend(&mut self) -> Result<(), EngineError> {
+        let mut guard = lock(&self.kernel);
+        let Some(kernel) = &mut *guard else { return Ok(()) };
+        let failed = |source| KernelError::Map { map: "TARGET_ERRORS", source };
+        let counts = kernel.array::<u64>("TARGET_ERRORS")?;
+        let errors = counts.iter().sum::<Result<u64, _>>().map_err(failed)?;
+        if errors == self.target_errors {
             return Ok(());
         }
-        for pod in &new_pods {
-            let keys: Vec<PodKey> = [Some(pod.uid.as_str()), pod.cgroup_name.as_deref()]
-                .into_iter()
-                .flatten()
-                .filter_map(pod_key)
-                .collect();
-            for key in &keys {
-                change(kernel, "PODS", *key, control.slot, true)?;
-            }
-            control.keys.insert(pod.uid.clone(), keys);
-            control.windows.pods.insert(pod.uid.clone(), (now, None));
+        tracing::warn!(errors, "the kernel had no room for new cgroups or their records: looking for them");
+        for (session, control) in &self.sessions {
+            let joined = maps::scan(&self.cgroup_root, &self.link, kernel, control.slot, &control.roots())?;
+            join(kernel, session, control, joined);
         }
-        for &(id, path) in &new_cgroups {
-            change(kernel, "TARGETS", id, control.slot, true)?;
-            control.windows.cgroups.insert(id, (now, None));
-            self.link.lock().directory.enter(id, 0, relative(&self.cgroup_root, path), now, false);
-        }
-        // A cgroup that is being made while the maps change is seen either by the hook, with the maps as they are now, or
-        // by the first walk; one whose hook had read them before, by the second.
-        let mut joined = BTreeSet::new();
-        for _ in 0..2 {
-            wait_for_programs();
-            scan(&self.cgroup_root, &self.link, kernel, control.slot, &new_pods, &new_cgroups, &mut joined)?;
-        }
-        joined.extend(new_cgroups.iter().map(|(id, _)| *id));
-        let joined: Vec<u64> = joined.into_iter().collect();
-        for &index in &control.collectors {
-            if let Err(error) = ALL[index].join(kernel, control.slot, &joined) {
-                let collector = ALL[index].info().name;
-                tracing::warn!(%error, collector, session, "what runs already is reported with its first event only");
-            }
-        }
+        maps::bury(&self.cgroup_root, &self.link);
+        self.target_errors = errors;
         Ok(())
     }
 
@@ -473,24 +552,20 @@ impl Engine {
             log("stop recording", kernel.set_bit("ENABLED", table, slot, false));
         }
         let now = clock::boot_ns();
-        for (_, left) in control.windows.pods.values_mut().chain(control.windows.cgroups.values_mut()) {
-            left.get_or_insert(now);
-        }
-        for key in control.keys.values().flatten() {
-            log("forget a pod", change(kernel, "PODS", *key, slot, false));
+        let windows = &mut control.windows;
+        windows.pods.values_mut().chain(windows.cgroups.values_mut()).for_each(|one| coverage::end(one, now));
+        for key in control.pods.values().flat_map(|names| maps::keys(names)) {
+            log("forget a pod", maps::change(kernel, "PODS", key, slot, false));
         }
         // Twice: a cgroup that is being made may inherit the slot after the first time.
         for _ in 0..2 {
-            log("forget targets", clear_targets(kernel, slot));
+            log("forget targets", maps::clear(kernel, slot));
             wait_for_programs();
         }
         let mut shared = self.link.lock();
         let rings = shared.rings.as_ref().map_or(0, |rings| rings.rings.len());
         if let Some(ending) = shared.sessions.get_mut(slot as usize).and_then(Option::as_mut) {
-            for state in &mut ending.tables {
-                state.recursion =
-                    kernel.recursion_misses(state.collector).saturating_sub(state.recursion_base);
-            }
+            count_skipped(kernel, ending);
             ending.closing = Some(Closing { empty: vec![false; rings], windows: control.windows });
         }
         drop(shared);
@@ -513,12 +588,7 @@ impl Engine {
             return shared.ended(session).map(|ended| ended.counters.clone()).unwrap_or_default();
         };
         if let (Some(kernel), None) = (&*kernel, &open.closing) {
-            let slots = &mut shared.sessions;
-            let tables = slots[slot as usize].iter_mut().flat_map(|session| &mut session.tables);
-            for state in tables {
-                state.recursion =
-                    kernel.recursion_misses(state.collector).saturating_sub(state.recursion_base);
-            }
+            shared.sessions[slot as usize].iter_mut().for_each(|session| count_skipped(kernel, session));
         }
         shared.session(session).map(|(slot, open)| shared.counters_of(slot, open)).unwrap_or_default()
     }
@@ -557,55 +627,22 @@ fn unload_when_idle(kernel: &Mutex<Option<Kernel>>, link: &Link) {
     }
 }
 
-/// Enters cgroups that exist already below the new targets.
-fn scan(
-    cgroup_root: &Path,
-    link: &Link,
-    kernel: &mut Kernel,
-    slot: u32,
-    pods: &[&PodTarget],
-    cgroups: &[(u64, &Path)],
-    joined: &mut BTreeSet<u64>,
-) -> Result<(), EngineError> {
-    let wanted: BTreeSet<&str> =
-        pods.iter().flat_map(|pod| [Some(pod.uid.as_str()), pod.cgroup_name.as_deref()]).flatten().collect();
-    let mut result = Ok(());
-    let mut found = |parent: u64, id: u64, path: &Path| {
-        let now = clock::boot_ns();
-        let path = relative(cgroup_root, path);
-        let mut shared = link.lock();
-        shared.directory.enter(id, parent, path, now, false);
-        drop(shared);
-        match has(kernel, id, slot).and_then(|has| {
-            if !has {
-                change(kernel, "TARGETS", id, slot, true)?;
-                joined.insert(id);
-            }
-            Ok(())
-        }) {
-            Ok(()) => true,
-            Err(error) => {
-                result = Err(error);
-                false
-            }
+/// Takes over how many runs of its collectors' programs the kernel has skipped.
+fn count_skipped(kernel: &Kernel, session: &mut Session) {
+    for state in &mut session.tables {
+        state.recursion = kernel.recursion_misses(state.collector).saturating_sub(state.recursion_base);
+    }
+}
+
+/// Has collectors report what runs in cgroups that a session has just begun to record.
+fn join(kernel: &mut Kernel, session: &str, control: &Control, joined: BTreeSet<u64>) {
+    let joined: Vec<u64> = joined.into_iter().collect();
+    for &index in &control.collectors {
+        if let Err(error) = ALL[index].join(kernel, control.slot, &joined) {
+            let collector = ALL[index].info().name;
+            tracing::warn!(%error, collector, session, "what runs already is reported with its first event only");
         }
-    };
-    if !wanted.is_empty() {
-        let mut inside: BTreeSet<u64> = BTreeSet::new();
-        cgroup::walk(cgroup_root, &mut |parent, id, path| {
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            let own = crate::targets::pod::name_key(name).is_some_and(|key| wanted.contains(&*key));
-            if own || inside.contains(&parent) {
-                inside.insert(id);
-                return found(parent, id, path);
-            }
-            true
-        });
     }
-    for (_, path) in cgroups {
-        cgroup::walk(path, &mut found);
-    }
-    result.map_err(EngineError::from)
 }
 
 /// Writes the slot's limits.
@@ -616,83 +653,4 @@ fn prepare(kernel: &mut Kernel, slot: u32, index: usize, spec: &CollectorSpec) -
     let failed = |map| move |source| KernelError::Map { map, source };
     kernel.array::<Limits>("LIMITS")?.set(at, limits, 0).map_err(failed("LIMITS"))?;
     kernel.array::<RateWindow>("RATES")?.set(at, RateWindow::default(), 0).map_err(failed("RATES"))
-}
-
-fn has(kernel: &mut Kernel, cgroup: u64, slot: u32) -> Result<bool, KernelError> {
-    let targets: HashMap<_, u64, u64> = kernel.hash("TARGETS")?;
-    Ok(targets.get(&cgroup, 0).is_ok_and(|slots| slots & 1 << slot != 0))
-}
-
-/// Sets or clears the slot's bit of an entry, which is made or removed as needed.
-fn change<K: aya::Pod>(
-    kernel: &mut Kernel,
-    map: &'static str,
-    key: K,
-    slot: u32,
-    on: bool,
-) -> Result<(), KernelError> {
-    let mut entries = kernel.hash::<K, u64>(map)?;
-    let slots = entries.get(&key, 0).unwrap_or(0);
-    let changed = if on { slots | 1 << slot } else { slots & !(1 << slot) };
-    match (slots == changed, changed) {
-        (true, _) => Ok(()),
-        // Removed by the hook meanwhile is as good.
-        (false, 0) => {
-            let _ = entries.remove(&key);
-            Ok(())
-        }
-        _ => entries.insert(key, changed, 0).map_err(|source| KernelError::Map { map, source }),
-    }
-}
-
-/// Takes the slot from every target.
-fn clear_targets(kernel: &mut Kernel, slot: u32) -> Result<(), KernelError> {
-    let ids: Vec<u64> = kernel.hash::<u64, u64>("TARGETS")?.keys().filter_map(Result::ok).collect();
-    ids.into_iter().try_for_each(|id| change(kernel, "TARGETS", id, slot, false))
-}
-
-/// Takes the slot from known cgroups that are chosen.
-fn leave(
-    kernel: &mut Kernel,
-    link: &Link,
-    slot: u32,
-    chosen: impl Fn(&Shared, &crate::targets::Cgroup) -> bool,
-) -> Result<(), KernelError> {
-    // Twice, as at a session's end.
-    for _ in 0..2 {
-        let ids: Vec<u64> = {
-            let shared = link.lock();
-            shared
-                .directory
-                .cgroups()
-                .filter(|(_, cgroup)| chosen(&shared, cgroup))
-                .map(|(id, _)| id)
-                .collect()
-        };
-        for id in ids {
-            change(kernel, "TARGETS", id, slot, false)?;
-        }
-        wait_for_programs();
-    }
-    Ok(())
-}
-
-/// Whether the cgroup is `root` or lies below it.
-fn below(shared: &Shared, cgroup: &crate::targets::Cgroup, root: u64) -> bool {
-    let mut path = Some(cgroup);
-    let top = shared.directory.cgroup(root).map(|top| top.path.clone());
-    if top.is_some_and(|top| cgroup.path == top) {
-        return true;
-    }
-    while let Some(at) = path {
-        if at.parent == root {
-            return true;
-        }
-        path = shared.directory.cgroup(at.parent);
-    }
-    false
-}
-
-fn relative(root: &Path, path: &Path) -> Arc<str> {
-    path.strip_prefix(root).unwrap_or(path).to_string_lossy().into()
 }

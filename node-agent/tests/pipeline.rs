@@ -106,20 +106,22 @@ async fn an_object_with_other_content_under_our_key_is_never_taken_for_ours() {
 async fn a_process_that_dies_leaves_its_sealed_rows_and_a_gap() {
     let (server, root) = (Server::start().await, tempfile::tempdir().unwrap());
     // The first process seals one segment, loses another, and the store is away.
-    {
+    let lost = {
         server.faults.push(&[Fault::Refuse(503); 50]);
         let mut world = World::start(root.path(), u64::MAX, granted(&server));
         let mut session = world.record(UID);
         let old = node_agent::kernel::clock::boot_ns() as i64 - 61_000_000_000;
         world.engine.events(UID, "processes", &[old], 0);
         world.until(&mut session, |session| session.bytes_pending() > 0).await;
-        world.engine.events(UID, "processes", &[node_agent::kernel::clock::boot_ns() as i64], 0);
+        let lost = node_agent::kernel::clock::boot_ns();
+        world.engine.events(UID, "processes", &[lost as i64], 0);
         // The counters are written down once a second: until they tell of both events.
         world.until(&mut session, |session| session.totals().emitted == 2).await;
         // Its uploads end with it, and nothing else: a process that is killed seals no file.
         drop(session);
         std::mem::forget(world);
-    }
+        lost
+    };
     server.faults.clear();
     let mut world = World::start(root.path(), u64::MAX, granted(&server));
     let mut session = world.record(UID);
@@ -137,6 +139,15 @@ async fn a_process_that_dies_leaves_its_sealed_rows_and_a_gap() {
     let gaps: Vec<_> = node.coverage.iter().filter(|row| row.kind == CoverageKind::Gap).collect();
     assert_eq!(gaps.len(), 1, "{:?}", node.coverage);
     assert!(gaps[0].from_ns < gaps[0].to_ns && gaps[0].reason == "AgentLost" && gaps[0].pod == "web-0");
+    // Nobody is told that nothing happened while the lost event did.
+    assert!((gaps[0].from_ns..gaps[0].to_ns).contains(&lost), "{lost} {:?}", gaps[0]);
+    let traced = node.coverage.iter().filter(|row| row.kind == CoverageKind::Traced);
+    assert!(traced.clone().count() > 0);
+    assert!(
+        traced.clone().all(|row| !(row.from_ns..row.to_ns).contains(&lost)),
+        "{lost} {:?}",
+        node.coverage
+    );
     assert!(contents.manifest.as_ref().unwrap().totals.unknown);
 }
 

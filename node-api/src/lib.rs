@@ -29,6 +29,16 @@ pub mod v1 {
     include!("generated/tracelake.node.v1.rs");
 }
 
+/// Words of `SessionReport.reason` that the operator acts on; it shows the others as they are.
+pub mod reason {
+    /// Of `FAILED`, and of `DONE` when nothing was recorded for it: this node can run none of the collectors.
+    pub const UNSUPPORTED: &str = "Unsupported";
+    /// Of `PREPARING`: this node records as many sessions as it has slots for.
+    pub const NODE_CAPACITY: &str = "NodeCapacity";
+    /// Of `DONE`: the window ended before this node recorded anything.
+    pub const NEVER_STARTED: &str = "NeverStarted";
+}
+
 /// The audience an agent's projected ServiceAccount token must carry, and the operator asks for.
 pub const TOKEN_AUDIENCE: &str = "tracelake-operator";
 

@@ -109,7 +109,9 @@ impl Service {
                 plan = stream.plan() => match plan {
                     Some(plan) => {
                         self.metrics.plans.inc();
-                        if outgoing.send(Ok(plan)).await.is_err() {
+                        // A peer that reads nothing must not outlive its token and pod here.
+                        let sent = tokio::time::timeout(KEEPALIVE, outgoing.send(Ok(plan))).await;
+                        if !matches!(sent, Ok(Ok(()))) {
                             break None;
                         }
                     }
@@ -127,8 +129,8 @@ impl Service {
         let reason = end.as_ref().map_or("closed", Status::message).to_owned();
         tracing::info!(node, pod = agent.pod, reason, "agent disconnected");
         if let Some(end) = end {
-            // The agent may be gone already.
-            let _ = outgoing.send(Err(end)).await;
+            // The agent may be gone already, or not reading.
+            let _ = outgoing.try_send(Err(end));
         }
     }
 

@@ -80,7 +80,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         hub: hub.clone(),
         stores: stores.clone(),
         pods: PodWatches::new(client.clone(), hub.clone()),
-        nodes: session::watch_nodes(client.clone(), stop.clone()),
+        nodes: session::Nodes::watch(client.clone(), stop.clone()),
         owners: Owners::new(client.clone()),
         recorder: Recorder::new(
             client.clone(),

@@ -10,6 +10,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
@@ -29,9 +30,15 @@ pub(crate) fn dir() -> PathBuf {
     base.join("tracelake")
 }
 
-/// The repository's root.
+/// The repository's root: of the checkout that cargo runs this in, as two of them may share one compiled binary.
 pub(crate) fn repository() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a folder of the repository")
+    static ROOT: LazyLock<PathBuf> = LazyLock::new(|| {
+        let own = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+        let own = own.filter(|path| path.ends_with("xtask"));
+        let own = own.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+        own.parent().expect("xtask is a folder of the repository").to_owned()
+    });
+    &ROOT
 }
 
 /// Where product builds go; xtask itself is compiled in `./target`, so the two never wait for each other.

@@ -20,7 +20,9 @@ use aya_ebpf::macros::{btf_tracepoint, map, raw_tracepoint};
 use aya_ebpf::maps::{Array, HashMap};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
 use node_agent_common::event::Attribution;
-use node_agent_common::tcp_connections::{ConnectionEvent, INDEX, MAX_CONNECTIONS, flag, flushed, state};
+use node_agent_common::tcp_connections::{
+    ConnectionEvent, INDEX, MAX_CONNECTIONS, flag, flush, flushed, state,
+};
 
 use super::processes::{TASK_GROUP_LEADER, TASK_START_BOOTTIME};
 use crate::atomic;
@@ -227,6 +229,18 @@ unsafe fn change(sock: &Sock, entry: Option<*mut ConnectionEvent>, old: u32, new
             // word (the kernel counts both as PassiveOpens). The one that goes on is entered by its next change.
             return;
         }
+        // An entry whose destruction was missed has the address of another socket now, perhaps another tenant's.
+        let entry = match entry {
+            Some(stale) if (*stale).sock_id != sock::cookie(sock.tcp) => {
+                finish(stale);
+                let _ = CONNECTIONS.remove(sock.key);
+                if sock.slots == 0 {
+                    return;
+                }
+                None
+            }
+            entry => entry,
+        };
         let entry = match entry {
             Some(entry) => entry,
             None => {
@@ -313,9 +327,10 @@ pub fn tcp_destroy_sock(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: a `struct sock *`; the entry is the map's.
     unsafe {
         if (*entry).flags & flag::CLOSED == 0 {
-            // The change to CLOSE was missed: another one was being handled on this CPU.
+            // The change to CLOSE was missed: another one was being handled on this CPU. Or an earlier socket's destruction
+            // was, and this one only has its address.
             let tcp = sock::tcp_sock(sk);
-            if !tcp.is_null() {
+            if !tcp.is_null() && (*entry).sock_id == sock::cookie(tcp) {
                 close(tcp, entry, u32::from((*entry).state));
             }
         }
@@ -376,7 +391,7 @@ pub unsafe extern "C" fn tcp_adopt(ctx: *mut u64) -> i32 {
 #[raw_tracepoint]
 pub fn tcp_flush(ctx: RawTracePointContext) -> i32 {
     let (key, sock_id, session) = (ctx.arg::<u64>(0), ctx.arg::<u64>(1), ctx.arg::<u64>(2));
-    let wait_for_room = ctx.arg::<u64>(3) != 0;
+    let mode = ctx.arg::<u64>(3);
     let Some(entry) = CONNECTIONS.get_ptr_mut(key) else { return flushed::DONE as i32 };
     // SAFETY: the entry is the map's; the socket is read by probes only, and believed if its cookie is still the entry's.
     unsafe {
@@ -387,7 +402,13 @@ pub fn tcp_flush(ctx: RawTracePointContext) -> i32 {
             atomic::and(waiting(entry), !session);
             return flushed::DONE as i32;
         }
-        if wait_for_room && !ring::has_room() {
+        if mode == flush::GIVE_UP {
+            let before = atomic::and(waiting(entry), !session);
+            let admitted = counters::admit(before & session, INDEX, ring::now());
+            counters::lose(admitted, INDEX, Loss::MapFull as u32);
+            return flushed::DONE as i32;
+        }
+        if mode == flush::WAIT_FOR_ROOM && !ring::has_room() {
             return flushed::RING_FULL as i32;
         }
         let mut copy: ConnectionEvent = core::ptr::read(entry);

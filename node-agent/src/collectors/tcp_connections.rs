@@ -18,7 +18,7 @@ use node_agent_common::event::{Event, Header, until_nul};
 use node_agent_common::fields::{Field, TASK_FIELDS};
 use node_agent_common::table::{AFTER_PROCESS, CollectorInfo, FLOW_COLUMNS, position};
 use node_agent_common::tcp_connections::{
-    COLLECTOR, ConnectionEvent, FlushArgs, INDEX, MAX_CONNECTIONS, SOCK_FIELDS, TCP_FIELDS, at, flag,
+    COLLECTOR, ConnectionEvent, FlushArgs, INDEX, MAX_CONNECTIONS, SOCK_FIELDS, TCP_FIELDS, at, flag, flush,
     flushed, state,
 };
 
@@ -93,34 +93,13 @@ impl Collector for TcpConnections {
         // From here on nothing new is followed for the session; what ends during the walk still gets its row.
         kernel.set_bit("ENABLED", INDEX, slot, false)?;
         wait_for_programs();
-        let session = 1u64 << slot;
-        let mut patience = PATIENCE;
-        for _ in 0..WALKS {
-            let waiting: Vec<FlushArgs> = entries(kernel)?
-                .into_iter()
-                .filter(|(_, connection)| connection.header.slots & session != 0)
-                .map(|(key, connection)| FlushArgs {
-                    key,
-                    sock_id: connection.sock_id,
-                    slots: session,
-                    wait_for_room: 1,
-                })
-                .collect();
-            if waiting.is_empty() {
-                return Ok(());
-            }
-            for mut args in waiting {
-                while run(kernel, &args)? == flushed::RING_FULL {
-                    std::thread::sleep(PERIOD);
-                    patience = patience.saturating_sub(PERIOD);
-                    args.wait_for_room = u64::from(!patience.is_zero());
-                }
-            }
-        }
-        Err(KernelError::Unsupported("open connections kept changing while they were written".into()))
+        let written = write_open(kernel, slot);
+        // A bit that stays would be the next session's with this slot, with another tenant's connection.
+        give_up(kernel, slot).and(written)
     }
 
-    fn close(&self, kernel: &mut Kernel, _slot: u32) -> Result<(), KernelError> {
+    fn close(&self, kernel: &mut Kernel, slot: u32) -> Result<(), KernelError> {
+        give_up(kernel, slot)?;
         // What nobody waits for is of no use, and would be taken for another socket's once the hooks are gone. An entry
         // without a cookie is being made.
         let unused = entries(kernel)?.into_iter().filter(|(_, c)| c.header.slots == 0 && c.sock_id != 0);
@@ -131,6 +110,37 @@ impl Collector for TcpConnections {
         }
         Ok(())
     }
+}
+
+/// The connections that the slot's session waits for.
+fn awaited(kernel: &mut Kernel, slot: u32, mode: u64) -> Result<Vec<FlushArgs>, KernelError> {
+    let slots = 1u64 << slot;
+    let waiting = entries(kernel)?.into_iter().filter(|(_, found)| found.header.slots & slots != 0);
+    Ok(waiting.map(|(key, found)| FlushArgs { key, sock_id: found.sock_id, slots, mode }).collect())
+}
+
+/// Writes a row for each connection that is open. One that changes meanwhile is looked at again.
+fn write_open(kernel: &mut Kernel, slot: u32) -> Result<(), KernelError> {
+    let mut patience = PATIENCE;
+    for _ in 0..WALKS {
+        let waiting = awaited(kernel, slot, flush::WAIT_FOR_ROOM)?;
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        for mut args in waiting {
+            while run(kernel, &args)? == flushed::RING_FULL {
+                std::thread::sleep(PERIOD);
+                patience = patience.saturating_sub(PERIOD);
+                args.mode = if patience.is_zero() { flush::WRITE } else { flush::WAIT_FOR_ROOM };
+            }
+        }
+    }
+    Err(KernelError::Unsupported("open connections kept changing while they were written".into()))
+}
+
+/// Counts what could not be written as lost, so that nothing waits for this session any more.
+fn give_up(kernel: &mut Kernel, slot: u32) -> Result<(), KernelError> {
+    awaited(kernel, slot, flush::GIVE_UP)?.iter().try_for_each(|args| run(kernel, args).map(drop))
 }
 
 /// What is in the kernel's map. Entries made during the walk may be left out.

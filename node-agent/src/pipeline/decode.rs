@@ -20,6 +20,7 @@ use node_agent_common::target::{CgroupGone, CgroupMade, SLOTS};
 use rand::Rng;
 
 use super::batch::{Columns, common};
+use super::unsealed::Unsealed;
 use crate::collectors::Decoder;
 use crate::coverage::{TargetCoverage, Windows};
 use crate::engine::{Batch, Output, TableCounters};
@@ -30,8 +31,11 @@ use crate::targets::Directory;
 pub const PERIOD: Duration = Duration::from_millis(5);
 /// Records of one ring per pass, so that a busy ring cannot keep the lock for long.
 const RECORDS_PER_PASS: usize = 1 << 16;
-/// A batch is sealed at this size whatever the session asks for, to bound memory per table.
-const BATCH_BYTES: u64 = 64 << 20;
+/// A batch is sealed at this size whatever the session asks for, to bound memory per table: files are put together from
+/// batches further on ...
+const BATCH_BYTES: u64 = 8 << 20;
+/// ... and at this size also if the name of a container is still to come.
+const BATCH_BYTES_MAX: u64 = 32 << 20;
 /// Rows of containers without a name wait for it so long beyond their deadline, looked at so often.
 const NAME_PATIENCE: Duration = Duration::from_secs(30);
 const NAME_STEP: Duration = Duration::from_secs(1);
@@ -62,6 +66,8 @@ pub struct TableState {
     pub deadline: Option<Instant>,
     /// For how long they have been kept back since, because a container had no name.
     pub kept_back: Duration,
+    /// Which rows a crash would lose.
+    pub unsealed: Unsealed,
     /// Events that a row stands for.
     pub weight: u64,
     /// Events left out here, by parameters or as rows of containers that are not wanted.
@@ -121,6 +127,8 @@ pub struct Shared {
     pub ended: VecDeque<Ended>,
     /// Records that belong to no type, with the log's own memory of it.
     pub unknown_records: u64,
+    /// Every record of an event before this time, nanoseconds since boot, was taken out of its ring.
+    pub drained_ns: u64,
     /// Set to end the thread.
     pub stop: bool,
 }
@@ -181,8 +189,9 @@ pub fn run(link: &Link, node: &str, out: &SyncSender<Output>, idle: impl Fn()) {
 impl Shared {
     /// One look at all rings. Returns whether a session ended.
     fn pass(&mut self, node: &str, outputs: &mut Vec<Output>) -> bool {
-        let Shared { rings, sessions, directory, unknown_records, .. } = self;
+        let Shared { rings, sessions, directory, unknown_records, drained_ns, .. } = self;
         let Some(kernel) = rings else { return false };
+        let (begin_ns, mut all_empty) = (clock::boot_ns(), true);
         let offset_ns = clock::utc_offset_ns();
         for (index, ring) in kernel.rings.iter_mut().enumerate() {
             let mut empty = false;
@@ -195,11 +204,15 @@ impl Shared {
                     *unknown_records += 1;
                 }
             }
+            all_empty &= empty;
             if empty {
                 for closing in sessions.iter_mut().flatten().filter_map(|session| session.closing.as_mut()) {
                     closing.empty[index] = true;
                 }
             }
+        }
+        if all_empty {
+            *drained_ns = begin_ns;
         }
         let now = Instant::now();
         for session in sessions.iter_mut().flatten() {
@@ -272,6 +285,10 @@ impl Shared {
                 map_full: sum(|c| c.map_full),
                 recursion: state.recursion,
                 decode_error: state.decode_error,
+                sealed_ns: state
+                    .unsealed
+                    .oldest()
+                    .map_or(self.drained_ns, |oldest| oldest.min(self.drained_ns)),
             }
         };
         session.tables.iter().map(table_counters).collect()
@@ -345,6 +362,7 @@ impl TableState {
         row.text(common::ATTRIBUTION, Attribution::name(header.attribution).unwrap_or("none"));
         row.int(common::CPU, header.cpu.into());
         row.push(self.weight);
+        self.unsealed.saw(header.ts_ns);
         if self.deadline.is_none() {
             // Jittered, so that the nodes of a cluster do not upload in step.
             self.deadline = Some(Instant::now() + interval.mul_f64(rand::rng().random_range(0.9..=1.0)));
@@ -373,6 +391,7 @@ impl TableState {
         if self.columns.rows() == 0 {
             return;
         }
+        let mark = self.unsealed.hand_on();
         match self.columns.seal(|cgroup| directory.identity(cgroup, containers)) {
             Ok(sealed) => {
                 self.filtered += sealed.filtered;
@@ -382,6 +401,7 @@ impl TableState {
                         table: self.table.name,
                         rows: sealed.rows,
                         weight: sealed.weight,
+                        mark,
                     }));
                 }
             }
@@ -398,7 +418,9 @@ impl Session {
         let limit = self.rollover_bytes.min(BATCH_BYTES);
         for state in &mut self.tables {
             let due = state.deadline.is_some_and(|deadline| deadline <= now);
-            if state.columns.bytes() >= limit || (due && !state.keep_back(now, directory)) {
+            let bytes = state.columns.bytes();
+            let full = bytes >= limit && state.kept_back.is_zero();
+            if bytes >= BATCH_BYTES_MAX || ((due || full) && !state.keep_back(now, directory)) {
                 state.seal(&self.uid, &self.containers, directory, outputs);
             }
         }

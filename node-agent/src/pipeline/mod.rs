@@ -23,6 +23,7 @@ pub mod decode;
 pub mod ring;
 pub mod segment;
 pub mod spool;
+pub mod unsealed;
 pub mod upload;
 
 /// Outputs of the engine that may wait for the segment thread: some seconds of a slow disk; at the engine's size of

@@ -37,6 +37,7 @@ use rand::Rng;
 use tracing::{debug, error};
 
 use super::spool::{BootSpool, HashingFile, OpenSegment, SealedSegment, SpoolError};
+use super::unsealed::Mark;
 use crate::engine::{Batch, Output};
 use crate::kernel::clock;
 
@@ -190,6 +191,8 @@ struct Segment {
     rows: u64,
     weight: u64,
     due: Instant,
+    /// Of its rows; they go when the file is sealed.
+    marks: Vec<Mark>,
 }
 
 impl Segment {
@@ -219,14 +222,16 @@ impl Segment {
             rows: 0,
             weight: 0,
             due,
+            marks: Vec::new(),
         })
     }
 
-    fn gather(&mut self, rows: RecordBatch, weight: u64) -> Result<(), SegmentError> {
-        self.gathered_rows += rows.num_rows();
-        self.gathered_bytes += rows.get_array_memory_size();
-        self.gathered_weight += weight;
-        self.gathered.push(rows);
+    fn gather(&mut self, batch: Batch) -> Result<(), SegmentError> {
+        self.gathered_rows += batch.rows.num_rows();
+        self.gathered_bytes += batch.rows.get_array_memory_size();
+        self.gathered_weight += batch.weight;
+        self.gathered.push(batch.rows);
+        self.marks.push(batch.mark);
         if self.gathered_rows >= ROW_GROUP_ROWS || self.gathered_bytes >= ROW_GROUP_BYTES {
             self.write_out()?;
         }
@@ -264,7 +269,8 @@ impl Segment {
         if let Err(error) = self.write_out() {
             return Err(self.fail(error));
         }
-        let Self { file, writer, rows, weight, sink, .. } = self;
+        // The marks live to the end of this function.
+        let Self { file, writer, rows, weight, sink, marks: _marks, .. } = self;
         let output = match writer.into_inner() {
             Ok(output) => output,
             Err(error) => return Err((error.into(), weight)),
@@ -379,7 +385,7 @@ impl Segments {
                 Err(error) => return lost(&sink, table, &error, batch.weight),
             },
         };
-        match segment.gather(batch.rows, batch.weight) {
+        match segment.gather(batch) {
             Ok(()) if segment.is_due(Instant::now()) => seal(segment),
             Ok(()) => _ = self.open.insert(id, segment),
             Err(error) => {

@@ -44,10 +44,40 @@ pub(super) struct Checkpoint {
     pub(super) who: Incarnation,
     pub(super) window_end_ns: Option<u64>,
     pub(super) ended: Option<Ended>,
+    /// Every row of an event before this time is in a sealed file: a crash loses only what came later.
+    #[serde(default)]
+    pub(super) sealed_ns: u64,
     pub(super) tables: BTreeMap<String, Account>,
     pub(super) coverage: Vec<CoverageRow>,
     /// Rows of `coverage` that were still being traced when this was written.
     pub(super) open: Vec<bool>,
+}
+
+impl Checkpoint {
+    /// Of a process of which nothing but its name is known.
+    fn unknown(incarnation: &str) -> Checkpoint {
+        let who = Incarnation {
+            incarnation: incarnation.to_owned(),
+            agent_version: String::new(),
+            kernel: String::new(),
+            arch: String::new(),
+            started_ns: 0,
+            ended_ns: 0,
+            clean: false,
+            anchor_ns: 0,
+            anchor_utc_us: utc_us(0),
+        };
+        let tables = node_agent_common::catalogue::TABLES.iter();
+        Checkpoint {
+            who,
+            window_end_ns: None,
+            ended: None,
+            sealed_ns: 0,
+            tables: tables.map(|table| (table.name.to_owned(), Account::default())).collect(),
+            coverage: Vec::new(),
+            open: Vec::new(),
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -101,39 +131,43 @@ pub(super) fn coverage(node: &str, spool: &BootSpool, checkpoints: &Checkpoints)
         |checkpoint: &Checkpoint| if checkpoint.ended.is_none() { "AgentLost" } else { "AgentStopped" };
     let mut rows = Vec::new();
     for (i, checkpoint) in order.iter().enumerate() {
-        rows.extend(checkpoint.coverage.iter().cloned().zip(&checkpoint.open).map(|(mut row, open)| {
-            if *open {
-                row.reason = reason(checkpoint).to_owned();
-            }
-            row
-        }));
         if checkpoint.ended == Some(Ended::Window) {
+            rows.extend(checkpoint.coverage.iter().cloned());
             continue;
         }
-        let from_ns = checkpoint.who.ended_ns;
+        let why = reason(checkpoint);
         let next = order.get(i + 1).map(|next| &next.who);
-        let to_ns =
-            next.map(|next| next.started_ns).or(checkpoint.window_end_ns).unwrap_or(from_ns).max(from_ns);
-        let gap = |mut row: CoverageRow| {
+        let until_ns = next.map(|next| next.started_ns).or(checkpoint.window_end_ns);
+        let gap = |mut row: CoverageRow, from_ns: u64, to_ns: u64| {
             row.incarnation = next.map_or(&checkpoint.who, |next| next).incarnation.clone();
-            (row.kind, row.from_ns, row.to_ns) = (CoverageKind::Gap, from_ns, to_ns);
-            (row.from_utc_us, row.to_utc_us) = (at(&checkpoint.who, from_ns), at(&checkpoint.who, to_ns));
-            (row.from_start, row.hooks, row.reason) = (false, String::new(), reason(checkpoint).to_owned());
+            (row.kind, row.from_ns, row.to_ns) = (CoverageKind::Gap, from_ns, to_ns.max(from_ns));
+            (row.from_utc_us, row.to_utc_us) =
+                (at(&checkpoint.who, row.from_ns), at(&checkpoint.who, row.to_ns));
+            (row.from_start, row.hooks, row.reason) = (false, String::new(), why.to_owned());
             row
         };
-        let targets: Vec<_> = checkpoint
-            .coverage
-            .iter()
-            .zip(&checkpoint.open)
-            .filter(|(_, open)| **open)
-            .map(|(row, _)| gap(row.clone()))
-            .collect();
-        if targets.is_empty() {
-            // Nobody was a target yet; that nobody looked is still to be said.
-            let boot = spool.boot();
-            rows.push(gap(coverage_row(node, boot, &checkpoint.who, &nobody(from_ns), from_ns)));
+        let mut gaps = Vec::new();
+        for (row, &open) in checkpoint.coverage.iter().zip(&checkpoint.open) {
+            let mut row = row.clone();
+            // A process that ended in order has sealed all its rows; one that died has lost the last of them.
+            let lost_ns = if checkpoint.ended.is_some() { row.to_ns } else { checkpoint.sealed_ns };
+            let cut = row.kind == CoverageKind::Traced && lost_ns < row.to_ns;
+            let from_ns = lost_ns.clamp(row.from_ns, row.to_ns);
+            if open || cut {
+                let to_ns = if open { until_ns.unwrap_or(row.to_ns) } else { row.to_ns };
+                gaps.push(gap(row.clone(), from_ns, to_ns));
+                (row.to_ns, row.to_utc_us, row.reason) =
+                    (from_ns, at(&checkpoint.who, from_ns), why.to_owned());
+            }
+            rows.push(row);
         }
-        rows.extend(targets);
+        if !checkpoint.open.contains(&true) {
+            // Nobody was a target then; that nobody looked is still to be said.
+            let from_ns = checkpoint.who.ended_ns;
+            let nobody = coverage_row(node, spool.boot(), &checkpoint.who, &nobody(from_ns), from_ns);
+            gaps.push(gap(nobody, from_ns, until_ns.unwrap_or(from_ns)));
+        }
+        rows.extend(gaps);
     }
     rows
 }
@@ -231,13 +265,23 @@ pub(super) fn write_checkpoint(dir: &Path, checkpoint: &Checkpoint) -> std::io::
     let mut file = fs::File::create(&tmp)?;
     file.write_all(&serde_json::to_vec(checkpoint)?)?;
     // Every second without fsync: a crash of the process needs none, a crash of the machine may take this second's.
-    // The last one is for good.
-    if checkpoint.ended.is_some() {
+    // The first one, by which it is known that there was such a process, and the last one are for good.
+    let first = !path.exists();
+    let durable = first || checkpoint.ended.is_some();
+    if durable {
         file.sync_all()?;
     }
-    fs::rename(tmp, path)
+    fs::rename(tmp, path)?;
+    if durable {
+        fs::File::open(&dir)?.sync_all()?;
+    }
+    if first && let Some(parent) = dir.parent() {
+        fs::File::open(parent)?.sync_all()?;
+    }
+    Ok(())
 }
 
+/// What is known of each process that recorded. Of one whose checkpoint cannot be read only that there was one.
 pub(super) fn read_checkpoints(dir: &Path) -> Checkpoints {
     let mut checkpoints = BTreeMap::new();
     for entry in fs::read_dir(dir.join(INCARNATIONS)).into_iter().flatten().flatten() {
@@ -251,7 +295,10 @@ pub(super) fn read_checkpoints(dir: &Path) -> Checkpoints {
         {
             Ok(checkpoint) => _ = checkpoints.insert(checkpoint.who.incarnation.clone(), checkpoint),
             Err(error) => {
-                error!(path = %path.display(), error, "the counters of an earlier process cannot be read: its account is unknown")
+                error!(path = %path.display(), error, "the counters of an earlier process cannot be read: its account is unknown");
+                if let Some(incarnation) = path.file_stem().and_then(|stem| stem.to_str()) {
+                    checkpoints.insert(incarnation.to_owned(), Checkpoint::unknown(incarnation));
+                }
             }
         }
     }

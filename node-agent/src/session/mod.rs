@@ -60,6 +60,11 @@ pub trait Recorder: Send {
     /// # Errors
     /// As there.
     fn set_targets(&mut self, session: &str, targets: &[TargetSpec]) -> Result<(), EngineError>;
+    /// See [`Engine::mend`].
+    ///
+    /// # Errors
+    /// As there.
+    fn mend(&mut self) -> Result<(), EngineError>;
     /// See [`Engine::close`].
     fn close(&mut self, session: &str);
     /// See [`Engine::counters`].
@@ -75,6 +80,10 @@ impl Recorder for Engine {
 
     fn set_targets(&mut self, session: &str, targets: &[TargetSpec]) -> Result<(), EngineError> {
         Engine::set_targets(self, session, targets)
+    }
+
+    fn mend(&mut self) -> Result<(), EngineError> {
+        Engine::mend(self)
     }
 
     fn close(&mut self, session: &str) {
@@ -243,6 +252,7 @@ impl Session {
         spec: SessionSpec,
         window_end_ns: Option<u64>,
     ) -> anyhow::Result<()> {
+        anyhow::ensure!(!self.finish, "the session's window is over");
         let boot = self.node.boot.clone();
         let spool = self.boot(&boot)?.spool.clone();
         anyhow::ensure!(spool.manifest().is_none(), "the session's data of this boot are complete already");
@@ -281,6 +291,7 @@ impl Session {
             who,
             window_end_ns,
             ended: None,
+            sealed_ns: now,
             tables: BTreeMap::new(),
             coverage: Vec::new(),
             open: Vec::new(),
@@ -384,6 +395,11 @@ impl Session {
         }
     }
 
+    /// Whether its window is over on this node. It does not open again: its account may be written already.
+    pub fn is_over(&self) -> bool {
+        self.finish
+    }
+
     /// Whether rows are recorded now.
     pub fn is_recording(&self) -> bool {
         matches!(self.phase, Phase::Recording)
@@ -397,6 +413,12 @@ impl Session {
     /// Whether everything is acknowledged by the store, every boot's manifest included.
     pub fn is_done(&self) -> bool {
         self.finish && self.is_idle() && self.boots.values().all(|run| run.spool.manifest().is_some())
+    }
+
+    /// Whether any collector ran for it, in any process or boot that the spool knows of.
+    pub fn has_recorded(&self) -> bool {
+        let mut checkpoints = self.boots.values().flat_map(|run| run.checkpoints.values());
+        checkpoints.any(|checkpoint| !checkpoint.tables.is_empty())
     }
 
     /// What came of each collector.
@@ -455,13 +477,14 @@ impl Session {
         let name = self.node.name.clone();
         let Some(run) = self.boots.get_mut(&boot) else { return };
         let Some(checkpoint) = run.checkpoints.get_mut(&*incarnation) else { return };
-        for table in counters {
+        for table in &counters {
             let account = checkpoint.tables.entry(table.table.to_owned()).or_default();
-            *account = Account { emitted: table.emitted, terms: kernel_terms(&table) };
+            *account = Account { emitted: table.emitted, terms: kernel_terms(table) };
             if let Some(lost) = losses.get(table.table) {
                 account.terms.merge(lost);
             }
         }
+        checkpoint.sealed_ns = counters.iter().map(|table| table.sealed_ns).min().unwrap_or(now);
         checkpoint.who.ended_ns = now;
         checkpoint.who.clean = ended.is_some();
         checkpoint.ended = ended;

@@ -14,6 +14,7 @@ static WORKLOAD: extern "C" fn() = {
     extern "C" fn workload() {
         tcp_connections::workload();
         support::workload();
+        support::undisturbed();
     }
     workload
 };

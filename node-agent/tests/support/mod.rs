@@ -29,6 +29,7 @@ use node_agent::kernel::clock;
 use node_agent::metrics::Metrics;
 use node_agent::pipeline::segment::{Segments, Sinks};
 use node_agent::pipeline::spool::Spool;
+use node_agent::pipeline::unsealed::Unsealed;
 use node_agent::pipeline::upload::{
     Destination, Grant, GrantError, GrantRequest, GrantSource, ObjectName, Uploader,
 };
@@ -207,6 +208,7 @@ impl GrantSource for Grants {
 pub(crate) struct Synthetic {
     out: SyncSender<Output>,
     counters: HashMap<&'static str, TableCounters>,
+    unsealed: HashMap<&'static str, Unsealed>,
     from_ns: u64,
     to_ns: Option<u64>,
 }
@@ -218,8 +220,10 @@ impl Synthetic {
             self.counters.entry(table).or_insert(TableCounters { table, ..TableCounters::default() });
         counters.emitted += times.len() as u64 + lost;
         counters.ring_full += lost;
-        let batch =
-            Batch { session: session.into(), table, rows: rows(table, times), weight: times.len() as u64 };
+        let unsealed = self.unsealed.entry(table).or_default();
+        times.iter().for_each(|&ns| unsealed.saw(ns.cast_unsigned()));
+        let (rows, weight, mark) = (rows(table, times), times.len() as u64, unsealed.hand_on());
+        let batch = Batch { session: session.into(), table, rows, weight, mark };
         self.out.send(Output::Batch(batch)).unwrap();
     }
 }
@@ -238,13 +242,22 @@ impl Recorder for Synthetic {
         Ok(())
     }
 
+    fn mend(&mut self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
     fn close(&mut self, session: &str) {
         self.to_ns = Some(clock::boot_ns());
         self.out.send(Output::Closed { session: session.into() }).unwrap();
     }
 
     fn counters(&self, _: &str) -> Vec<TableCounters> {
-        self.counters.values().cloned().collect()
+        let now = clock::boot_ns();
+        let sealed = |table| self.unsealed[table].oldest().unwrap_or(now);
+        self.counters
+            .values()
+            .map(|one| TableCounters { sealed_ns: sealed(one.table), ..one.clone() })
+            .collect()
     }
 
     fn coverage(&self, _: &str) -> Vec<TargetCoverage> {
@@ -317,7 +330,16 @@ impl World {
             runtime: tokio::runtime::Handle::current(),
             metrics,
         };
-        Self { node, engine: Synthetic { out, counters: HashMap::new(), from_ns: 0, to_ns: None } }
+        Self {
+            node,
+            engine: Synthetic {
+                out,
+                counters: HashMap::new(),
+                unsealed: HashMap::new(),
+                from_ns: 0,
+                to_ns: None,
+            },
+        }
     }
 
     pub(crate) fn record(&mut self, uid: &str) -> Session {

@@ -326,7 +326,8 @@ pub enum Stage {
     Preparing = 1,
     Running = 2,
     Draining = 3,
-    /// Everything acknowledged by the store, the node's manifest included.
+    /// Everything acknowledged by the store, the node's manifest included. With a `reason`: there was nothing to
+    /// acknowledge, because nothing was recorded.
     Done = 4,
     /// Nothing can be collected here, `reason` and `message` say why.
     Failed = 5,

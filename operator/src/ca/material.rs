@@ -146,12 +146,13 @@ impl Material {
         Ok(next)
     }
 
-    /// What to hold when the Secret was deleted while this was in use: a replacement begins.
+    /// What to hold when the Secret was deleted while this was in use: a replacement begins, unless one is under way. Of
+    /// three CAs only two would be published, and the one that signed the serving certificate must be among them.
     ///
     /// # Errors
     /// When a key or a certificate cannot be made.
     pub fn after_deletion(&self, settings: &Settings, now: Timestamp) -> Result<Self, rcgen::Error> {
-        self.replaced(settings, now)
+        if self.state.serve_after.is_some() { Ok(self.clone()) } else { self.replaced(settings, now) }
     }
 }
 
@@ -245,6 +246,8 @@ mod tests {
         let next = held.after_deletion(&settings(), at(1)).unwrap();
         assert_eq!(next.tls, held.tls);
         assert_eq!(next.previous_ca, Some(held.ca));
+        let again = next.after_deletion(&settings(), at(2)).unwrap();
+        assert_eq!(again, next, "the CA of the serving certificate stays published");
     }
 
     #[test]

@@ -18,12 +18,10 @@ use std::time::Duration;
 
 use crds::TraceSession;
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::Node;
-use kube::core::PartialObjectMeta;
 use kube::runtime::controller::{self, Action, applier};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::{WatchStreamExt, reflector, watcher};
-use kube::{Api, Client, ResourceExt};
+use kube::{Api, ResourceExt};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -32,6 +30,7 @@ use tracing::Instrument;
 pub mod build;
 pub mod dereference;
 pub mod finish;
+pub mod labels;
 pub mod listed;
 pub mod memory;
 pub mod nodes;
@@ -41,9 +40,9 @@ pub mod status;
 pub mod validate;
 pub mod write;
 
-pub use reconcile::{Context, ReconcileError};
-
+pub use labels::Nodes;
 use listed::Listed;
+pub use reconcile::{Context, ReconcileError};
 
 use crate::hub::SessionId;
 use crate::metrics::{Kind, Word, outcome};
@@ -54,26 +53,6 @@ const FLUSH: Duration = Duration::from_millis(250);
 const CONCURRENCY: u16 = 32;
 /// Longer than any listing of a session; a pass that hangs must not hold its session for ever.
 const PASS_TIMEOUT: Duration = Duration::from_secs(300);
-
-/// Watches the nodes' labels until stopped.
-pub fn watch_nodes(client: Client, stop: CancellationToken) -> Store<PartialObjectMeta<Node>> {
-    let (nodes, writer) = reflector::store();
-    let watch =
-        watcher(Api::<PartialObjectMeta<Node>>::all(client), watcher::Config::default().any_semantic())
-            .default_backoff()
-            .modify(|node| {
-                node.metadata.managed_fields = None;
-                node.metadata.annotations = None;
-            })
-            .reflect(writer)
-            .for_each(|event| async move {
-                if let Err(error) = event {
-                    tracing::warn!(%error, "watch of nodes failed, will retry");
-                }
-            });
-    tokio::spawn(async move { stop.run_until_cancelled(watch).await });
-    nodes
-}
 
 /// Holds plans back until every session that exists and has started was looked at once.
 ///
@@ -168,6 +147,11 @@ async fn flush(
     let mut ticks = tokio::time::interval(FLUSH);
     while stop.run_until_cancelled(ticks.tick()).await.is_some() {
         context.hub.flush();
+        if context.nodes.have_changed() {
+            let selects = |session: &TraceSession| !session.spec.target.node_selector.is_empty();
+            let selecting = sessions.state().into_iter().filter(|session| selects(session));
+            selecting.for_each(|session| context.hub.trigger(ObjectRef::from_obj(&*session)));
+        }
         let exists = |id: &SessionId| {
             sessions.get(&id.object_ref()).is_some_and(|session| session.uid().as_deref() == Some(&id.uid))
         };

@@ -19,7 +19,7 @@ use crate::hub::NodeView;
 /// it reconnects.
 pub const LOST_AFTER: Duration = Duration::from_secs(45);
 /// `failingNodes` names at most this many.
-const FAILING_MAX: usize = 5;
+pub const FAILING_MAX: usize = 5;
 
 /// What one node is doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,23 +49,29 @@ impl NodeState {
     }
 }
 
-/// What this node is doing. `expected_since` is when this process learnt that it has a pod.
-pub fn state(view: &NodeView, expected_since: Instant, now: Instant) -> NodeState {
+/// What this node is doing. `expected_since` is when this process learnt that it has a pod; `last`: nobody waits longer.
+pub fn state(view: &NodeView, expected_since: Instant, now: Instant, last: bool) -> NodeState {
     let stage = view.report.as_ref().map(v1::SessionReport::stage);
     match (stage, &view.report) {
         // Final, whether or not the agent is still there.
-        (Some(Stage::Done), _) => return NodeState::Done,
-        (Some(Stage::Failed), Some(report)) if report.reason == reason::UNSUPPORTED => {
+        (Some(Stage::Done), Some(report)) if report.reason.is_empty() => return NodeState::Done,
+        (Some(Stage::Done | Stage::Failed), Some(report))
+            if report.reason == node_api::reason::UNSUPPORTED =>
+        {
             return NodeState::Unsupported(report.message.clone());
         }
-        (Some(Stage::Failed), Some(report)) => {
+        (Some(Stage::Done | Stage::Failed), Some(report)) => {
             return NodeState::Failed(constant(&report.reason), report.message.clone());
+        }
+        // It tries again and again, until one of its sessions ends.
+        (Some(Stage::Preparing), Some(report)) if report.reason == node_api::reason::NODE_CAPACITY => {
+            return NodeState::Failed(reason::NODE_CAPACITY.to_owned(), report.message.clone());
         }
         _ => {}
     }
     if !view.connected {
         let since = view.lost_since.map_or(expected_since, |lost| lost.max(expected_since));
-        if now.saturating_duration_since(since) >= LOST_AFTER {
+        if last || now.saturating_duration_since(since) >= LOST_AFTER {
             let ever = view.lost_since.is_some();
             return NodeState::Lost(if ever { reason::NODE_LOST } else { reason::NO_AGENT });
         }
@@ -108,22 +114,31 @@ pub fn counts(states: &BTreeMap<String, NodeState>, views: &BTreeMap<String, Nod
     counts
 }
 
-/// At most five nodes that are in trouble, by name; once the session is over (`finished`), also those that still had
-/// something to upload.
-pub fn failing(states: &BTreeMap<String, NodeState>, finished: bool) -> Vec<FailingNode> {
+/// At most five nodes that are in trouble, by name, as their agents say; once the session is over (`finished`), also those
+/// that still had something to upload.
+pub fn failing(
+    states: &BTreeMap<String, NodeState>,
+    views: &BTreeMap<String, NodeView>,
+    finished: bool,
+) -> Vec<FailingNode> {
     let failing = states.iter().filter_map(|(name, state)| {
+        let said =
+            views.get(name).and_then(|view| view.report.as_ref()).filter(|said| !said.reason.is_empty());
         let (reason, message) = match state {
             NodeState::Failed(reason, message) => (reason.clone(), message.clone()),
             NodeState::Unsupported(message) => (reason::UNSUPPORTED.to_owned(), message.clone()),
             NodeState::Lost(reason) if *reason == reason::NO_AGENT => {
                 ((*reason).to_owned(), "no agent of this node is connected".to_owned())
             }
-            state if finished && !matches!(state, NodeState::Done | NodeState::Lost(_)) => (
-                reason::DRAIN_TIMEOUT.to_owned(),
-                "it had not uploaded everything when drainTimeout passed".to_owned(),
-            ),
             NodeState::Lost(reason) => ((*reason).to_owned(), "the agent's stream is down".to_owned()),
-            _ => return None,
+            NodeState::Done => return None,
+            _ if finished => {
+                let why =
+                    said.map_or_else(String::new, |said| format!(": {}: {}", said.reason, said.message));
+                let message = format!("it had not uploaded everything when drainTimeout passed{why}");
+                (reason::DRAIN_TIMEOUT.to_owned(), message)
+            }
+            _ => said.map(|said| (constant(&said.reason), said.message.clone()))?,
         };
         Some(FailingNode { name: name.clone(), reason, message: message.chars().take(1024).collect() })
     });

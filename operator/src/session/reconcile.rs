@@ -10,6 +10,7 @@
 //! before the status is written, and a store that does not answer ends nothing but grants.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,11 +19,8 @@ use crds::{Phase, TraceSession, TraceSessionStatus};
 use dataset::manifest::Verdict;
 use dataset::reader::{self, ReadError};
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::Node;
-use kube::core::PartialObjectMeta;
 use kube::runtime::controller::Action;
 use kube::runtime::events::Recorder;
-use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, ResourceExt};
 use node_api::v1::{Activity, SessionPlan};
 use tokio::time::Instant;
@@ -34,7 +32,7 @@ use super::pods::{NotListed, PodWatches};
 use super::status::{Early, Finished, Observed, StoreState, TargetState, status};
 use super::validate::{Rejection, Selection, ValidatedSession, validate};
 use super::write::{Writer, Written};
-use super::{build, finish};
+use super::{Nodes, build, finish};
 use crate::hub::{Assignment, Hub, NodeView, Published, SessionId};
 use crate::metrics::Metrics;
 use crate::store::{ResolvedStore, StoreProblem, Stores};
@@ -45,6 +43,11 @@ const IDLE: Duration = Duration::from_secs(60);
 const WATCHFUL: Duration = Duration::from_secs(5);
 /// An incomplete session waits for its nodes without hurry.
 const LATE: Duration = Duration::from_secs(300);
+/// For what a session's end asks of its store. A store that does not answer must not hold a place among the reconciles,
+/// and a listing without end must not keep the session from ending.
+const STORE_PATIENCE: Duration = Duration::from_secs(60);
+/// For the first list of the nodes.
+const NODES_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a pass needs.
 pub struct Context {
@@ -57,7 +60,7 @@ pub struct Context {
     /// Pods of namespaces with sessions.
     pub pods: PodWatches,
     /// Labels of nodes.
-    pub nodes: Store<PartialObjectMeta<Node>>,
+    pub nodes: Nodes,
     /// Owners of owners.
     pub owners: Owners,
     /// Events.
@@ -83,6 +86,9 @@ pub enum ReconcileError {
     /// Pods cannot be listed.
     #[error(transparent)]
     Pods(#[from] NotListed),
+    /// Nodes cannot be listed.
+    #[error("the cluster's nodes are not listed yet")]
+    Nodes,
     /// It took too long.
     #[error("the pass took too long")]
     Timeout,
@@ -245,7 +251,8 @@ impl Pass<'_> {
         self.publish(valid, end, &expected, &selected.plans, store.as_ref().ok().cloned());
 
         let views = self.context.hub.nodes(&self.id.uid, &expected);
-        let states = states(&views, &memory.expected, self.instant);
+        let last = self.now >= end + signed(valid.drain_timeout);
+        let states = states(&views, &memory.expected, self.instant, last);
         let mut findings = Findings {
             store: store
                 .as_ref()
@@ -263,10 +270,9 @@ impl Pass<'_> {
             findings.store = Some(StoreState::Ready);
         }
         if self.now >= end {
-            let deadline = end + signed(valid.drain_timeout);
             let settled = findings.states.values().all(NodeState::is_settled);
-            if settled || self.now >= deadline {
-                findings.finished = self.close(memory, &findings.states, store, self.now >= deadline).await;
+            if settled || last {
+                findings.finished = self.close(memory, &findings.states, store, last).await;
             }
             if findings.finished.is_some() {
                 return self.conclude(memory, session, findings).await;
@@ -360,9 +366,13 @@ impl Pass<'_> {
     async fn look_up(&self, valid: &ValidatedSession, start: Timestamp) -> Result<Selected, ReconcileError> {
         let pods = self.context.pods.acquire(&self.id).await?.state();
         let matched = self.context.owners.matching(&self.id.namespace, &valid.selection, pods).await?;
-        let labels =
-            |node: &str| self.context.nodes.get(&ObjectRef::new(node)).map(|node| node.labels().clone());
-        let plans = build::build(&self.id, valid, &matched.pods, start, labels);
+        if !valid.node_selector.is_empty() {
+            // A node that is not listed yet would look like one that is not selected.
+            let listed = self.context.nodes.listed.complete();
+            tokio::time::timeout(NODES_PATIENCE, listed).await.map_err(|_| ReconcileError::Nodes)?;
+        }
+        let plans =
+            build::build(&self.id, valid, &matched.pods, start, |node| self.context.nodes.labels(node));
         Ok(Selected { matched: Some(matched), plans })
     }
 
@@ -415,7 +425,7 @@ impl Pass<'_> {
         last_chance: bool,
     ) -> Option<Finished> {
         let written = match store {
-            Ok(store) => finish::close(&store, states, self.now).await.map_err(|error| unreadable(&error)),
+            Ok(store) => in_time(finish::close(&store, states, self.now)).await,
             Err(problem) => Err(problem),
         };
         match written {
@@ -520,10 +530,6 @@ impl Pass<'_> {
         status: &TraceSessionStatus,
     ) -> Result<(), ReconcileError> {
         let store = self.store(memory, session).await;
-        let late = match memory.late.clone() {
-            Some(late) => late,
-            None => self.recall_late(&store, status).await,
-        };
         let (Ok(valid), Some(start), Some(end)) =
             (validate(&session.spec), &status.start_time, &status.end_time)
         else {
@@ -533,20 +539,28 @@ impl Pass<'_> {
         // Its time for uploads begins anew whenever it comes back; in whole hours, so that it is not told of each pass.
         let drain = valid.drain_timeout + until(self.now, end.0);
         let drain = Duration::from_secs((drain.as_secs() / 3600 + 1) * 3600);
-        let held = self.context.hub.published(&self.id.uid);
-        let assign = |node: &String| {
-            let plan = held.as_ref().and_then(|held| Some(held.nodes.get(node)?.plan.clone()));
-            let plan = plan.unwrap_or_else(|| Arc::new(build::empty(&self.id, &valid)));
-            let hash = node_api::plan::hash(&plan);
-            (node.clone(), Assignment { plan, hash, activity: Activity::Drain, drain })
+        let publish = |missing: &BTreeSet<String>| {
+            let held = self.context.hub.published(&self.id.uid);
+            let assign = |node: &String| {
+                let plan = held.as_ref().and_then(|held| Some(held.nodes.get(node)?.plan.clone()));
+                let plan = plan.unwrap_or_else(|| Arc::new(build::empty(&self.id, &valid)));
+                let hash = node_api::plan::hash(&plan);
+                (node.clone(), Assignment { plan, hash, activity: Activity::Drain, drain })
+            };
+            let nodes = missing.iter().map(assign).collect();
+            let store = store.as_ref().ok().cloned();
+            self.context.hub.publish(Published { id: self.id.clone(), end: end.0, nodes, store });
         };
-        let nodes = late.missing.iter().map(assign).collect();
-        let published =
-            Published { id: self.id.clone(), end: end.0, nodes, store: store.as_ref().ok().cloned() };
-        self.context.hub.publish(published);
+        if memory.late.is_none() {
+            // Before the store is asked: after a restart no agent of any session is answered until this is published.
+            publish(&named_missing(status));
+            memory.late = self.recall_late(&store, status).await;
+        }
+        let Some(late) = memory.late.clone() else { return Ok(()) };
+        publish(&late.missing);
 
         let mut views = self.context.hub.nodes(&self.id.uid, &late.missing);
-        let late_states = states(&views, &memory.expected, self.instant);
+        let late_states = states(&views, &memory.expected, self.instant, false);
         if done(&late_states, &late.missing) <= late.done {
             return Ok(());
         }
@@ -576,34 +590,55 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// After a restart of the operator the last manifest says who is missing. Without it the status names some.
+    /// After a restart of the operator the last manifest says who is missing; none while the store cannot say.
     async fn recall_late(
         &self,
         store: &Result<Arc<ResolvedStore>, StoreProblem>,
         status: &TraceSessionStatus,
-    ) -> Late {
-        let names: BTreeSet<String> = status.nodes.iter().flat_map(|nodes| &nodes.names).cloned().collect();
+    ) -> Option<Late> {
+        let names = all_names(status);
         if status.dataset.as_ref().is_some_and(|dataset| dataset.manifest.is_none()) {
-            return Late { listed: names.clone(), missing: names, done: 0 };
+            return Some(Late { listed: names.clone(), missing: names, done: 0 });
         }
         let contents = match store {
-            Ok(store) => {
-                reader::load(store.object_store().as_ref(), store.prefix()).await.map_err(|e| unreadable(&e))
-            }
+            Ok(store) => in_time(reader::load(store.object_store().as_ref(), store.prefix())).await,
             Err(problem) => Err(problem.clone()),
         };
         match contents.map(|contents| contents.manifest) {
-            Ok(Some(manifest)) => finish::late(&manifest),
-            Ok(None) => Late { listed: names.clone(), missing: names, done: 0 },
+            Ok(Some(manifest)) => Some(finish::late(&manifest)),
+            Ok(None) => Some(Late { listed: names.clone(), missing: names, done: 0 }),
             Err(problem) => {
                 tracing::warn!(
                     reason = problem.reason,
                     message = problem.message,
                     "manifest cannot be read, will retry"
                 );
-                let missing = status.failing_nodes.iter().map(|node| node.name.clone()).collect();
-                Late { listed: names, missing, done: 0 }
+                None
             }
+        }
+    }
+}
+
+fn all_names(status: &TraceSessionStatus) -> BTreeSet<String> {
+    status.nodes.iter().flat_map(|nodes| &nodes.names).cloned().collect()
+}
+
+/// The nodes that a session which ended incomplete waits for, as far as its status says. A node that is left out deletes
+/// what it holds: where the status has no room for all of them, nobody is.
+fn named_missing(status: &TraceSessionStatus) -> BTreeSet<String> {
+    match &status.failing_nodes {
+        all if all.is_empty() || all.len() >= nodes::FAILING_MAX => all_names(status),
+        some => some.iter().map(|node| node.name.clone()).collect(),
+    }
+}
+
+/// What a store says within [`STORE_PATIENCE`].
+async fn in_time<T>(work: impl Future<Output = Result<T, ReadError>>) -> Result<T, StoreProblem> {
+    match tokio::time::timeout(STORE_PATIENCE, work).await {
+        Ok(result) => result.map_err(|error| unreadable(&error)),
+        Err(_) => {
+            let message = format!("no answer within {} s", STORE_PATIENCE.as_secs());
+            Err(StoreProblem { reason: reason::STORE_UNAVAILABLE, message })
         }
     }
 }
@@ -622,7 +657,7 @@ impl Selected {
             (Some(matched), Selection::Workload(workload)) if matched.workload_missing => {
                 TargetState::WorkloadMissing(format!("{:?} {}", workload.kind, workload.name))
             }
-            (Some(matched), _) => TargetState::Pods(matched.pods.len()),
+            (Some(_), _) => TargetState::Pods(self.plans.values().map(|plan| plan.targets.len()).sum()),
         }
     }
 }
@@ -631,9 +666,10 @@ fn states(
     views: &BTreeMap<String, NodeView>,
     since: &BTreeMap<String, Instant>,
     now: Instant,
+    last: bool,
 ) -> BTreeMap<String, NodeState> {
     let state = |(name, view): (&String, &NodeView)| {
-        (name.clone(), nodes::state(view, since.get(name).copied().unwrap_or(now), now))
+        (name.clone(), nodes::state(view, since.get(name).copied().unwrap_or(now), now, last))
     };
     views.iter().map(state).collect()
 }

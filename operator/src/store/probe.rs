@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Tries a store for real: put, head, create-only put, delete.
+//! Tries a store for real: put, head, create-only put, list, delete.
 //!
 //! In: a connection. Out: what the store can do, or its answer as a reason. The probe goes the agents' way, presigned
 //! URLs with signed headers, so what it finds holds for them. Of what a store answers only the error code and the
@@ -8,12 +8,14 @@
 //! The object is `<prefix>/_tracelake_probe/<random>` and is deleted again; a probe that is cut off leaves at most that.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crds::S3;
 use crds::conditions::reason;
+use futures::TryStreamExt;
 use http::{Method, StatusCode};
+use object_store::ObjectStore;
 use object_store::path::Path;
 use object_store::signer::SignedUrlOptions;
 use sha2::{Digest, Sha256};
@@ -23,6 +25,10 @@ use super::{Connection, StoreProblem, StoreVersion, sign};
 
 /// A success this recent is not tried again for a session that wants to start.
 const RECENT: Duration = Duration::from_secs(60);
+/// A failure this recent is not tried again for one: many sessions may wait for a store that is down.
+const RECENT_FAILURE: Duration = Duration::from_secs(10);
+/// A listing may be tried again inside; it has to end before the pass that waits for it gets late.
+const LISTING: Duration = Duration::from_secs(10);
 const FOLDER: &str = "_tracelake_probe";
 const GRANT: Duration = Duration::from_secs(60);
 /// Errors in XML are short; what is longer is not read.
@@ -40,6 +46,8 @@ pub struct Probed {
 #[derive(Default)]
 pub(crate) struct Probes {
     done: Mutex<HashMap<String, Done>>,
+    /// One probe of a store at a time; who waits finds its result.
+    turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 #[derive(Clone)]
@@ -50,15 +58,21 @@ pub(crate) struct Done {
 }
 
 impl Probes {
-    /// A success of the last minute, or a new try.
+    /// A success of the last minute, a failure of the last seconds, or a new try.
     pub(crate) async fn recent(
         &self,
         version: &StoreVersion,
         s3: &S3,
         connection: &Connection,
     ) -> Result<Probed, StoreProblem> {
+        let turn = {
+            let mut turns = self.turns.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            turns.entry(version.uid.clone()).or_default().clone()
+        };
+        let _turn = turn.lock().await;
         match self.last(version) {
             Some(Done { at, result: Ok(probed), .. }) if at.elapsed() < RECENT => Ok(probed),
+            Some(Done { at, result: Err(problem), .. }) if at.elapsed() < RECENT_FAILURE => Err(problem),
             _ => self.now(version, s3, connection).await,
         }
     }
@@ -76,7 +90,14 @@ impl Probes {
         s3: &S3,
         connection: &Connection,
     ) -> Result<Probed, StoreProblem> {
-        let result = probe(s3, connection).await;
+        let mut result = probe(s3, connection).await;
+        // The same problem under another request id is no news: it would cost a write of every waiting session's status.
+        if let (Err(problem), Some(Done { result: Err(before), .. })) = (&result, self.last(version))
+            && problem.reason == before.reason
+            && without_id(&problem.message) == without_id(&before.message)
+        {
+            result = Err(before);
+        }
         let done = Done { version: version.clone(), at: Instant::now(), result: result.clone() };
         self.done.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).insert(version.uid.clone(), done);
         result
@@ -85,6 +106,7 @@ impl Probes {
     /// Forgets a store that is gone.
     pub(crate) fn forget(&self, uid: &str) {
         self.done.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).remove(uid);
+        self.turns.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).remove(uid);
     }
 }
 
@@ -151,12 +173,34 @@ async fn after_put(
             format!("{}: an object of {length} bytes was put and has another length afterwards", place(s3)),
         ));
     }
+    list(s3, connection, path).await?;
     let second = send(s3, "put again", again).await?;
     match second.status {
         StatusCode::PRECONDITION_FAILED | StatusCode::CONFLICT => Ok(Probed { conditional_put: true }),
         status if status.is_success() => Ok(Probed { conditional_put: false }),
         _ => Err(problem(s3, "put again", &second)),
     }
+}
+
+/// Lists the probe's folder, as the manifest is made from a listing at the session's end.
+async fn list(s3: &S3, connection: &Connection, path: &Path) -> Result<(), StoreProblem> {
+    let folder: Path = path.parts().take(path.parts().count() - 1).collect();
+    let mut objects = connection.s3.list(Some(&folder));
+    let failed = |reason, what: &str| Err(StoreProblem::new(reason, format!("{}: list: {what}", place(s3))));
+    match tokio::time::timeout(LISTING, objects.try_next()).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(
+            object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. },
+        )) => failed(reason::ACCESS_DENIED, "allow s3:ListBucket to this key"),
+        Ok(Err(_)) => failed(reason::STORE_ERROR, "the store did not answer as expected"),
+        Err(_) => failed(reason::STORE_UNAVAILABLE, "no answer in time"),
+    }
+}
+
+/// A message but for the id of the request, which differs from try to try.
+fn without_id(message: &str) -> (&str, &str) {
+    let (before, rest) = message.split_once("(request id ").unwrap_or((message, ""));
+    (before, rest.split_once(')').map_or("", |(_, after)| after))
 }
 
 async fn send(s3: &S3, step: &str, request: reqwest::RequestBuilder) -> Result<Answer, StoreProblem> {
@@ -298,6 +342,16 @@ mod tests {
         assert_eq!(problem.reason, reason::NO_SUCH_BUCKET);
         assert!(problem.message.contains("404 NoSuchBucket (request id 4F-2)"), "{problem}");
         assert!(!problem.message.contains("secret text"), "{problem}");
+    }
+
+    #[test]
+    fn only_the_request_id_may_differ() {
+        let text = |id: &str, status: u16| {
+            problem(&s3(), "put", &answer(status, &format!("<RequestId>{id}</RequestId>"))).message
+        };
+        assert_eq!(without_id(&text("a", 503)), without_id(&text("b", 503)));
+        assert_ne!(without_id(&text("a", 503)), without_id(&text("a", 500)));
+        assert_ne!(without_id(&text("a", 403)), without_id(&text("a", 503)));
     }
 
     #[test]

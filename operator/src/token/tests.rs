@@ -111,8 +111,9 @@ async fn an_expired_token_is_refused_whether_seen_before_or_not() {
     assert_eq!(refused.authenticator.authenticate(Some(&token(OURS, -5))).await, Err(Refusal::Expired));
     let remembered = fixture(good_status());
     let old = token(OURS, -5);
-    let _ = remembered.authenticator.authenticate(Some(&old)).await;
-    assert_eq!(remembered.authenticator.authenticate(Some(&old)).await, Err(Refusal::Expired));
+    for _ in 0..2 {
+        assert_eq!(remembered.authenticator.authenticate(Some(&old)).await, Err(Refusal::Expired));
+    }
 }
 
 #[tokio::test]

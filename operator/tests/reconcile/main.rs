@@ -17,7 +17,7 @@ use dataset::manifest::{FORMAT_VERSION, NodeManifest, Verdict};
 use dataset::reader;
 use kube::runtime::controller::Action;
 use kube::runtime::events::{Recorder, Reporter};
-use kube::runtime::reflector::{self, ObjectRef};
+use kube::runtime::reflector::ObjectRef;
 use node_api::v1::{Activity, CollectorReport, Hello, Report, SessionReport, Stage, Totals};
 use servers::{BUCKET, Server, writer};
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -27,7 +27,7 @@ use tracelake_operator::metrics::Metrics;
 use tracelake_operator::session::dereference::Owners;
 use tracelake_operator::session::memory::{Clock, Memories};
 use tracelake_operator::session::pods::PodWatches;
-use tracelake_operator::session::{self, Context, reconcile};
+use tracelake_operator::session::{self, Context, Nodes, reconcile};
 use tracelake_operator::store::{ResolvedStore, StoreConfig, Stores};
 
 const UID: &str = "0b7d4fd2-0000-4000-8000-000000000001";
@@ -94,7 +94,7 @@ spec: {{s3: {{bucket: {BUCKET}, prefix: team, endpoint: '{endpoint}'}}, credenti
             hub: hub.clone(),
             stores: Arc::new(Stores::new(client.clone(), stores)),
             pods: PodWatches::new(client.clone(), hub.clone()),
-            nodes: reflector::store().0,
+            nodes: Nodes::none(),
             owners: Owners::new(client.clone()),
             recorder: Recorder::new(client, Reporter { controller: "test".to_owned(), instance: None }),
             metrics: Metrics::default(),

@@ -92,7 +92,7 @@ pub fn status(seen: &Observed<'_>) -> TraceSessionStatus {
         status.start_time = Some(time(start));
         status.end_time = Some(time(end));
         status.nodes = Some(nodes::counts(seen.states, seen.views));
-        status.failing_nodes = nodes::failing(seen.states, seen.finished.is_some());
+        status.failing_nodes = nodes::failing(seen.states, seen.views, seen.finished.is_some());
         let asked = seen.session.spec.collectors.iter().map(|collector| collector.name.to_string());
         status.collectors = nodes::collectors(asked, seen.views, &status.collectors);
         status.totals = Some(nodes::totals(seen.views, status.totals.as_ref()));
@@ -271,7 +271,10 @@ fn uploaded(seen: &Observed<'_>, phase: Phase) -> (bool, &'static str, String) {
         }
         Some(finished) => {
             let settled = seen.states.values().all(NodeState::is_settled);
-            let why = if settled && finished.manifest.is_some() {
+            let failed = seen.states.values().any(|state| matches!(state, NodeState::Failed(..)));
+            let why = if settled && failed {
+                reason::NODE_FAILED
+            } else if settled && finished.manifest.is_some() {
                 reason::OBJECTS_MISSING
             } else {
                 reason::DRAIN_TIMEOUT
@@ -306,6 +309,11 @@ fn degraded(seen: &Observed<'_>, status: &TraceSessionStatus) -> (bool, &'static
     if let Some(nodes) = named(|state| matches!(state, NodeState::Lost(_))) {
         return (true, reason::NO_AGENT, format!("no agent of {nodes} is connected"));
     }
+    if seen.finished.is_some()
+        && let Some(nodes) = named(|state| !state.is_settled())
+    {
+        return (true, reason::DRAIN_TIMEOUT, format!("{nodes} had not uploaded everything in time"));
+    }
     let required = |name: &str| {
         seen.session.spec.collectors.iter().any(|asked| asked.name.as_str() == name && !asked.optional)
     };
@@ -314,7 +322,8 @@ fn degraded(seen: &Observed<'_>, status: &TraceSessionStatus) -> (bool, &'static
         let why = one.reason.as_deref().unwrap_or_default();
         return (true, reason::COLLECTOR_UNSUPPORTED, format!("{} does not run on {nodes}: {why}", one.name));
     }
-    if let Some(nodes) = named(|state| matches!(state, NodeState::Unsupported(_))) {
+    let optional = seen.session.spec.collectors.iter().all(|asked| asked.optional);
+    if let (Some(nodes), false) = (named(|state| matches!(state, NodeState::Unsupported(_))), optional) {
         return (true, reason::COLLECTOR_UNSUPPORTED, format!("{nodes} can run none of the collectors"));
     }
     if status.totals.as_ref().is_some_and(|totals| totals.lost > 0) {

@@ -53,7 +53,8 @@ impl Case {
     fn status(&self) -> TraceSessionStatus {
         let since = Instant::now();
         let later = since + Duration::from_secs(120);
-        let state = |(name, view): (&String, &NodeView)| (name.clone(), nodes::state(view, since, later));
+        let state =
+            |(name, view): (&String, &NodeView)| (name.clone(), nodes::state(view, since, later, false));
         let states: BTreeMap<_, _> = self.views.iter().map(state).collect();
         status(&Observed {
             session: &self.session,
