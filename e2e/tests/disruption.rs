@@ -83,10 +83,7 @@ fn an_agent_that_is_killed_loses_no_sealed_row_and_declares_the_gap() -> Result<
         restarted(&env, &agent).await?;
         session.recording().await?;
         PodSpec::workload("second", "kill", &["spawn", "17", "/usr/bin/true"]).on(&a).run(&api).await?;
-        session.stop().await?;
-        let ended = session.phase("Completed").await?;
-        let dataset = Dataset::open(&env.store, &ended).await?;
-        dataset.verify().await?;
+        let dataset = Dataset::complete(&env, &session).await?;
         let processes = dataset.table("processes").await?;
         ensure!(programs(&processes, "first").len() == 23, "sealed rows are gone");
         ensure!(programs(&processes, "second").len() == 17, "rows after the restart are missing");
@@ -118,27 +115,18 @@ fn an_operator_that_is_killed_changes_nothing_for_running_sessions() -> Result<(
         let session =
             Session::create(&env.client, &ns, "operator-kill", Session::spec("opkill", WINDOW)).await?;
         let before = session.recording().await?;
-        let operators = ListParams::default().labels("app.kubernetes.io/component=operator");
-        let system = pods::api(&env.client, &env.system);
-        let operator = system.list(&operators).await?.items.pop().context("no operator")?;
-        let node = operator
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.node_name.clone())
-            .context("the operator runs nowhere")?;
-        kill(&env, &ns, &node, "tracelake-operator").await?;
+        let operator = operator(&env).await?;
+        kill(&env, &ns, &node_of(&operator)?, "tracelake-operator").await?;
         // In the sleeper's pod, which is traced already: a new pod needs the operator.
         pods::exec(&api, "sleeper", &["/usr/local/bin/workload", "spawn", "23", "/usr/bin/true"]).await?;
         restarted(&env, &operator).await?;
         session.recording().await?;
-        session.stop().await?;
-        let ended = session.phase("Completed").await?;
+        let dataset = Dataset::complete(&env, &session).await?;
+        let ended = session.get().await?;
         let start = |session: &crds::TraceSession| {
             session.status.as_ref().and_then(|status| status.start_time.clone())
         };
         ensure!(start(&ended) == start(&before), "the window moved");
-        let dataset = Dataset::open(&env.store, &ended).await?;
-        dataset.verify().await?;
         let found = programs(&dataset.table("processes").await?, "sleeper").len();
         ensure!(found == 23, "{found} executions");
         Ok(())
@@ -163,11 +151,14 @@ fn a_new_ca_during_a_session_leaves_no_gap() -> Result<()> {
             secret.and_then(serving).is_some_and(|now| now != old)
         });
         tokio::time::timeout(2 * PATIENCE, replaced).await.context("the CA was not replaced")??;
-        PodSpec::workload("after", "ca", &["spawn", "23", "/usr/bin/true"]).on(&a).run(&api).await?;
-        session.stop().await?;
-        let dataset = Dataset::open(&env.store, &session.phase("Completed").await?).await?;
-        dataset.verify().await?;
-        ensure!(programs(&dataset.table("processes").await?, "after").len() == 23, "rows are missing");
+        // A stream that is open does not ask for the certificate; each has to be opened again.
+        let operator = operator(&env).await?;
+        kill(&env, &ns, &node_of(&operator)?, "tracelake-operator").await?;
+        restarted(&env, &operator).await?;
+        // The end of the session needs the streams, and the uploads their grants.
+        pods::exec(&api, "sleeper", &["/usr/local/bin/workload", "spawn", "23", "/usr/bin/true"]).await?;
+        let dataset = Dataset::complete(&env, &session).await?;
+        ensure!(programs(&dataset.table("processes").await?, "sleeper").len() == 23, "rows are missing");
         let coverage = dataset.table("coverage").await?;
         ensure!(coverage.iter().all(|row| text(row, "kind") != "gap"), "a gap: {coverage:?}");
         Ok(())
@@ -227,19 +218,24 @@ fn wrong_credentials_collect_nothing_until_the_secret_is_mended() -> Result<()> 
 fn a_node_that_is_lost_is_incomplete_and_completes_when_it_returns() -> Result<()> {
     in_namespace("node-lost", |env, ns| async move {
         let (a, b) = env.two_nodes().await?;
-        let operators = ListParams::default().labels("app.kubernetes.io/component=operator");
-        let operator =
-            pods::api(&env.client, &env.system).list(&operators).await?.items.pop().context("no operator")?;
-        let home = operator.spec.and_then(|spec| spec.node_name).context("the operator runs nowhere")?;
+        let home = node_of(&operator(&env).await?)?;
         let lost = if home == a { b } else { a };
         let api = pods::api(&env.client, &ns);
         PodSpec::workload("sleeper", "lost", &["sleep"]).on(&lost).start(&api).await?;
         let mut spec = Session::spec("lost", WINDOW);
-        spec["drainTimeout"] = json!("15s");
+        // Longer than it takes to notice that a node does not answer.
+        spec["drainTimeout"] = json!("60s");
+        spec["rollover"] = json!({ "interval": "2s", "size": "1Mi" });
         let session = Session::create(&env.client, &ns, "node-lost", spec).await?;
         session.recording().await?;
         pods::exec(&api, "sleeper", &["/usr/local/bin/workload", "spawn", "23", "/usr/bin/true"]).await?;
-        node_command("stop", &lost)?;
+        // Exported: sealed beyond doubt, and known to the operator.
+        let exported = |session: &crds::TraceSession| {
+            let totals = session.status.as_ref().and_then(|status| status.totals.as_ref());
+            totals.is_some_and(|totals| totals.rows >= 46)
+        };
+        session.wait("46 rows", exported).await?;
+        let stopped = StoppedNode::stop(&lost)?;
         session.stop().await?;
         let incomplete = session.phase("Incomplete").await?;
         ensure!(
@@ -248,7 +244,7 @@ fn a_node_that_is_lost_is_incomplete_and_completes_when_it_returns() -> Result<(
             condition(&incomplete, "Degraded")
         );
         let first = Dataset::open(&env.store, &incomplete).await?.manifest_number();
-        node_command("start", &lost)?;
+        drop(stopped);
         let back = session
             .wait("phase Completed", |session| {
                 session.status.as_ref().is_some_and(|status| status.phase == Some(crds::Phase::Completed))
@@ -257,6 +253,13 @@ fn a_node_that_is_lost_is_incomplete_and_completes_when_it_returns() -> Result<(
         let dataset = Dataset::open(&env.store, &back).await?;
         dataset.verify().await?;
         ensure!(dataset.manifest_number() > first, "no second manifest");
+        let found = programs(&dataset.table("processes").await?, "sleeper").len();
+        ensure!(found == 23, "{found} executions");
+        let coverage = dataset.table("coverage").await?;
+        ensure!(
+            coverage.iter().any(|row| text(row, "node") == lost && text(row, "kind") == "gap"),
+            "no row of coverage declares the gap: {coverage:?}"
+        );
         Ok(())
     })
 }
@@ -296,6 +299,34 @@ fn a_running_session_with_nothing_new_costs_no_write_for_five_minutes() -> Resul
         session.phase("Completed").await?;
         Ok(())
     })
+}
+
+async fn operator(env: &Env) -> Result<Pod> {
+    let operators = ListParams::default().labels("app.kubernetes.io/component=operator");
+    pods::api(&env.client, &env.system).list(&operators).await?.items.pop().context("no operator")
+}
+
+fn node_of(pod: &Pod) -> Result<String> {
+    pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).context("the pod runs nowhere")
+}
+
+/// A node that is down until this is dropped, also when the test fails: the tests after it need the node.
+struct StoppedNode(String);
+
+impl StoppedNode {
+    fn stop(node: &str) -> Result<Self> {
+        let this = Self(node.to_owned());
+        node_command("stop", node)?;
+        Ok(this)
+    }
+}
+
+impl Drop for StoppedNode {
+    fn drop(&mut self) {
+        if let Err(error) = node_command("start", &self.0) {
+            eprintln!("{} stays down: {error:#}", self.0);
+        }
+    }
 }
 
 fn node_command(verb: &str, node: &str) -> Result<()> {

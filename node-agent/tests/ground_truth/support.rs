@@ -94,9 +94,9 @@ pub fn undisturbed() {
 
 /// Sets the policy of this thread, and of what it starts from now on.
 pub fn schedule(policy: libc::c_int, priority: libc::c_int) -> std::io::Result<()> {
-    let parameter = libc::sched_param { sched_priority: priority };
-    // SAFETY: the kernel reads the struct.
-    match unsafe { libc::sched_setscheduler(0, policy, &raw const parameter) } {
+    // The system call itself: musl's function refuses, as POSIX means processes and Linux threads.
+    // SAFETY: the kernel reads one number.
+    match unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, policy, &raw const priority) } {
         0 => Ok(()),
         _ => Err(std::io::Error::last_os_error()),
     }

@@ -26,7 +26,7 @@ fn case(now: i64, nodes: &[(&str, Stage, bool)]) -> Case {
         let unsupported = *stage == Stage::Failed;
         let report = SessionReport {
             stage: (*stage).into(),
-            reason: if unsupported { reason::UNSUPPORTED.to_owned() } else { String::new() },
+            reason: if unsupported { node_api::reason::UNSUPPORTED.to_owned() } else { String::new() },
             message: if unsupported { "no BTF".to_owned() } else { String::new() },
             collectors: vec![
                 CollectorReport { name: "processes".to_owned(), running: !unsupported, ..Default::default() },
@@ -120,6 +120,87 @@ fn nodes_that_do_not_answer_are_lost_and_counted() {
         BudgetExceeded=False AsExpected: 
     "#]],
     );
+}
+
+fn says(case: &mut Case, node: &str, reason: &str, message: &str) {
+    let report = case.views.get_mut(node).and_then(|view| view.report.as_mut()).unwrap();
+    (report.reason, report.message) = (reason.to_owned(), message.to_owned());
+}
+
+#[test]
+fn a_node_that_recorded_nothing_is_not_done() {
+    let mut case = case(END + 1, &[("a", Stage::Done, true), ("b", Stage::Done, true)]);
+    says(
+        &mut case,
+        "b",
+        node_api::reason::NEVER_STARTED,
+        "the window ended before this node recorded anything",
+    );
+    case.finished = Some(Finished {
+        manifest: Some(("_tracelake/manifest-1.json".to_owned(), Verdict::Incomplete)),
+        reason: "node b: NeverStarted".to_owned(),
+    });
+    check(&case.status(), expect![[r#"
+        Incomplete 1/2
+        failing b: NeverStarted the window ended before this node recorded anything
+        Accepted=True Valid: every collector and parameter is known
+        StoreReady=True ProbeSucceeded: the store can be written, read and listed
+        TargetsResolved=True PodsFound: 2 pods, 2 nodes
+        Collecting=False WindowEnded: the window is over
+        Uploaded=False NodeFailed: node b: NeverStarted
+        Degraded=True NodeFailed: b cannot collect; see failingNodes
+        BudgetExceeded=False AsExpected: 
+    "#]]);
+}
+
+#[test]
+fn a_session_that_finds_every_slot_taken_waits_and_says_so() {
+    let mut case = case(END - 100, &[("a", Stage::Preparing, true)]);
+    says(&mut case, "a", node_api::reason::NODE_CAPACITY, "this node records 64 sessions already");
+    check(&case.status(), expect![[r#"
+        Preparing 0/1
+        failing a: NodeCapacity this node records 64 sessions already
+        Accepted=True Valid: every collector and parameter is known
+        StoreReady=True ProbeSucceeded: the store can be written, read and listed
+        TargetsResolved=True PodsFound: 1 pod, 1 node
+        Collecting=False NodeCapacity: every node records as many sessions as it can; waiting for one to end
+        Uploaded=False Waiting: the window is not over
+        Degraded=True NodeFailed: a cannot collect; see failingNodes
+        BudgetExceeded=False AsExpected: 
+    "#]]);
+}
+
+#[test]
+fn a_node_that_cannot_upload_says_why_and_is_named_at_the_end() {
+    let mut case = case(END - 100, &[("a", Stage::Running, true)]);
+    says(&mut case, "a", "StoreError", "the store answered 403 AccessDenied");
+    check(&case.status(), expect![[r#"
+        Running 1/1
+        failing a: StoreError the store answered 403 AccessDenied
+        Accepted=True Valid: every collector and parameter is known
+        StoreReady=True ProbeSucceeded: the store can be written, read and listed
+        TargetsResolved=True PodsFound: 1 pod, 1 node
+        Collecting=True Recording: 1 of 1 node record
+        Uploaded=False Waiting: the window is not over
+        Degraded=False AsExpected: 
+        BudgetExceeded=False AsExpected: 
+    "#]]);
+    case.now = END + 1;
+    case.finished = Some(Finished {
+        manifest: Some(("_tracelake/manifest-1.json".to_owned(), Verdict::Incomplete)),
+        reason: "node a: DrainTimeout".to_owned(),
+    });
+    check(&case.status(), expect![[r#"
+        Incomplete 1/1
+        failing a: DrainTimeout it had not uploaded everything when drainTimeout passed: StoreError: the store answered 403 AccessDenied
+        Accepted=True Valid: every collector and parameter is known
+        StoreReady=True ProbeSucceeded: the store can be written, read and listed
+        TargetsResolved=True PodsFound: 1 pod, 1 node
+        Collecting=False WindowEnded: the window is over
+        Uploaded=False DrainTimeout: node a: DrainTimeout
+        Degraded=True DrainTimeout: a had not uploaded everything in time
+        BudgetExceeded=False AsExpected: 
+    "#]]);
 }
 
 #[test]
