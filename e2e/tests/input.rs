@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use kube::api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
+use kube::api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 use tracelake_e2e::session::{Session, condition};
@@ -162,6 +162,21 @@ fn a_store_that_is_missing_or_broken_keeps_a_session_from_collecting_and_says_wh
             store::keys(&env.store).await?.iter().all(|key| !key.contains(&uid)),
             "something was collected"
         );
+
+        let stores: Api<crds::ClusterTraceStore> = Api::all(env.client.clone());
+        let mut elsewhere = serde_json::to_value(stores.get("default").await?)?;
+        elsewhere["metadata"] = json!({ "name": ns });
+        elsewhere["spec"]["allowedNamespaces"] = json!(["elsewhere"]);
+        stores.create(&PostParams::default(), &serde_json::from_value(elsewhere)?).await?;
+        let mut barred = Session::spec("nobody", "10s");
+        barred["storeRef"] = json!({ "kind": "ClusterTraceStore", "name": ns });
+        let session = Session::create(&env.client, &ns, "barred", barred).await?;
+        ensure!(session.condition("StoreReady", "False").await? == "NamespaceNotAllowed", "another reason");
+        let allow = json!({ "spec": { "allowedNamespaces": [ns] } });
+        stores.patch(&ns, &PatchParams::default(), &Patch::Merge(allow)).await?;
+        session.phase("Completed").await?;
+        session.delete().await?;
+        stores.delete(&ns, &DeleteParams::default()).await?;
         Ok(())
     })
 }

@@ -86,20 +86,32 @@ async fn each_fault_of_the_store_ends_with_one_object() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_object_with_other_content_under_our_key_is_never_taken_for_ours() {
+async fn an_object_with_other_content_under_our_key_is_never_taken_for_ours_and_holds_up_no_other() {
     let (server, root) = (Server::start().await, tempfile::tempdir().unwrap());
-    let key = Key::segment("processes", NODE, &BOOT.parse().unwrap(), 0).unwrap();
-    server.client.put(&prefix().object(&key), "somebody else's".into()).await.unwrap();
+    // As many as there are uploads at the same time.
+    for sequence in 0..2 {
+        let key = Key::segment("processes", NODE, &BOOT.parse().unwrap(), sequence).unwrap();
+        server.client.put(&prefix().object(&key), "somebody else's".into()).await.unwrap();
+    }
     let mut world = World::start(root.path(), u64::MAX, granted(&server));
     let mut session = world.record(UID);
-    world.engine.events(UID, "processes", &[1, 2, 3], 0);
-    session.drain(&mut world.engine).unwrap();
+    // Rows that are older than a file may become are sealed at once, each in a file of its own.
+    let old = node_agent::kernel::clock::boot_ns() as i64 - 61_000_000_000;
+    let mut pending = 0;
+    for _ in 0..2 {
+        world.engine.events(UID, "processes", &[old], 0);
+        world.until(&mut session, |session| session.bytes_pending() > pending).await;
+        pending = session.bytes_pending();
+    }
     let conflict = |session: &node_agent::session::Session| {
         matches!(session.upload_error(), Some(UploadError::ObjectConflict { .. }))
     };
     world.until(&mut session, conflict).await;
-    assert!(session.bytes_pending() > 0 && !session.is_done());
-    assert_eq!(session.totals().terms.get(Term::Exported), 0);
+    world.engine.events(UID, "processes", &[old, old], 0);
+    session.drain(&mut world.engine).unwrap();
+    world.until(&mut session, |session| session.totals().terms.get(Term::Exported) == 2).await;
+    assert!(session.bytes_pending() == pending && !session.is_done());
+    assert!(conflict(&session), "what is still refused is still told");
 }
 
 #[tokio::test(flavor = "multi_thread")]

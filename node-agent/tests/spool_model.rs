@@ -276,6 +276,22 @@ fn a_segment_is_claimed_once_until_it_is_given_back() {
 }
 
 #[test]
+fn a_segment_that_failed_comes_after_those_that_did_not() {
+    let mut world = World::new();
+    for content in [b"one", b"two"] {
+        world.seal("processes", content);
+    }
+    let first = world.spool.claim().unwrap();
+    world.spool.release(&first);
+    let second = world.spool.claim().unwrap();
+    assert_eq!((first.sequence, second.sequence), (0, 1));
+    assert!(world.spool.has_failed());
+    assert_eq!(world.spool.claim(), Some(first.clone()));
+    world.spool.acknowledge(&first).unwrap();
+    assert!(!world.spool.has_failed());
+}
+
+#[test]
 fn only_root_can_look_into_the_spool() {
     use std::os::unix::fs::PermissionsExt;
     let mut world = World::new();

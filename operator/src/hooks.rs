@@ -76,6 +76,8 @@ pub async fn uninstall(client: Client, namespace: &str, timeout: Duration) -> an
                 sessions = left,
                 "sessions have not ended in time, what they did not upload is discarded"
             );
+            // The operator sees them go and tells the agents, which clear their spools, before it stops.
+            release_sessions(&client, &sessions).await?;
             break;
         }
         tokio::time::sleep(POLL).await;
@@ -83,9 +85,8 @@ pub async fn uninstall(client: Client, namespace: &str, timeout: Duration) -> an
 
     stop_operator(&client, namespace).await?;
 
-    for session in list(&sessions, "").await? {
-        release(&namespaced(&client, &session), &session, SESSION_FINALIZER).await?;
-    }
+    // Those that were made in between, and all of them where no operator runs.
+    release_sessions(&client, &sessions).await?;
     let stores = Api::<ClusterTraceStore>::all(client.clone());
     for store in list(&stores, MADE_BY_CHART).await? {
         delete(&stores, &store).await?;
@@ -97,6 +98,13 @@ pub async fn uninstall(client: Client, namespace: &str, timeout: Duration) -> an
         release(&namespaced(&client, &store), &store, STORE_FINALIZER).await?;
     }
     tracing::info!("sessions ended, finalizers cleared");
+    Ok(())
+}
+
+async fn release_sessions(client: &Client, sessions: &Api<TraceSession>) -> anyhow::Result<()> {
+    for session in list(sessions, "").await? {
+        release(&namespaced(client, &session), &session, SESSION_FINALIZER).await?;
+    }
     Ok(())
 }
 

@@ -28,8 +28,9 @@ use tracelake_operator::store::{self, Stores};
 use tracelake_operator::token::{ApiReview, Authenticator};
 use tracelake_operator::{ca, grpc, hooks, http, telemetry};
 
-/// For streams to close after a signal, before the process ends.
+/// After a signal, for agents to forget what they were told to; and then for streams to close, before the process ends.
 const GRACE: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(50);
 
 fn main() -> anyhow::Result<()> {
     rustls::crypto::ring::default_provider()
@@ -42,7 +43,8 @@ fn main() -> anyhow::Result<()> {
 
 async fn run(args: Args) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
-    stop_on_signal(stop.clone())?;
+    let (hub, due) = Hub::new();
+    stop_on_signal(stop.clone(), hub.clone())?;
     let client = client().await?;
     match &args.command {
         None => {}
@@ -55,7 +57,6 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let metrics = Metrics::default();
     let mut registry = Registry::default();
     metrics.register(&mut registry);
-    let (hub, due) = Hub::new();
 
     let serving = Arc::new(AtomicBool::new(false));
     let shown = http::Shown {
@@ -136,13 +137,22 @@ async fn cluster_id(client: &Client) -> anyhow::Result<String> {
     Ok(namespace.context("read namespace kube-system")?.uid().unwrap_or_default())
 }
 
-fn stop_on_signal(stop: CancellationToken) -> std::io::Result<()> {
+fn stop_on_signal(stop: CancellationToken, hub: Arc<Hub>) -> std::io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::spawn(async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
+        }
+        // At an uninstallation nobody comes after this operator who would tell the agents to clear their spools.
+        let settled = async {
+            while !hub.is_settled() {
+                tokio::time::sleep(POLL).await;
+            }
+        };
+        if tokio::time::timeout(GRACE, settled).await.is_err() {
+            tracing::warn!("agents still hold sessions that are over");
         }
         stop.cancel();
         tokio::time::sleep(GRACE).await;

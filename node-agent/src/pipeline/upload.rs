@@ -41,6 +41,8 @@ use crate::metrics::Metrics;
 
 /// Uploads at the same time, all sessions together: each holds one buffer and one connection.
 const CONCURRENT: usize = 4;
+/// The same for sessions whose last upload failed, so that these do not keep the others waiting.
+const CONCURRENT_FAILING: usize = 2;
 /// Uploads of one session's boot at the same time, so that a store that hangs leaves room for others.
 const CONCURRENT_PER_BOOT: usize = 2;
 const CHUNK: usize = 256 << 10;
@@ -198,7 +200,9 @@ fn unreachable(error: reqwest::Error) -> UploadError {
 /// Uploads for all sessions.
 pub struct Uploader {
     destination: Destination,
-    permits: Semaphore,
+    healthy: Semaphore,
+    /// For sessions whose last upload failed. A store that does not answer costs a whole timeout each time.
+    failing: Semaphore,
     /// One for every bundle of certificates.
     clients: Mutex<HashMap<String, Client>>,
     metrics: Arc<Metrics>,
@@ -209,7 +213,8 @@ impl Uploader {
     pub fn new(destination: Destination, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
             destination,
-            permits: Semaphore::new(CONCURRENT),
+            healthy: Semaphore::new(CONCURRENT),
+            failing: Semaphore::new(CONCURRENT_FAILING),
             clients: Mutex::default(),
             metrics,
         })
@@ -219,9 +224,14 @@ impl Uploader {
     ///
     /// # Errors
     /// Whenever it is not certain that the store holds exactly this content. Trying again is always safe.
-    pub async fn create(&self, request: &GrantRequest, content: &Content) -> Result<String, UploadError> {
-        let _permit =
-            self.permits.acquire().await.map_err(|error| UploadError::Invalid(error.to_string()))?;
+    async fn create(
+        &self,
+        request: &GrantRequest,
+        content: &Content,
+        health: &UploadHealth,
+    ) -> Result<String, UploadError> {
+        let lane = if health.is_failing() { &self.failing } else { &self.healthy };
+        let _permit = lane.acquire().await.map_err(|error| UploadError::Invalid(error.to_string()))?;
         match &self.destination {
             Destination::Store { store, prefix, node } => {
                 let boot = request.boot.parse()?;
@@ -369,6 +379,7 @@ impl Uploader {
     }
 
     async fn work(&self, session: &Arc<str>, spool: &Arc<BootSpool>, health: &UploadHealth) {
+        let mut pause = Backoff::default();
         loop {
             // Registered before looking, so that a segment sealed in between is not slept over.
             let mut changed = std::pin::pin!(spool.changed());
@@ -378,42 +389,14 @@ impl Uploader {
                 continue;
             };
             let _claim = Claim { spool, segment: &segment };
-            self.upload(session, spool, &segment, health).await;
-        }
-    }
-
-    /// Until it is acknowledged.
-    async fn upload(
-        &self,
-        session: &Arc<str>,
-        spool: &Arc<BootSpool>,
-        segment: &SealedSegment,
-        health: &UploadHealth,
-    ) {
-        let content = Content::File(spool.file(segment));
-        let mut sha256 = [0; 32];
-        if hex::decode_to_slice(&segment.sha256, &mut sha256).is_err() {
-            warn!(%session, table = segment.table, "the journal's checksum of a segment is not one");
-        }
-        let object = ObjectName::Segment { table: segment.table.clone(), sequence: segment.sequence };
-        let request = GrantRequest {
-            session: session.clone(),
-            boot: spool.boot().shared(),
-            object,
-            length: segment.bytes,
-            sha256,
-        };
-        let mut pause = Backoff::default();
-        loop {
-            let result = self.create(&request, &content).await;
-            let error = match result.map(|key| (spool.acknowledge(segment), key)) {
-                Ok((Ok(()), key)) => {
-                    debug!(%session, key, rows = segment.rows, bytes = segment.bytes, "segment uploaded");
-                    self.metrics.uploaded(segment.bytes);
-                    health.set(None);
-                    return;
+            let error = match self.upload(session, spool, &segment, health).await {
+                Ok(()) => {
+                    pause = Backoff::default();
+                    if !spool.has_failed() {
+                        health.set(None);
+                    }
+                    continue;
                 }
-                Ok((Err(error), _)) => UploadError::SpoolRead(error.to_string()),
                 Err(error) => error,
             };
             let delay = pause.next();
@@ -422,6 +405,33 @@ impl Uploader {
             health.set(Some(error));
             tokio::time::sleep(delay).await;
         }
+    }
+
+    /// One attempt, to the acknowledgement.
+    async fn upload(
+        &self,
+        session: &Arc<str>,
+        spool: &Arc<BootSpool>,
+        segment: &SealedSegment,
+        health: &UploadHealth,
+    ) -> Result<(), UploadError> {
+        let content = Content::File(spool.file(segment));
+        let mut sha256 = [0; 32];
+        hex::decode_to_slice(&segment.sha256, &mut sha256)
+            .map_err(|_| UploadError::SpoolRead("the journal's checksum is not one".to_owned()))?;
+        let object = ObjectName::Segment { table: segment.table.clone(), sequence: segment.sequence };
+        let request = GrantRequest {
+            session: session.clone(),
+            boot: spool.boot().shared(),
+            object,
+            length: segment.bytes,
+            sha256,
+        };
+        let key = self.create(&request, &content, health).await?;
+        spool.acknowledge(segment).map_err(|error| UploadError::SpoolRead(error.to_string()))?;
+        debug!(%session, key, rows = segment.rows, bytes = segment.bytes, "segment uploaded");
+        self.metrics.uploaded(segment.bytes);
+        Ok(())
     }
 
     /// Creates the node manifest of a boot, until it is acknowledged.
@@ -443,14 +453,15 @@ impl Uploader {
         let content = Content::Bytes(json);
         let mut pause = Backoff::default();
         loop {
-            let error = match self.create(&request, &content).await.map(|key| spool.set_manifest(&key)) {
-                Ok(Ok(())) => {
-                    health.set(None);
-                    return;
-                }
-                Ok(Err(error)) => UploadError::SpoolRead(error.to_string()),
-                Err(error) => error,
-            };
+            let error =
+                match self.create(&request, &content, health).await.map(|key| spool.set_manifest(&key)) {
+                    Ok(Ok(())) => {
+                        health.set(None);
+                        return;
+                    }
+                    Ok(Err(error)) => UploadError::SpoolRead(error.to_string()),
+                    Err(error) => error,
+                };
             let delay = pause.next();
             warn!(%session, %error, retry_ms = delay.as_millis() as u64, "upload of the node manifest failed, will retry");
             self.metrics.upload_failed(&error);
@@ -460,7 +471,7 @@ impl Uploader {
     }
 }
 
-/// Gives a segment back, also when the upload is cancelled.
+/// Gives a segment back, also when the upload is cancelled; after a failure, when the pause is over.
 struct Claim<'a> {
     spool: &'a BootSpool,
     segment: &'a SealedSegment,
@@ -479,6 +490,10 @@ pub struct UploadHealth(Mutex<Option<UploadError>>);
 impl UploadHealth {
     fn set(&self, error: Option<UploadError>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = error;
+    }
+
+    fn is_failing(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     /// None while uploads succeed.

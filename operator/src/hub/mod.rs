@@ -86,6 +86,8 @@ struct Node {
     stream: Option<u64>,
     lost_since: Option<Instant>,
     reports: HashMap<String, SessionReport>,
+    /// Sessions that it holds, as far as is known, and that are not its own any more.
+    leaving: usize,
     /// Raised when the node's plan may have changed.
     version: watch::Sender<u64>,
 }
@@ -158,7 +160,7 @@ impl Hub {
         if let Some(before) = state.sessions.remove(uid) {
             for node in before.nodes.keys() {
                 if let Some(node) = state.nodes.get_mut(node) {
-                    node.reports.remove(uid);
+                    node.leaving += usize::from(node.reports.remove(uid).is_some());
                 }
             }
             Self::raise(&mut state, before.nodes.into_keys());
@@ -220,6 +222,11 @@ impl Hub {
     /// Sessions that are published.
     pub fn sessions(&self) -> usize {
         self.state().sessions.len()
+    }
+
+    /// Whether every agent that is connected has forgotten what it was told to forget.
+    pub fn is_settled(&self) -> bool {
+        self.state().nodes.values().all(|node| node.stream.is_none() || node.leaving == 0)
     }
 
     /// Asks for a reconcile now.
@@ -358,6 +365,7 @@ impl Stream {
         if node.stream != Some(self.number) {
             return;
         }
+        let held = report.sessions.len();
         let reported: HashMap<String, SessionReport> = report
             .sessions
             .into_iter()
@@ -370,6 +378,7 @@ impl Stream {
                 state.dirty.insert(uid.clone());
             }
         }
+        node.leaving = held - reported.len();
         node.reports = reported;
     }
 }

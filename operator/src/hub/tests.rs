@@ -114,6 +114,26 @@ async fn a_changed_report_triggers_its_session_once_and_the_same_report_does_not
     assert!(!view.connected && view.lost_since.is_some() && view.report.is_some());
 }
 
+#[tokio::test]
+async fn an_agent_has_forgotten_a_session_when_its_report_no_longer_names_it() {
+    let (hub, _due) = Hub::new();
+    hub.publish(published("a", &["node-1"]));
+    let stream = hub.connect(hello("node-1"));
+    stream.report(report("a", Stage::Draining));
+    assert!(hub.is_settled());
+    hub.withdraw("a");
+    assert!(!hub.is_settled());
+    stream.report(report("a", Stage::Draining));
+    assert!(!hub.is_settled());
+    stream.report(Report::default());
+    assert!(hub.is_settled());
+    // Nobody waits for an agent that is away.
+    stream.report(report("b", Stage::Running));
+    assert!(!hub.is_settled());
+    drop(stream);
+    assert!(hub.is_settled());
+}
+
 #[test]
 fn grants_are_for_planned_sessions_and_their_tables_only() {
     let (hub, _due) = Hub::new();

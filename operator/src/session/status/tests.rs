@@ -140,7 +140,9 @@ fn a_node_that_recorded_nothing_is_not_done() {
         manifest: Some(("_tracelake/manifest-1.json".to_owned(), Verdict::Incomplete)),
         reason: "node b: NeverStarted".to_owned(),
     });
-    check(&case.status(), expect![[r#"
+    check(
+        &case.status(),
+        expect![[r#"
         Incomplete 1/2
         failing b: NeverStarted the window ended before this node recorded anything
         Accepted=True Valid: every collector and parameter is known
@@ -150,14 +152,17 @@ fn a_node_that_recorded_nothing_is_not_done() {
         Uploaded=False NodeFailed: node b: NeverStarted
         Degraded=True NodeFailed: b cannot collect; see failingNodes
         BudgetExceeded=False AsExpected: 
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn a_session_that_finds_every_slot_taken_waits_and_says_so() {
     let mut case = case(END - 100, &[("a", Stage::Preparing, true)]);
     says(&mut case, "a", node_api::reason::NODE_CAPACITY, "this node records 64 sessions already");
-    check(&case.status(), expect![[r#"
+    check(
+        &case.status(),
+        expect![[r#"
         Preparing 0/1
         failing a: NodeCapacity this node records 64 sessions already
         Accepted=True Valid: every collector and parameter is known
@@ -167,14 +172,17 @@ fn a_session_that_finds_every_slot_taken_waits_and_says_so() {
         Uploaded=False Waiting: the window is not over
         Degraded=True NodeFailed: a cannot collect; see failingNodes
         BudgetExceeded=False AsExpected: 
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn a_node_that_cannot_upload_says_why_and_is_named_at_the_end() {
     let mut case = case(END - 100, &[("a", Stage::Running, true)]);
     says(&mut case, "a", "StoreError", "the store answered 403 AccessDenied");
-    check(&case.status(), expect![[r#"
+    check(
+        &case.status(),
+        expect![[r#"
         Running 1/1
         failing a: StoreError the store answered 403 AccessDenied
         Accepted=True Valid: every collector and parameter is known
@@ -184,13 +192,16 @@ fn a_node_that_cannot_upload_says_why_and_is_named_at_the_end() {
         Uploaded=False Waiting: the window is not over
         Degraded=False AsExpected: 
         BudgetExceeded=False AsExpected: 
-    "#]]);
+    "#]],
+    );
     case.now = END + 1;
     case.finished = Some(Finished {
         manifest: Some(("_tracelake/manifest-1.json".to_owned(), Verdict::Incomplete)),
         reason: "node a: DrainTimeout".to_owned(),
     });
-    check(&case.status(), expect![[r#"
+    check(
+        &case.status(),
+        expect![[r#"
         Incomplete 1/1
         failing a: DrainTimeout it had not uploaded everything when drainTimeout passed: StoreError: the store answered 403 AccessDenied
         Accepted=True Valid: every collector and parameter is known
@@ -200,7 +211,8 @@ fn a_node_that_cannot_upload_says_why_and_is_named_at_the_end() {
         Uploaded=False DrainTimeout: node a: DrainTimeout
         Degraded=True DrainTimeout: a had not uploaded everything in time
         BudgetExceeded=False AsExpected: 
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
