@@ -61,6 +61,15 @@ fn programs_and_both_ends_of_connections_between_two_nodes_are_counted_exactly()
             ports(&active, "lport") == ports(&passive, "rport"),
             "the two ends disagree about the client's ports"
         );
+        let coverage = dataset.table("coverage").await?;
+        let sees_accept = coverage.iter().any(|row| {
+            text(row, "pod") == "server" && text(row, "hooks").split(',').any(|word| word == "fentry")
+        });
+        ensure!(
+            passive.iter().all(|row| (number(row, "accept_delay_ns") >= 0) == sees_accept
+                && (text(row, "comm") == "workload") == sees_accept),
+            "fentry: {sees_accept}; {passive:?}"
+        );
 
         let processes = dataset.table("processes").await?;
         let executed: Vec<&Row> = of(&processes, "spawner", "kind", "exec")

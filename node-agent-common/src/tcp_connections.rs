@@ -122,7 +122,7 @@ event! {
     pub struct ConnectionEvent: tag 32, table INDEX, columns after table::AFTER_FLOW => {
         /// Socket cookie.
         sock_id: u64,
-        /// When the opening process began; 0 where it is not known.
+        /// When the opening or accepting process began; 0 where it is not known.
         start_ns: u64,
         /// When the SYN was sent or, for a passive connection, when the handshake ended: before that there is no socket.
         /// Nanoseconds since boot; null when the session began later.
@@ -132,6 +132,8 @@ event! {
         /// When the socket reached CLOSE, nanoseconds since boot; null for open_at_stop. On the side that closes first
         /// TIME_WAIT comes after it and is not part of the connection.
         closed_ns: u64 => Int64 "ns" null,
+        /// When a process accepted the connection; 0 where nobody saw it.
+        accepted_ns: u64,
         /// tcp_sock.bytes_acked: with SYN and FIN.
         acked_raw: u64,
         /// tcp_sock.bytes_received: with FIN.
@@ -140,9 +142,9 @@ event! {
         bytes_sent: u64 => Int64 "B",
         /// Payload retransmitted.
         bytes_retrans: u64 => Int64 "B",
-        /// Opening process.
+        /// Opening or accepting process; 0 where it is not known or not of the session.
         pid: u32,
-        /// Opening thread.
+        /// Its thread.
         tid: u32,
         /// Bits of `flag`.
         flags: u32,
@@ -176,7 +178,7 @@ event! {
         family: u16,
         /// State before CLOSE or, while it is open, the state now.
         state: u16,
-        /// Name of the opening thread.
+        /// Name of the opening or accepting thread.
         comm: [u8; 16],
         /// Local address; IPv4 in the first four bytes.
         laddr: [u8; 16],
@@ -186,13 +188,15 @@ event! {
         ca_name: [u8; 16],
     }
     derived {
-        /// active (opened here by connect; pid, tid, start_ns and comm are the opener's), passive (opened by the peer) or
-        /// adopted (its beginning was not seen: the session began later).
+        /// active (opened here by connect; pid, tid, start_ns and comm are the opener's), passive (opened by the peer; they
+        /// are the accepter's, if that was seen) or adopted (its beginning was not seen: the session began later). They are
+        /// null where that process is no target of the session.
         direction => Dict "",
         /// From opened_ns to established_ns; null for passive connections, whose handshake has no socket, and where either
         /// was not seen.
         handshake_ns => Int64 "ns" null,
-        /// From established_ns to accept. Always null: no hook records accept yet.
+        /// From established_ns to accept: how long the connection waited in the listener's queue. Null where either was not
+        /// seen, which is always so where `hooks` in the coverage lacks fentry.
         accept_delay_ns => Int64 "ns" null,
         /// From established_ns (else opened_ns) to closed_ns, or to the session's end for open_at_stop; null for adopted.
         duration_ns => Int64 "ns" null,
@@ -327,6 +331,14 @@ impl ConnectionEvent {
             return None;
         }
         Some(self.established_ns.saturating_sub(self.opened_ns))
+    }
+
+    /// Nanoseconds from ESTABLISHED to accept, where both were seen.
+    pub const fn accept_delay_ns(&self) -> Option<u64> {
+        if self.accepted_ns == 0 || self.established_ns == 0 {
+            return None;
+        }
+        Some(self.accepted_ns.saturating_sub(self.established_ns))
     }
 
     /// Nanoseconds the connection lasted, where its beginning was seen; until the row was made if it is open.
@@ -483,6 +495,9 @@ mod tests {
         assert_eq!((open.handshake_ns(), open.duration_ns()), (None, None));
         (open.opened_ns, open.established_ns, open.header.ts_ns) = (100, 130, 1_030);
         assert_eq!((open.handshake_ns(), open.duration_ns()), (Some(30), Some(900)));
+        assert_eq!(open.accept_delay_ns(), None);
+        open.accepted_ns = 137;
+        assert_eq!(open.accept_delay_ns(), Some(7));
         (open.flags, open.closed_ns) = (open.flags | flag::CLOSED, 630);
         assert_eq!(open.duration_ns(), Some(500));
         (open.srtt_raw, open.min_rtt_raw) = (0, u32::MAX);

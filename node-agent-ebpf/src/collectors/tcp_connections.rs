@@ -3,7 +3,8 @@
 //!
 //! Hooks: tp_btf `inet_sock_set_state`, `tcp_send_reset`, `tcp_receive_reset`, `tcp_destroy_sock` (6.1 to 7.x; only leading
 //! arguments are read, which are the same everywhere), `iter/task_file` to adopt what is open, and a program that the agent
-//! runs for each connection still open at a session's end.
+//! runs for each connection still open at a session's end. Where the kernel has fentry, `security_sock_graft` says when a
+//! process accepts a connection, and which: accept calls it with the socket locked, so not before ESTABLISHED.
 //! Cost: two hash lookups per state change of sockets that are nobody's; below 1 us for a target's, 6 changes a connection.
 //! Not seen: opening of what was open before; reset sent in answer to data that arrives for a socket that is gone already.
 //!
@@ -16,9 +17,9 @@
 use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::{bpf_get_current_comm, bpf_get_current_task_btf, bpf_sock_from_file};
-use aya_ebpf::macros::{btf_tracepoint, map, raw_tracepoint};
+use aya_ebpf::macros::{btf_tracepoint, fentry, map, raw_tracepoint};
 use aya_ebpf::maps::{Array, HashMap};
-use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
+use aya_ebpf::programs::{BtfTracePointContext, FEntryContext, RawTracePointContext};
 use node_agent_common::event::Attribution;
 use node_agent_common::tcp_connections::{
     ConnectionEvent, INDEX, MAX_CONNECTIONS, flag, flush, flushed, state,
@@ -27,7 +28,7 @@ use node_agent_common::tcp_connections::{
 use super::processes::{TASK_GROUP_LEADER, TASK_START_BOOTTIME};
 use crate::atomic;
 use crate::counters::{self, Loss};
-use crate::kernel::{follow, load};
+use crate::kernel::{self, follow, load};
 use crate::ring::{self, Hit};
 use crate::sock::{self, Direct, Probe, Read, SK_COOKIE, SK_PROTOCOL, SK_STATE, SOCKET_SK};
 use crate::target;
@@ -99,17 +100,36 @@ unsafe fn enter(
         (*entry).opened_ns = opened_ns;
         (*entry).min_rtt_raw = u32::MAX;
         if opened_by_current {
-            let id = bpf_get_current_pid_tgid();
-            (*entry).pid = (id >> 32) as u32;
-            (*entry).tid = id as u32;
-            bpf_get_current_comm((&raw mut (*entry).comm).cast(), 16);
-            let task = bpf_get_current_task_btf().cast_const().cast::<u8>();
-            (*entry).start_ns = load(follow(task, &TASK_GROUP_LEADER), &TASK_START_BOOTTIME);
+            sign(entry);
         }
         sock::flow(sock.tcp, entry);
         core::ptr::write_volatile(&raw mut (*entry).sock_id, sock::cookie(sock.tcp));
     }
     Some(entry)
+}
+
+/// Writes down the current process as the one that opened or accepted the connection, if all that wait for the record trace
+/// that process too: a socket may be handed to another pod's.
+///
+/// # Safety
+/// `entry` is a value of the map.
+#[inline(always)]
+unsafe fn sign(entry: *mut ConnectionEvent) {
+    // SAFETY: as promised; the current task is one.
+    unsafe {
+        let task = bpf_get_current_task_btf().cast_const().cast::<u8>();
+        let cgroup_id = kernel::task_cgroup_id(task);
+        if cgroup_id != (*entry).header.cgroup_id
+            && core::ptr::read_volatile(waiting(entry)) & !target::slots(cgroup_id) != 0
+        {
+            return;
+        }
+        let id = bpf_get_current_pid_tgid();
+        (*entry).pid = (id >> 32) as u32;
+        (*entry).tid = id as u32;
+        bpf_get_current_comm((&raw mut (*entry).comm).cast(), 16);
+        (*entry).start_ns = load(follow(task, &TASK_GROUP_LEADER), &TASK_START_BOOTTIME);
+    }
 }
 
 /// A connection that cannot be followed is a hit, and lost.
@@ -316,6 +336,22 @@ pub fn tcp_send_reset(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "tcp_receive_reset")]
 pub fn tcp_receive_reset(ctx: BtfTracePointContext) -> i32 {
     mark(ctx.arg::<*const u8>(0) as u64, flag::RST_RECEIVED);
+    0
+}
+
+/// A process accepts a connection: entry of `security_sock_graft(sk, socket)`.
+#[fentry]
+pub fn tcp_accept(ctx: FEntryContext) -> i32 {
+    let sk: *const u8 = ctx.arg(0);
+    let Some(entry) = CONNECTIONS.get_ptr_mut(sk as u64) else { return 0 };
+    // SAFETY: a `struct sock *`, which the caller has locked; the entry is the map's.
+    unsafe {
+        let tcp = sock::tcp_sock(sk);
+        if !tcp.is_null() && (*entry).sock_id == sock::cookie(tcp) && (*entry).flags & flag::SENT == 0 {
+            (*entry).accepted_ns = ring::now();
+            sign(entry);
+        }
+    }
     0
 }
 

@@ -38,8 +38,19 @@ pub struct Hook {
     pub program: &'static str,
     /// Where it is attached.
     pub attach: Attach,
-    /// Set if the collector prefers this program to one that comes later in its list.
-    pub better_than: Option<Better>,
+    /// What becomes of the collector without it.
+    pub role: Role,
+}
+
+/// What a program is to its collector.
+#[derive(Clone, Copy, Debug)]
+pub enum Role {
+    /// Without it the collector does not run.
+    Needed,
+    /// The collector prefers it to one that comes later in its list.
+    Better(Better),
+    /// Attached where the kernel lets it; what its absence costs stands in the collector's documentation.
+    Extra,
 }
 
 /// A preference between two programs of a collector. What the collector lacks with the other one stands in its
@@ -55,17 +66,17 @@ pub struct Better {
 impl Hook {
     /// A program on the BTF tracepoint of the same name.
     pub const fn tracepoint(name: &'static str) -> Hook {
-        Hook { program: name, attach: Attach::Tracepoint(name), better_than: None }
+        Hook { program: name, attach: Attach::Tracepoint(name), role: Role::Needed }
     }
 
     /// A program that is an iterator of that kind.
     pub const fn iterator(program: &'static str, kind: &'static str) -> Hook {
-        Hook { program, attach: Attach::Iterator(kind), better_than: None }
+        Hook { program, attach: Attach::Iterator(kind), role: Role::Needed }
     }
 
     /// A program that the agent runs itself.
     pub const fn run(program: &'static str) -> Hook {
-        Hook { program, attach: Attach::Run, better_than: None }
+        Hook { program, attach: Attach::Run, role: Role::Needed }
     }
 }
 

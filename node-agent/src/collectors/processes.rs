@@ -13,7 +13,7 @@ use node_agent_common::processes::{
 use node_agent_common::table::CollectorInfo;
 
 use super::{
-    Attach, Better, Collector, DecodeError, Decoder, Hook, ParamError, Params, Verdict, boolean, known,
+    Attach, Better, Collector, DecodeError, Decoder, Hook, ParamError, Params, Role, Verdict, boolean, known,
 };
 use crate::kernel::btf::{Btf, BtfError};
 use crate::kernel::load::{Kernel, KernelError};
@@ -31,7 +31,7 @@ const HOOKS: &[Hook] = &[
         program: "process_exit",
         // Comes after the memory's end; the name since 6.19 is the first.
         attach: Attach::Entry(&["cgroup_task_exit", "cgroup_exit"]),
-        better_than: Some(Better { than: "sched_process_exit", on: tells_of_exit_early }),
+        role: Role::Better(Better { than: "sched_process_exit", on: tells_of_exit_early }),
     },
     Hook::tracepoint("sched_process_exit"),
     Hook::tracepoint("cgroup_attach_task"),

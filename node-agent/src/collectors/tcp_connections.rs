@@ -22,7 +22,7 @@ use node_agent_common::tcp_connections::{
     flushed, state,
 };
 
-use super::{Collector, DecodeError, Decoder, Hook, ParamError, Params, Verdict, known};
+use super::{Attach, Collector, DecodeError, Decoder, Hook, ParamError, Params, Role, Verdict, known};
 use crate::kernel::btf::{Btf, BtfError};
 use crate::kernel::load::{Kernel, KernelError, wait_for_programs};
 use crate::pipeline::batch::Row;
@@ -56,6 +56,11 @@ impl Collector for TcpConnections {
                 Hook::tracepoint("inet_sock_set_state"),
                 Hook::tracepoint("tcp_send_reset"),
                 Hook::tracepoint("tcp_receive_reset"),
+                Hook {
+                    program: "tcp_accept",
+                    attach: Attach::Entry(&["security_sock_graft"]),
+                    role: Role::Extra,
+                },
                 Hook::iterator(ADOPT, "task_file"),
                 Hook::run(FLUSH),
             ]
@@ -289,6 +294,7 @@ impl Decoder for Filter {
         }
         for (column, value) in [
             (at::handshake_ns, connection.handshake_ns()),
+            (at::accept_delay_ns, connection.accept_delay_ns()),
             (at::duration_ns, connection.duration_ns()),
             (at::srtt_us, connection.srtt_us().map(u64::from)),
             (at::min_rtt_us, connection.min_rtt_us().map(u64::from)),

@@ -14,7 +14,7 @@ use aya::programs::{BtfTracePoint, FEntry, Iter, ProgramFd, RawTracePoint};
 use aya::{Ebpf, EbpfLoader};
 use node_agent_common::fields::{BASE_FIELDS, Field, MISSING, pack};
 
-use crate::collectors::{ALL, Attach, Collector, Hook};
+use crate::collectors::{ALL, Attach, Collector, Hook, Role};
 use crate::kernel::btf::Btf;
 use crate::kernel::probe;
 
@@ -199,16 +199,26 @@ impl Kernel {
     fn attach_hooks(&mut self, collector: &dyn Collector, types: &aya::Btf) -> Result<(), KernelError> {
         let mut left_out = Vec::new();
         for hook in collector.hooks() {
-            match hook.better_than {
-                _ if left_out.contains(&hook.program) => {}
-                None => self.attach_hook(hook, types)?,
-                Some(better) if (better.on)(&self.btf) => match self.attach_hook(hook, types) {
+            if left_out.contains(&hook.program) {
+                continue;
+            }
+            match hook.role {
+                Role::Needed => self.attach_hook(hook, types)?,
+                Role::Better(better) if (better.on)(&self.btf) => match self.attach_hook(hook, types) {
                     Ok(()) => left_out.push(better.than),
                     Err(error) => {
+                        self.unload_hook(hook);
                         tracing::info!(%error, instead = better.than, "this kernel gives the lesser hook only");
                     }
                 },
-                Some(_) => {}
+                Role::Better(_) => {}
+                Role::Extra => {
+                    if let Err(error) = self.attach_hook(hook, types) {
+                        self.unload_hook(hook);
+                        let collector = collector.info().name;
+                        tracing::info!(%error, collector, "some columns stay null on this kernel");
+                    }
+                }
             }
         }
         Ok(())
@@ -252,18 +262,18 @@ impl Kernel {
     }
 
     fn unload(&mut self, collector: &dyn Collector) {
-        for hook in collector.hooks() {
-            let Some(program) = self.ebpf.program_mut(hook.program) else { continue };
-            // Not loaded is the one way to fail, and then there is nothing to do.
-            let _ = match hook.attach {
-                Attach::Tracepoint(_) => {
-                    <&mut BtfTracePoint>::try_from(program).and_then(BtfTracePoint::unload)
-                }
-                Attach::Entry(_) => <&mut FEntry>::try_from(program).and_then(FEntry::unload),
-                Attach::Iterator(_) => <&mut Iter>::try_from(program).and_then(Iter::unload),
-                Attach::Run => <&mut RawTracePoint>::try_from(program).and_then(RawTracePoint::unload),
-            };
-        }
+        collector.hooks().iter().for_each(|hook| self.unload_hook(hook));
+    }
+
+    fn unload_hook(&mut self, hook: &Hook) {
+        let Some(program) = self.ebpf.program_mut(hook.program) else { return };
+        // Not loaded is the one way to fail, and then there is nothing to do.
+        let _ = match hook.attach {
+            Attach::Tracepoint(_) => <&mut BtfTracePoint>::try_from(program).and_then(BtfTracePoint::unload),
+            Attach::Entry(_) => <&mut FEntry>::try_from(program).and_then(FEntry::unload),
+            Attach::Iterator(_) => <&mut Iter>::try_from(program).and_then(Iter::unload),
+            Attach::Run => <&mut RawTracePoint>::try_from(program).and_then(RawTracePoint::unload),
+        };
     }
 
     /// Runs one pass of a loaded iterator and returns what it wrote.

@@ -4,7 +4,7 @@
 //! In: a collector's hooks, places and needs, and the kernel's BTF. Out: a [`Capability`].
 //! Why from BTF and never from a version: distributions backport.
 
-use crate::collectors::{ALL, Attach, Collector};
+use crate::collectors::{ALL, Attach, Collector, Role};
 use crate::kernel::btf::Btf;
 
 /// Something the kernel must have.
@@ -42,19 +42,19 @@ pub fn missing(collector: &dyn Collector, btf: &Btf) -> Option<String> {
         Some(_) => None,
     };
     let hooks =
-        collector.hooks().iter().filter(|hook| hook.better_than.is_none()).find_map(|hook| {
-            match hook.attach {
-                Attach::Tracepoint(name) => tracepoint(name, 0),
-                Attach::Iterator(name) => btf
-                    .function(&format!("bpf_iter_{name}"))
-                    .is_none()
-                    .then(|| format!("this kernel has no iterator {name}")),
-                Attach::Entry(functions) => functions
-                    .iter()
-                    .all(|name| btf.function(name).is_none())
-                    .then(|| format!("this kernel has no function {}", functions.join(" or "))),
-                Attach::Run => None,
-            }
+        collector.hooks().iter().filter(|hook| matches!(hook.role, Role::Needed)).find_map(|hook| match hook
+            .attach
+        {
+            Attach::Tracepoint(name) => tracepoint(name, 0),
+            Attach::Iterator(name) => btf
+                .function(&format!("bpf_iter_{name}"))
+                .is_none()
+                .then(|| format!("this kernel has no iterator {name}")),
+            Attach::Entry(functions) => functions
+                .iter()
+                .all(|name| btf.function(name).is_none())
+                .then(|| format!("this kernel has no function {}", functions.join(" or "))),
+            Attach::Run => None,
         });
     hooks
         .or_else(|| TARGET_HOOKS.iter().find_map(|name| tracepoint(name, 2)))

@@ -18,6 +18,7 @@ use std::{env, fs, thread};
 use tracelake_node_agent::engine::{
     CollectorOutcome, CollectorSpec, CollectorState, Engine, EngineConfig, Output, SessionSpec,
 };
+use tracelake_node_agent::kernel::clock;
 
 use crate::support::{self, ALONE, TestCgroup, number, program, rows_of, start_in};
 
@@ -77,6 +78,7 @@ fn every_connection_has_one_row_for_each_end_with_the_kernels_own_numbers() {
     open(&mut engine, "second");
     engine.set_targets("second", &[server_group.target()]).expect("targets are entered");
     let first = close(&mut engine, &rows, "first");
+    let sees_accept = engine.coverage("first").iter().any(|row| row.hooks.contains("fentry"));
     let second = close(&mut engine, &rows, "second");
 
     let by = |direction: &str| -> Vec<&Row> {
@@ -136,7 +138,23 @@ fn every_connection_has_one_row_for_each_end_with_the_kernels_own_numbers() {
         assert_eq!(row.text("comm"), CLIENT_THREAD);
         assert!(row.int("pid") == active[0].int("pid") && row.int("start_ns") == active[0].int("start_ns"));
     }
-    assert!(passive.iter().chain(&adopted).all(|row| row.is_null("pid")), "nobody here knows who accepted");
+    if sees_accept {
+        for row in &passive {
+            assert_eq!(row.text("comm"), SERVER_THREAD);
+            assert_eq!(row.int("pid"), i64::from(server.child.id()));
+        }
+        for end in &server_ends {
+            let row = passive.iter().find(|row| row.int("sock_id") == end.cookie).expect("checked above");
+            let accepted = row.int("established_ns") + row.int("accept_delay_ns");
+            assert!((end.accepting..=end.accepted).contains(&accepted), "{accepted} {end:?}");
+        }
+    } else {
+        assert!(passive.iter().all(|row| row.is_null("pid") && row.is_null("accept_delay_ns")));
+        let environment = env::var("TRACELAKE_ENVIRONMENT").unwrap_or_default();
+        assert!(!environment.starts_with("vm-"), "Debian's kernels have fentry");
+    }
+    assert!(active.iter().chain(&adopted).all(|row| row.is_null("accept_delay_ns")));
+    assert!(adopted.iter().all(|row| row.is_null("pid")), "nobody saw who opened or accepted");
     assert_eq!(
         families(&active),
         BTreeSet::from([(2, true), (10, false)]),
@@ -334,19 +352,52 @@ struct End {
     peer_closed: bool,
     reset: bool,
     cookie: i64,
+    /// Boot time before and after the call of accept; 0 on the side that connects.
+    accepting: i64,
+    accepted: i64,
 }
 
 impl End {
     fn parse(line: &str) -> End {
         let numbers: Vec<i64> = line.split(' ').map(|word| word.parse().expect("is a number")).collect();
-        let [lport, rport, sent, received, info_acked, info_received, peer_closed, reset, cookie] =
-            *numbers.as_slice().first_chunk().expect("nine numbers");
-        let (peer_closed, reset) = (peer_closed != 0, reset != 0);
-        End { lport, rport, sent, received, info_acked, info_received, peer_closed, reset, cookie }
+        let [
+            lport,
+            rport,
+            sent,
+            received,
+            info_acked,
+            info_received,
+            closed,
+            reset,
+            cookie,
+            accepting,
+            accepted,
+        ] = *numbers.as_slice().first_chunk().expect("eleven numbers");
+        let (peer_closed, reset) = (closed != 0, reset != 0);
+        End {
+            lport,
+            rport,
+            sent,
+            received,
+            info_acked,
+            info_received,
+            peer_closed,
+            reset,
+            cookie,
+            accepting,
+            accepted,
+        }
     }
 
     /// Waits until everything sent was acknowledged, and says what the kernel has counted.
-    fn tell(stream: &TcpStream, sent: usize, received: usize, peer_closed: bool, reset: bool) {
+    fn tell(
+        stream: &TcpStream,
+        sent: usize,
+        received: usize,
+        peer_closed: bool,
+        reset: bool,
+        accept: (u64, u64),
+    ) {
         let deadline = Instant::now() + PATIENCE;
         let info = loop {
             let info = tcp_info(stream);
@@ -358,14 +409,16 @@ impl End {
         };
         let port = |address: std::io::Result<SocketAddr>| address.expect("is connected").port();
         say(&format!(
-            "end {} {} {sent} {received} {} {} {} {} {}",
+            "end {} {} {sent} {received} {} {} {} {} {} {} {}",
             port(stream.local_addr()),
             port(stream.peer_addr()),
             info.bytes_acked,
             info.bytes_received,
             u8::from(peer_closed),
             u8::from(reset),
-            cookie(stream)
+            cookie(stream),
+            accept.0,
+            accept.1
         ));
     }
 }
@@ -483,6 +536,7 @@ fn close_by_reset(stream: TcpStream) {
 }
 
 const CLIENT_THREAD: &str = "tcp-client";
+const SERVER_THREAD: &str = "tcp-server";
 /// What a connection begins with: bytes of the request, of the reply, and how it goes on.
 const HEADER: usize = 12;
 /// The client shuts down first.
@@ -525,18 +579,21 @@ fn server() {
         listeners.each_ref().map(|listener| listener.local_addr().expect("is bound").port().to_string());
     say(&format!("ports {}", ports.join(" ")));
     for listener in listeners {
-        thread::spawn(move || {
-            for stream in listener.incoming() {
-                let stream = stream.expect("accepts");
-                thread::spawn(move || serve(stream));
+        let accept = move || {
+            loop {
+                let before = clock::boot_ns();
+                let (stream, _) = listener.accept().expect("accepts");
+                let times = (before, clock::boot_ns());
+                thread::spawn(move || serve(stream, times));
             }
-        });
+        };
+        thread::Builder::new().name(SERVER_THREAD.into()).spawn(accept).expect("a thread");
     }
     // Until the test goes away.
     let _ = std::io::stdin().read(&mut [0]);
 }
 
-fn serve(mut stream: TcpStream) {
+fn serve(mut stream: TcpStream, accept: (u64, u64)) {
     let (mut sent, mut received) = (0, 0);
     let (peer_closed, reset) = loop {
         let mut header = [0; HEADER];
@@ -555,11 +612,11 @@ fn serve(mut stream: TcpStream) {
         match mode {
             SERVER_FIRST => break (false, false),
             RESET => break (false, true),
-            HOLD => End::tell(&stream, sent, received, false, false),
+            HOLD => End::tell(&stream, sent, received, false, false, accept),
             _ => {}
         }
     };
-    End::tell(&stream, sent, received, peer_closed, reset);
+    End::tell(&stream, sent, received, peer_closed, reset, accept);
     if reset {
         let error = stream.read(&mut [0]).expect_err("the client resets");
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
@@ -591,7 +648,7 @@ impl Conversation {
     }
 
     fn tell(&self, peer_closed: bool, reset: bool) {
-        End::tell(&self.stream, self.sent, self.received, peer_closed, reset);
+        End::tell(&self.stream, self.sent, self.received, peer_closed, reset, (0, 0));
     }
 
     /// Shuts down and waits for the peer's end.
