@@ -97,6 +97,8 @@ pub mod reason {
     pub const PODS_FOUND: &str = "PodsFound";
     /// `TargetsResolved=False`: nothing matches yet; the session keeps waiting until its end.
     pub const NO_PODS: &str = "NoPods";
+    /// `Degraded=True`: a node records some of its pods only.
+    pub const TARGETS_MISSING: &str = "TargetsMissing";
     /// `TargetsResolved=False`: the workload named by `workloadRef` does not exist.
     pub const WORKLOAD_NOT_FOUND: &str = "WorkloadNotFound";
 

@@ -12,8 +12,12 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 
-/// Debian with nginx, redis and `workload` (`workload/src/main.rs`).
-pub const IMAGE: &str = "tracelake/shop:dev";
+/// Debian with nginx, redis and `workload` (`workload/src/main.rs`): `TRACELAKE_SHOP_IMAGE`, else what the harness loads
+/// into its own nodes.
+pub fn image() -> String {
+    std::env::var("TRACELAKE_SHOP_IMAGE").unwrap_or_else(|_| "tracelake/shop:dev".to_owned())
+}
+
 /// The label by which the tests' sessions select their pods.
 pub const LABEL: &str = "tracelake-e2e";
 /// Emulated nodes start a pod in seconds; a pull or a stuck runtime shows within this time.
@@ -58,7 +62,7 @@ impl PodSpec {
             "terminationGracePeriodSeconds": 1,
             "automountServiceAccountToken": false,
             "enableServiceLinks": false,
-            "containers": [{ "name": "app", "image": IMAGE, "imagePullPolicy": "IfNotPresent", "command": self.command }],
+            "containers": [{ "name": "app", "image": image(), "imagePullPolicy": "IfNotPresent", "command": self.command }],
         });
         if let Some(node) = &self.node {
             spec["nodeSelector"] = json!({ "kubernetes.io/hostname": node });

@@ -179,7 +179,7 @@ fn a_deployment_is_followed_over_a_rolling_update() -> Result<()> {
                 "template": {
                     "metadata": { "labels": { "app": "web" } },
                     "spec": { "terminationGracePeriodSeconds": 1, "containers": [
-                        { "name": "app", "image": pods::IMAGE, "imagePullPolicy": "IfNotPresent", "command": command("first") }] },
+                        { "name": "app", "image": pods::image(), "imagePullPolicy": "IfNotPresent", "command": command("first") }] },
                 },
             },
         }))?;
@@ -256,7 +256,9 @@ fn a_session_deleted_early_lets_go_and_leaves_what_it_had() -> Result<()> {
         let api = pods::api(&env.client, &ns);
         PodSpec::workload("sleeper", "deleted", &["sleep"]).start(&api).await?;
         let session = Session::create(&env.client, &ns, "deleted", Session::spec("deleted", WINDOW)).await?;
-        let uid = session.recording().await?.metadata.uid.context("a session has a UID")?;
+        let mut shown = session.recording().await?;
+        let uid = shown.metadata.uid.clone().context("a session has a UID")?;
+        let deleted = jiff::Timestamp::now();
         session.delete().await?;
         let keys = tracelake_e2e::store::keys(&env.store).await?;
         let left: Vec<&String> = keys.iter().filter(|key| key.contains(&uid)).collect();
@@ -265,6 +267,15 @@ fn a_session_deleted_early_lets_go_and_leaves_what_it_had() -> Result<()> {
             "the snapshot was not uploaded: {left:?}"
         );
         ensure!(left.iter().any(|key| key.contains("/_tracelake/manifest-")), "no manifest: {left:?}");
+        let place = shown.status.as_mut().and_then(|status| status.dataset.as_mut());
+        place.context("the session has a dataset")?.manifest = Some("the last".to_owned());
+        let dataset = Dataset::open(&env.store, &shown).await?;
+        dataset.verify().await?;
+        for row in dataset.table("coverage").await? {
+            let after = number(&row, "to_utc") - deleted.as_microsecond();
+            // 2 s are the promise; emulated nodes get more.
+            ensure!(after < 5_000_000, "recorded for {after} us after the session was deleted: {row:?}");
+        }
         Ok(())
     })
 }

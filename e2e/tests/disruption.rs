@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use futures::TryStreamExt;
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::Api;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
@@ -37,7 +38,7 @@ async fn kill(env: &Env, namespace: &str, node: &str, process: &str) -> Result<(
         "spec": {
             "restartPolicy": "Never", "hostPID": true, "nodeSelector": { "kubernetes.io/hostname": node },
             "containers": [{
-                "name": "app", "image": pods::IMAGE, "imagePullPolicy": "IfNotPresent",
+                "name": "app", "image": pods::image(), "imagePullPolicy": "IfNotPresent",
                 "securityContext": { "capabilities": { "add": ["KILL"] } },
                 // -x with the 15 bytes that the kernel keeps of a name.
                 "command": ["/bin/sh", "-c", format!("pkill -KILL -x {} && echo true", &process[..process.len().min(15)])],
@@ -70,14 +71,7 @@ fn an_agent_that_is_killed_loses_no_sealed_row_and_declares_the_gap() -> Result<
         session.recording().await?;
         PodSpec::workload("first", "kill", &["spawn", "23", "/usr/bin/true"]).on(&a).run(&api).await?;
         // Once the rows are in the store they are sealed beyond doubt.
-        let uploaded = |session: &crds::TraceSession| {
-            session
-                .status
-                .as_ref()
-                .and_then(|status| status.totals.as_ref())
-                .is_some_and(|totals| totals.rows >= 46)
-        };
-        session.wait("46 uploaded rows", uploaded).await?;
+        session.wait("every row of 23 programs uploaded", uploaded).await?;
         let agent = env.agent_on(&a).await?;
         kill(&env, &ns, &a, "tracelake-node-agent").await?;
         restarted(&env, &agent).await?;
@@ -129,6 +123,33 @@ fn an_operator_that_is_killed_changes_nothing_for_running_sessions() -> Result<(
         ensure!(start(&ended) == start(&before), "the window moved");
         let found = programs(&dataset.table("processes").await?, "sleeper").len();
         ensure!(found == 23, "{found} executions");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_window_ends_on_time_with_the_operator_away() -> Result<()> {
+    in_namespace("operator-away", |env, ns| async move {
+        let (a, _) = env.two_nodes().await?;
+        let api = pods::api(&env.client, &ns);
+        PodSpec::workload("sleeper", "away", &["sleep"]).on(&a).start(&api).await?;
+        let session = Session::create(&env.client, &ns, "away", Session::spec("away", "60s")).await?;
+        let end = session.recording().await?.status.and_then(|status| status.end_time);
+        let end = end.context("a session that records has an end")?.0;
+        pods::exec(&api, "sleeper", &["/usr/local/bin/workload", "spawn", "23", "/usr/bin/true"]).await?;
+        let before = operator(&env).await?;
+        scale_operator(&env, 0).await?;
+        pods::gone(&pods::api(&env.client, &env.system), &before.metadata.name.unwrap_or_default()).await?;
+        // What ends the window is the time; only that can be waited for here.
+        let left = end.duration_since(jiff::Timestamp::now()) + jiff::SignedDuration::from_secs(2);
+        tokio::time::sleep(Duration::try_from(left).unwrap_or_default()).await;
+        pods::exec(&api, "sleeper", &["/usr/local/bin/workload", "spawn", "7", "/usr/bin/true"]).await?;
+        scale_operator(&env, 1).await?;
+        let ended = session.phase("Completed").await?;
+        let dataset = Dataset::open(&env.store, &ended).await?;
+        dataset.verify().await?;
+        let found = programs(&dataset.table("processes").await?, "sleeper").len();
+        ensure!(found == 23, "{found} executions; 23 were in the window, 7 after it");
         Ok(())
     })
 }
@@ -195,6 +216,11 @@ fn wrong_credentials_collect_nothing_until_the_secret_is_mended() -> Result<()> 
         ensure!(reason == "SignatureDoesNotMatch", "StoreReady=False/{reason}");
         let now = session.get().await?;
         ensure!(condition(&now, "Collecting").is_none_or(|(status, _)| status != "True"), "it collects");
+        let uid = now.metadata.uid.context("a session has a UID")?;
+        ensure!(
+            tracelake_e2e::store::keys(&env.store).await?.iter().all(|key| !key.contains(&uid)),
+            "something was collected"
+        );
 
         let mended = Instant::now();
         let mend = json!({ "data": { "secretAccessKey": right["secretAccessKey"] } });
@@ -229,12 +255,7 @@ fn a_node_that_is_lost_is_incomplete_and_completes_when_it_returns() -> Result<(
         let session = Session::create(&env.client, &ns, "node-lost", spec).await?;
         session.recording().await?;
         pods::exec(&api, "sleeper", &["/usr/local/bin/workload", "spawn", "23", "/usr/bin/true"]).await?;
-        // Exported: sealed beyond doubt, and known to the operator.
-        let exported = |session: &crds::TraceSession| {
-            let totals = session.status.as_ref().and_then(|status| status.totals.as_ref());
-            totals.is_some_and(|totals| totals.rows >= 46)
-        };
-        session.wait("46 rows", exported).await?;
+        session.wait("every row of 23 programs uploaded", uploaded).await?;
         let stopped = StoppedNode::stop(&lost)?;
         session.stop().await?;
         let incomplete = session.phase("Incomplete").await?;
@@ -299,6 +320,19 @@ fn a_running_session_with_nothing_new_costs_no_write_for_five_minutes() -> Resul
         session.phase("Completed").await?;
         Ok(())
     })
+}
+
+/// Start, exec and exit of 23 programs, and whatever else there was, are in the store.
+fn uploaded(session: &crds::TraceSession) -> bool {
+    let totals = session.status.as_ref().and_then(|status| status.totals.as_ref());
+    totals.is_some_and(|totals| totals.rows >= 69 && totals.emitted == totals.exported)
+}
+
+async fn scale_operator(env: &Env, replicas: i32) -> Result<()> {
+    let deployments: Api<Deployment> = Api::namespaced(env.client.clone(), &env.system);
+    let scale = Patch::Merge(json!({ "spec": { "replicas": replicas } }));
+    deployments.patch_scale("tracelake-operator", &PatchParams::default(), &scale).await?;
+    Ok(())
 }
 
 async fn operator(env: &Env) -> Result<Pod> {

@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::authorization::v1::SubjectAccessReview;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, ServiceAccount};
 use kube::Api;
 use kube::api::{DeleteParams, PostParams};
 use kube::runtime::wait::await_condition;
 use node_api::v1::node_client::NodeClient;
 use node_api::v1::{AgentMessage, Hello, agent_message};
+use serde_json::json;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 use tracelake_e2e::pods::{self, PodSpec};
@@ -129,6 +131,20 @@ fn only_the_agent_of_a_node_speaks_for_it_and_every_refusal_is_counted() -> Resu
         let gone = await_condition(in_system, &ns, |pod: Option<&Pod>| pod.is_none());
         tokio::time::timeout(Duration::from_secs(120), gone).await.context("the pod does not go")??;
         refused(hello(&channel, Some(&orphan), &a).await, Code::PermissionDenied, "pod_gone")?;
+
+        // Its token is good for nothing but the operator.
+        let reviews: Api<SubjectAccessReview> = Api::all(env.client.clone());
+        for (verb, resource) in
+            [("list", "pods"), ("get", "secrets"), ("list", "nodes"), ("get", "configmaps")]
+        {
+            let review = serde_json::from_value(json!({ "metadata": {}, "spec": {
+                "user": format!("system:serviceaccount:{system}:{AGENT}"),
+                "groups": ["system:serviceaccounts", format!("system:serviceaccounts:{system}"), "system:authenticated"],
+                "resourceAttributes": { "namespace": system, "verb": verb, "resource": resource },
+            }}))?;
+            let answer = reviews.create(&PostParams::default(), &review).await?;
+            ensure!(!answer.status.is_some_and(|status| status.allowed), "an agent may {verb} {resource}");
+        }
 
         for (reason, before) in reasons.iter().zip(before) {
             let after = count(&env, reason).await?;

@@ -169,6 +169,7 @@ fn a_store_that_is_missing_or_broken_keeps_a_session_from_collecting_and_says_wh
         elsewhere["spec"]["allowedNamespaces"] = json!(["elsewhere"]);
         stores.create(&PostParams::default(), &serde_json::from_value(elsewhere)?).await?;
         let mut barred = Session::spec("nobody", "10s");
+        barred["startDeadline"] = json!("5m");
         barred["storeRef"] = json!({ "kind": "ClusterTraceStore", "name": ns });
         let session = Session::create(&env.client, &ns, "barred", barred).await?;
         ensure!(session.condition("StoreReady", "False").await? == "NamespaceNotAllowed", "another reason");

@@ -15,6 +15,11 @@ pub const OPTION_THREADS: u32 = 0;
 /// Position in the map of options: slots that want arguments.
 pub const OPTION_ARGS: u32 = 1;
 
+/// Position in the map of options: slots that want changes of names.
+pub const OPTION_RENAMES: u32 = 2;
+/// How many options there are.
+pub const OPTIONS: u32 = 3;
+
 /// What happened to the process; the `kind` column has the lower-case name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -29,6 +34,8 @@ pub enum Kind {
     Exec = 4,
     /// It ended.
     Exit = 5,
+    /// It, or one of its threads, has another name.
+    Rename = 6,
 }
 
 impl Kind {
@@ -40,6 +47,7 @@ impl Kind {
             3 => Some("joined"),
             4 => Some("exec"),
             5 => Some("exit"),
+            6 => Some("rename"),
             _ => None,
         }
     }
@@ -85,7 +93,8 @@ event! {
     }
     derived {
         /// snapshot (ran already when its target was joined), start (forked), joined (moved in from outside), exec (runs
-        /// another program) or exit. Every process has one of the first three before anything else.
+        /// another program), rename (another name, in comm; only with the parameter renames, and at every exec too) or
+        /// exit. Every process has one of the first three before anything else.
         kind => Dict "",
         /// Whether the row is about a thread other than the first; only with the parameter threads.
         is_thread => Bool "",
@@ -157,6 +166,13 @@ pub const COLLECTOR: CollectorInfo = CollectorInfo {
             ty: ParamType::Bool,
             default: "false",
             doc: "Record the arguments of executed programs, at most 256 bytes. They may hold secrets.",
+        },
+        Param {
+            name: "renames",
+            ty: ParamType::Bool,
+            default: "false",
+            doc: "Also record changes of names (prctl, pthread_setname_np, exec); those of threads other than a process's \
+                  first with the parameter threads as well.",
         },
         Param {
             name: "threads",

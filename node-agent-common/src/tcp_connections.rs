@@ -190,7 +190,7 @@ event! {
     derived {
         /// active (opened here by connect; pid, tid, start_ns and comm are the opener's), passive (opened by the peer; they
         /// are the accepter's, if that was seen) or adopted (its beginning was not seen: the session began later). They are
-        /// null where that process is no target of the session.
+        /// null where that process is in another cgroup than the one that made the socket.
         direction => Dict "",
         /// From opened_ns to established_ns; null for passive connections, whose handshake has no socket, and where either
         /// was not seen.

@@ -32,8 +32,6 @@ use crate::session::{Node, Recorder, Session};
 
 /// How often windows, counters and uploads are looked at.
 const TICK: Duration = Duration::from_millis(200);
-/// The reason of a session that records less than it should because the node's maps are full.
-const TARGETS_MISSING: &str = "TargetsMissing";
 /// How often a report is made: it sums up every segment, and the stream sends every few seconds.
 const REPORT: Duration = Duration::from_secs(1);
 /// How long the last rows of all sessions may take when the agent is told to end.
@@ -216,17 +214,24 @@ impl<R: Recorder> Agent<R> {
         strange: bool,
         received_ns: u64,
     ) -> Result<(), String> {
+        let mut refused = None;
         let valid = match body {
             Some(body) if body.uid == wanted.uid => match plan::validate(body, &wanted.hash) {
                 Ok(valid) => Some((body.clone(), valid)),
-                Err(error) => return self.refuse(&wanted.uid, error.to_string()),
+                // The session, if it is known, goes on as it was; its window's end and its activity are to be obeyed still.
+                Err(error) => {
+                    refused = Some(error.to_string());
+                    None
+                }
             },
             Some(body) => return Err(format!("its body is of session {:?}", body.uid)),
             None => None,
         };
         if !self.sessions.contains_key(&wanted.uid) {
             // Without a body its UID is not checked yet, and it would be part of a path.
-            let Some((_, valid)) = &valid else { return Err("its body did not come".to_owned()) };
+            let Some((_, valid)) = &valid else {
+                return Err(refused.unwrap_or_else(|| "its body did not come".to_owned()));
+            };
             let session = Session::resume(self.node.clone(), valid.spec.uid.clone())
                 .map_err(|error| error.to_string())?;
             let managed = Managed {
@@ -266,10 +271,11 @@ impl<R: Recorder> Agent<R> {
                 || stored.activity != activity
                 || (collect && stored.window_end_ns.abs_diff(end) > SLACK_NS)
         });
-        // An old body must not be taken for the one that was refused under this hash: it would never be sent again.
-        if news && let Some((body, _)) = managed.body.as_ref().filter(|(_, valid)| valid.hash == hash) {
+        if news && let Some((body, valid)) = &managed.body {
             let end = if collect { end } else { received_ns };
-            let stored = StoredPlan::new(hash, body, activity, boot, end);
+            // Under the hash of its own: an old body must not be taken for the one that was refused, which would never be
+            // sent again.
+            let stored = StoredPlan::new(&valid.hash, body, activity, boot, end);
             let dir = self.node.spool.session_dir(&wanted.uid).map_err(|error| error.to_string())?;
             if let Err(error) = stored.save(&dir) {
                 error!(session = wanted.uid, %error, "the plan cannot be stored; a restart would need the operator");
@@ -278,32 +284,29 @@ impl<R: Recorder> Agent<R> {
             managed.stored = Some(stored);
         }
         managed.pursue(&mut self.recorder);
-        Ok(())
-    }
-
-    /// A body that is not valid: the session, if it is known, goes on as it was, and its report says why.
-    fn refuse(&mut self, uid: &str, message: String) -> Result<(), String> {
-        if let Some(managed) = self.sessions.get_mut(uid) {
-            managed.trouble = Some(("PlanRefused", message.clone()));
+        match refused {
+            None => Ok(()),
+            Some(message) => {
+                managed.trouble = Some(("PlanRefused", message.clone()));
+                Err(message)
+            }
         }
-        Err(message)
     }
 
     fn give_up(&mut self, uid: &str) {
         let Some(managed) = self.sessions.remove(uid) else { return };
         match managed.session.discard(&mut self.recorder) {
             Ok(0) => info!(session = uid, "the session is over and forgotten"),
-            Ok(segments) => error!(
-                session = uid,
-                segments, "the session is over; segments that were not uploaded are discarded"
-            ),
+            Ok(events) => {
+                error!(session = uid, events, "the session is over; what was not uploaded is discarded")
+            }
             Err(error) => error!(session = uid, %error, "a session's spool cannot be removed"),
         }
     }
 
     /// Takes every step that is due, and reports if something changed.
     pub fn tick(&mut self) {
-        let missing = self.recorder.mend().err().map(|error| (TARGETS_MISSING, error.to_string()));
+        let missing = self.recorder.mend().err().map(|error| (reason::TARGETS_MISSING, error.to_string()));
         for managed in self.sessions.values_mut() {
             managed.pursue(&mut self.recorder);
             managed.miss(missing.as_ref());
@@ -342,7 +345,7 @@ impl<R: Recorder> Agent<R> {
 impl Managed {
     /// Takes note of cgroups that are not recorded because the kernel's maps are full, as long as nothing worse is known.
     fn miss(&mut self, missing: Option<&(&'static str, String)>) {
-        let known = self.trouble.as_ref().is_some_and(|(reason, _)| *reason == TARGETS_MISSING);
+        let known = self.trouble.as_ref().is_some_and(|(reason, _)| *reason == reason::TARGETS_MISSING);
         match missing {
             None if known => self.trouble = None,
             Some((_, error)) if self.trouble.is_none() && self.session.is_recording() => {
@@ -387,7 +390,7 @@ impl Managed {
                 }
                 Err(error) => {
                     warn!(session = %self.session.uid, %error, "the targets cannot be set, will retry");
-                    self.trouble = Some(("TargetsFailed", error.to_string()));
+                    self.trouble = Some((reason::TARGETS_FAILED, error.to_string()));
                 }
             }
         }

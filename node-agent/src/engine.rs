@@ -8,12 +8,12 @@
 //! Why one control thread: opening, joining and closing each change kernel maps in several steps; in turn they need no
 //! further order.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arrow_array::RecordBatch;
 use aya::maps::{ArrayOfMaps, MapData, PerCpuArray, PerCpuValues, RingBuf};
@@ -28,7 +28,8 @@ use crate::pipeline::decode::{self, Closing, Link, Rings, Session, Shared, Table
 use crate::pipeline::ring;
 use crate::pipeline::unsealed::{Mark, Unsealed};
 use crate::targets::cgroup;
-use crate::targets::maps::{self, Roots};
+use crate::targets::control::Control;
+use crate::targets::maps;
 
 pub use crate::coverage::TargetCoverage;
 pub use crate::kernel::probe::Capability;
@@ -176,6 +177,9 @@ pub enum EngineError {
         /// All names.
         known: String,
     },
+    /// Some cgroups are not recorded: a map is full.
+    #[error("{0}")]
+    TargetsMissing(String),
     /// A parameter is wrong.
     #[error(transparent)]
     Param(#[from] ParamError),
@@ -192,65 +196,13 @@ pub enum EngineError {
     },
 }
 
-/// What the control thread knows of an open session.
-struct Control {
-    slot: u32,
-    /// Position of each running collector in [`ALL`].
-    collectors: Vec<usize>,
-    /// What it recorded when.
-    windows: Windows,
-    /// UIDs of the pods it records now, with the names that the cgroup of each may have.
-    pods: BTreeMap<String, Vec<String>>,
-    /// Cgroups it records now.
-    cgroups: BTreeMap<u64, PathBuf>,
-    /// When it began, nanoseconds since boot.
-    opened_ns: u64,
-}
-
-impl Control {
-    /// Takes out what is not among `targets` any more.
-    fn leave(&mut self, kernel: &mut Kernel, link: &Link, targets: &[TargetSpec]) -> Result<(), KernelError> {
-        let (mut pods, mut cgroups) = (BTreeSet::new(), BTreeSet::new());
-        for target in targets {
-            match target {
-                TargetSpec::Pod(pod) => _ = pods.insert(pod.uid.as_str()),
-                TargetSpec::Cgroup { id, .. } => _ = cgroups.insert(*id),
-            }
-        }
-        let pods: BTreeSet<String> =
-            self.pods.keys().filter(|uid| !pods.contains(uid.as_str())).cloned().collect();
-        let cgroups: BTreeSet<u64> =
-            self.cgroups.keys().filter(|id| !cgroups.contains(id)).copied().collect();
-        if pods.is_empty() && cgroups.is_empty() {
-            return Ok(());
-        }
-        let now = clock::boot_ns();
-        for uid in &pods {
-            for key in maps::keys(&self.pods[uid]) {
-                maps::change(kernel, "PODS", key, self.slot, false)?;
-            }
-        }
-        maps::leave(kernel, link, self.slot, |shared, cgroup| {
-            cgroup.pod.as_deref().is_some_and(|uid| pods.contains(uid))
-                || cgroups.iter().any(|root| maps::below(shared, cgroup, *root))
-        })?;
-        for uid in pods {
-            self.windows.pods.entry(uid.clone()).and_modify(|windows| coverage::end(windows, now));
-            self.pods.remove(&uid);
-        }
-        for root in cgroups {
-            self.windows.cgroups.entry(root).and_modify(|windows| coverage::end(windows, now));
-            self.cgroups.remove(&root);
-        }
-        Ok(())
-    }
-
-    fn roots(&self) -> Roots<'_> {
-        Roots {
-            pods: self.pods.values().flatten().map(String::as_str).collect(),
-            cgroups: self.cgroups.iter().map(|(id, path)| (*id, path.as_path())).collect(),
-        }
-    }
+/// What the kernel counted in `TARGET_ERRORS`.
+#[derive(Debug, Default)]
+struct TargetErrors {
+    /// As many as the last look made good.
+    seen: u64,
+    /// When a look failed last, and why.
+    failed: Option<(Instant, String)>,
 }
 
 /// The kernel side of this node. Ends its threads and detaches everything when dropped.
@@ -260,10 +212,12 @@ pub struct Engine {
     link: Arc<Link>,
     kernel: Arc<Mutex<Option<Kernel>>>,
     sessions: BTreeMap<String, Control>,
-    /// What the kernel had counted in `TARGET_ERRORS` at the last [`mend`](Self::mend).
-    target_errors: u64,
+    target_errors: TargetErrors,
     thread: Option<JoinHandle<()>>,
 }
+
+/// How long [`Engine::mend`] rests after it failed.
+const MEND_AGAIN: Duration = Duration::from_secs(5);
 
 fn lock(kernel: &Mutex<Option<Kernel>>) -> MutexGuard<'_, Option<Kernel>> {
     kernel.lock().unwrap_or_else(PoisonError::into_inner)
@@ -296,7 +250,15 @@ impl Engine {
                 source,
             })?;
         let sessions = BTreeMap::new();
-        Ok(Engine { config, cgroup_root, link, kernel, sessions, target_errors: 0, thread: Some(thread) })
+        Ok(Engine {
+            config,
+            cgroup_root,
+            link,
+            kernel,
+            sessions,
+            target_errors: TargetErrors::default(),
+            thread: Some(thread),
+        })
     }
 
     /// Gives the session a slot and starts its collectors. It records nothing until it has targets.
@@ -322,7 +284,7 @@ impl Engine {
         let kernel = match &mut *guard {
             Some(kernel) => kernel,
             None => {
-                self.target_errors = 0;
+                self.target_errors = TargetErrors::default();
                 guard.insert(self.load()?)
             }
         };
@@ -457,56 +419,11 @@ impl Engine {
             self.sessions.get_mut(session).ok_or_else(|| EngineError::UnknownSession(session.to_owned()))?;
         let mut guard = lock(&self.kernel);
         let Some(kernel) = &mut *guard else { return Err(EngineError::UnknownSession(session.to_owned())) };
-        let (mut pods, mut cgroups) = (BTreeMap::new(), BTreeMap::new());
-        for target in targets {
-            match target {
-                TargetSpec::Pod(pod) => _ = pods.insert(pod.uid.as_str(), pod),
-                TargetSpec::Cgroup { id, path } => _ = cgroups.insert(*id, path.as_path()),
-            }
-        }
-        {
-            let mut shared = self.link.lock();
-            pods.values().for_each(|pod| shared.directory.pod(pod));
-        }
-        // First those that join: what starts in them is missed until the kernel knows.
-        let is_open = |windows: Option<&Vec<(u64, Option<u64>)>>| {
-            windows.and_then(|windows| windows.last()).is_some_and(|(_, left)| left.is_none())
-        };
-        pods.retain(|uid, _| !is_open(control.windows.pods.get(*uid)));
-        cgroups.retain(|id, _| !is_open(control.windows.cgroups.get(id)));
-        for pod in pods.values() {
-            let names = [Some(&pod.uid), pod.cgroup_name.as_ref()].into_iter().flatten().cloned();
-            let names = control.pods.entry(pod.uid.clone()).insert_entry(names.collect());
-            for key in maps::keys(names.get()) {
-                maps::change(kernel, "PODS", key, control.slot, true)?;
-            }
-        }
-        for (&id, path) in &cgroups {
-            control.cgroups.insert(id, (*path).to_owned());
-            maps::change(kernel, "TARGETS", id, control.slot, true)?;
-            let path = maps::relative(&self.cgroup_root, path);
-            self.link.lock().directory.enter(id, 0, path, clock::boot_ns(), false);
-        }
-        if !(pods.is_empty() && cgroups.is_empty()) {
-            let names = pods.keys().flat_map(|uid| &control.pods[*uid]).map(String::as_str);
-            let roots = Roots {
-                pods: names.collect(),
-                cgroups: cgroups.iter().map(|(id, path)| (*id, *path)).collect(),
-            };
-            let mut joined = maps::scan(&self.cgroup_root, &self.link, kernel, control.slot, &roots)?;
-            joined.extend(cgroups.keys());
-            join(kernel, session, control, joined);
-            // Only now is all of them recorded; an error before leaves them for the next call.
-            let now = clock::boot_ns();
-            for uid in pods.keys() {
-                control.windows.pods.entry((*uid).to_owned()).or_default().push((now, None));
-            }
-            for id in cgroups.keys() {
-                control.windows.cgroups.entry(*id).or_default().push((now, None));
-            }
-        }
+        // First those that join: what starts in them is missed until the kernel knows. Those that left go in any case: when a
+        // map is full, their places are what the others wait for.
+        let joined = control.join(kernel, &self.cgroup_root, &self.link, session, targets);
         control.leave(kernel, &self.link, targets)?;
-        Ok(())
+        joined.map_err(EngineError::from)
     }
 
     /// Looks for cgroups itself where the kernel could not enter or announce one because a map or ring was full: they are
@@ -520,17 +437,39 @@ impl Engine {
         let failed = |source| KernelError::Map { map: "TARGET_ERRORS", source };
         let counts = kernel.array::<u64>("TARGET_ERRORS")?;
         let errors = counts.iter().sum::<Result<u64, _>>().map_err(failed)?;
-        if errors == self.target_errors {
+        if errors == self.target_errors.seen {
+            self.target_errors.failed = None;
             return Ok(());
         }
-        tracing::warn!(errors, "the kernel had no room for new cgroups or their records: looking for them");
+        // A look costs two walks over all cgroups for each session, and a map that is full stays so for a while.
+        if let Some((at, error)) = &self.target_errors.failed
+            && at.elapsed() < MEND_AGAIN
+        {
+            return Err(EngineError::TargetsMissing(error.clone()));
+        }
+        let mut failed = None;
         for (session, control) in &self.sessions {
-            let joined = maps::scan(&self.cgroup_root, &self.link, kernel, control.slot, &control.roots())?;
-            join(kernel, session, control, joined);
+            match maps::scan(&self.cgroup_root, &self.link, kernel, control.slot, &control.roots()) {
+                Ok(joined) => control.ask(kernel, session, joined),
+                Err(error) => failed = failed.or(Some(error)),
+            }
         }
         maps::bury(&self.cgroup_root, &self.link);
-        self.target_errors = errors;
-        Ok(())
+        match failed {
+            None => {
+                tracing::warn!(
+                    errors,
+                    "the kernel had no room for new cgroups or their records: found by looking"
+                );
+                self.target_errors = TargetErrors { seen: errors, failed: None };
+                Ok(())
+            }
+            Some(error) => {
+                let error = error.to_string();
+                self.target_errors.failed = Some((Instant::now(), error.clone()));
+                Err(EngineError::TargetsMissing(error))
+            }
+        }
     }
 
     /// Ends the session: what is open is reported, its last batches are sealed, then comes [`Output::Closed`]. Returns
@@ -616,32 +555,26 @@ impl Drop for Engine {
     }
 }
 
-/// Gives the memory of maps and rings back once no session has a slot.
-fn unload_when_idle(kernel: &Mutex<Option<Kernel>>, link: &Link) {
-    let mut kernel = lock(kernel);
+/// Gives the memory of maps and rings back if no session has a slot; false while somebody else uses the kernel.
+fn unload_when_idle(kernel: &Mutex<Option<Kernel>>, link: &Link) -> bool {
+    let mut kernel = match kernel.try_lock() {
+        Ok(kernel) => kernel,
+        Err(TryLockError::Poisoned(kernel)) => kernel.into_inner(),
+        Err(TryLockError::WouldBlock) => return false,
+    };
     let mut shared: MutexGuard<'_, Shared> = link.lock();
     if shared.sessions.iter().all(Option::is_none) {
         shared.rings = None;
         shared.directory = Default::default();
         *kernel = None;
     }
+    true
 }
 
 /// Takes over how many runs of its collectors' programs the kernel has skipped.
 fn count_skipped(kernel: &Kernel, session: &mut Session) {
     for state in &mut session.tables {
         state.recursion = kernel.recursion_misses(state.collector).saturating_sub(state.recursion_base);
-    }
-}
-
-/// Has collectors report what runs in cgroups that a session has just begun to record.
-fn join(kernel: &mut Kernel, session: &str, control: &Control, joined: BTreeSet<u64>) {
-    let joined: Vec<u64> = joined.into_iter().collect();
-    for &index in &control.collectors {
-        if let Err(error) = ALL[index].join(kernel, control.slot, &joined) {
-            let collector = ALL[index].info().name;
-            tracing::warn!(%error, collector, session, "what runs already is reported with its first event only");
-        }
     }
 }
 

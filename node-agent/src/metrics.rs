@@ -28,6 +28,7 @@ pub struct Metrics {
     spool_bytes: Gauge,
     recovery_discarded: Counter,
     recovery_quarantined: Counter,
+    discarded: Counter,
     sessions: Gauge,
     sessions_recording: Gauge,
     plans_received: Counter,
@@ -51,6 +52,7 @@ impl Default for Metrics {
             spool_bytes: "spool_used_bytes", "Bytes in the spool, sealed or being written";
             recovery_discarded: "recovery_discarded_files", "Files found at the start that had not been sealed";
             recovery_quarantined: "recovery_quarantined_files", "Sealed files found damaged at the start";
+            discarded: "spool_discarded_events", "Events of sessions that were over before these were uploaded";
             sessions: "agent_sessions", "Sessions that this node holds data of or records";
             sessions_recording: "agent_recording_sessions", "Sessions that are being recorded";
             plans_received: "plan_messages", "Plans received";
@@ -74,6 +76,10 @@ impl Metrics {
     pub(crate) fn recovered(&self, discarded: u64, quarantined: u64) {
         self.recovery_discarded.inc_by(discarded);
         self.recovery_quarantined.inc_by(quarantined);
+    }
+
+    pub(crate) fn discarded(&self, events: u64) {
+        self.discarded.inc_by(events);
     }
 
     pub(crate) fn plan(&self, refused: u64) {

@@ -20,17 +20,9 @@ use dataset::ledger::Term;
 use dataset::manifest::Verdict;
 use node_agent::pipeline::upload::{Destination, UploadError};
 use object_store::ObjectStoreExt;
-use support::{BOOT, Fault, Grants, NODE, Server, World, close_and_verify};
+use support::{BOOT, Fault, NODE, Server, World, close_and_verify, granted, prefix};
 
 const UID: &str = "uid-1";
-
-fn prefix() -> SessionPrefix {
-    SessionPrefix::new("prefix", "shop", "checkout", UID).unwrap()
-}
-
-fn granted(server: &Server) -> Destination {
-    Destination::Granted(Arc::new(Grants { client: server.client.clone(), prefix: prefix() }))
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_reach_the_store_sorted_and_accounted_for() {
@@ -214,7 +206,9 @@ async fn a_session_that_is_given_up_leaves_no_file_behind() {
     world.engine.events(UID, "processes", &[1, 2, 3], 0);
     session.interrupt(&mut world.engine);
     world.until(&mut session, |session| session.bytes_pending() > 0).await;
-    assert_eq!(session.discard(&mut world.engine).unwrap(), 1);
+    assert_eq!(session.discard(&mut world.engine).unwrap(), 3);
+    let metrics = world.node.metrics.encode().unwrap();
+    assert!(metrics.contains("tracelake_spool_discarded_events_total 3"), "{metrics}");
     assert_eq!(world.node.spool.sessions().unwrap(), Vec::<String>::new());
     assert_eq!(world.node.spool.used_bytes(), 0);
 }

@@ -35,6 +35,10 @@ pub mod reason {
     pub const UNSUPPORTED: &str = "Unsupported";
     /// Of `PREPARING`: this node records as many sessions as it has slots for.
     pub const NODE_CAPACITY: &str = "NodeCapacity";
+    /// Of `RUNNING`: some pods' cgroups are not recorded, because the node's maps are full.
+    pub const TARGETS_MISSING: &str = "TargetsMissing";
+    /// Of `RUNNING`: the plan's pods could not be taken over yet.
+    pub const TARGETS_FAILED: &str = "TargetsFailed";
     /// Of `DONE`: the window ended before this node recorded anything.
     pub const NEVER_STARTED: &str = "NeverStarted";
 }

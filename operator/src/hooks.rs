@@ -62,12 +62,9 @@ pub async fn apply_store(client: Client, file: &Path) -> anyhow::Result<()> {
 /// When the API server refuses, or the operator's pod does not end.
 pub async fn uninstall(client: Client, namespace: &str, timeout: Duration) -> anyhow::Result<()> {
     let sessions = Api::<TraceSession>::all(client.clone());
-    for session in list(&sessions, "").await? {
-        delete(&namespaced(&client, &session), &session).await?;
-    }
     let deadline = Instant::now() + timeout;
     loop {
-        let left = list(&sessions, "").await?.len();
+        let left = end_all(&client, &sessions).await?;
         if left == 0 {
             break;
         }
@@ -86,6 +83,7 @@ pub async fn uninstall(client: Client, namespace: &str, timeout: Duration) -> an
     stop_operator(&client, namespace).await?;
 
     // Those that were made in between, and all of them where no operator runs.
+    end_all(&client, &sessions).await?;
     release_sessions(&client, &sessions).await?;
     let stores = Api::<ClusterTraceStore>::all(client.clone());
     for store in list(&stores, MADE_BY_CHART).await? {
@@ -99,6 +97,15 @@ pub async fn uninstall(client: Client, namespace: &str, timeout: Duration) -> an
     }
     tracing::info!("sessions ended, finalizers cleared");
     Ok(())
+}
+
+/// Deletes every session, also those made since the last call. Returns how many there are still.
+async fn end_all(client: &Client, sessions: &Api<TraceSession>) -> anyhow::Result<usize> {
+    let left = list(sessions, "").await?;
+    for session in left.iter().filter(|session| session.metadata.deletion_timestamp.is_none()) {
+        delete(&namespaced(client, session), session).await?;
+    }
+    Ok(left.len())
 }
 
 async fn release_sessions(client: &Client, sessions: &Api<TraceSession>) -> anyhow::Result<()> {

@@ -90,6 +90,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         metrics: metrics.clone(),
         cluster_id,
         memories: Memories::default(),
+        endings: tokio::sync::Semaphore::new(session::ENDINGS),
         clock: Clock::default(),
         started: tokio::time::Instant::now(),
     });

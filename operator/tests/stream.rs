@@ -152,12 +152,7 @@ impl Operator {
     fn publish(&self, node: &str) {
         let plan = SessionPlan { uid: "session-uid".to_owned(), ..SessionPlan::default() };
         let hash = node_api::plan::hash(&plan);
-        let assignment = Assignment {
-            plan: plan.into(),
-            hash,
-            activity: Activity::Collect,
-            drain: Duration::from_secs(60),
-        };
+        let assignment = Assignment { plan: plan.into(), hash, activity: Activity::Collect };
         self.hub.publish(Published {
             id: SessionId {
                 namespace: "shop".to_owned(),
@@ -235,6 +230,9 @@ async fn who_has_no_right_is_refused_and_counted() {
     let operator = Operator::start().await;
     let refused = operator.connect(None, "node-1").await.err().unwrap();
     assert_eq!((refused.code(), operator.refused(Refusal::NoToken)), (Code::Unauthenticated, 1));
+    let expired = token("node-1", "node-agent", -5);
+    let refused = operator.connect(Some(&expired), "node-1").await.err().unwrap();
+    assert_eq!((refused.code(), operator.refused(Refusal::Expired)), (Code::Unauthenticated, 1));
     let stranger = token("node-1", "default", 600);
     let refused = operator.connect(Some(&stranger), "node-1").await.err().unwrap();
     assert_eq!((refused.code(), operator.refused(Refusal::WrongServiceAccount)), (Code::PermissionDenied, 1));

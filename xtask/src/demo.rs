@@ -4,11 +4,9 @@
 //!
 //! What is shown is `e2e/src/bin/demo.rs`; here is what it stands on.
 
-use std::path::PathBuf;
-
 use anyhow::Result;
 
-use crate::install::Access;
+use crate::install::{Access, Existing};
 use crate::{cache, cluster, exec, image, install, tools};
 
 /// Show the whole path on a cluster: a shop, one session, its tables.
@@ -16,9 +14,8 @@ use crate::{cache, cluster, exec, image, install, tools};
 pub(crate) struct Args {
     #[command(flatten)]
     cluster: cluster::Options,
-    /// Use this cluster instead of starting one; its nodes must be able to pull the images of the chart's values.
-    #[arg(long)]
-    kubeconfig: Option<PathBuf>,
+    #[command(flatten)]
+    existing: Existing,
     /// Leave the cluster running, and say how to use it.
     #[arg(long)]
     keep: bool,
@@ -26,8 +23,7 @@ pub(crate) struct Args {
 
 pub(crate) fn main(args: &Args) -> Result<()> {
     tools::install_all()?;
-    if let Some(kubeconfig) = &args.kubeconfig {
-        let access = Access::existing(kubeconfig)?;
+    if let Some(access) = args.existing.access()? {
         access.install()?;
         return show(&access);
     }

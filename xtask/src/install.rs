@@ -4,7 +4,7 @@
 //!
 //! The dev store is on, so that whatever runs next has a real S3 server inside the cluster.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -13,29 +13,65 @@ use crate::cluster::Cluster;
 use crate::image::Image;
 use crate::{cache, exec, tools};
 
+/// What our own images are called.
+const REPOSITORY: &str = "tracelake";
+const TAG: &str = "dev";
 /// Where the chart goes.
 const NAMESPACE: &str = "tracelake-system";
 /// Helm waits this long for Deployments and DaemonSets, on emulated nodes.
 const TIMEOUT: &str = "6m";
 
+/// A cluster that is not ours to start, and from where its nodes get the images.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Existing {
+    /// Use this cluster instead of starting one.
+    #[arg(long)]
+    kubeconfig: Option<PathBuf>,
+    /// Registry and folder from which its nodes pull operator, node-agent, dev-store and shop (see `cargo xtask image`).
+    #[arg(long, requires = "kubeconfig", default_value = REPOSITORY)]
+    image_repository: String,
+    /// Their tag.
+    #[arg(long, requires = "kubeconfig", default_value = TAG)]
+    image_tag: String,
+}
+
+impl Existing {
+    /// Access to the cluster, if one is named.
+    pub(crate) fn access(&self) -> Result<Option<Access>> {
+        let Some(kubeconfig) = &self.kubeconfig else { return Ok(None) };
+        ensure!(kubeconfig.exists(), "there is no {}", kubeconfig.display());
+        Ok(Some(Access {
+            kubeconfig: kubeconfig.clone(),
+            helm: tools::helm()?,
+            repository: self.image_repository.clone(),
+            tag: self.image_tag.clone(),
+            ours: false,
+        }))
+    }
+}
+
 /// What is needed to use a cluster, whoever started it.
 #[derive(Clone, Debug)]
 pub(crate) struct Access {
     /// For an administrator.
-    pub(crate) kubeconfig: PathBuf,
+    kubeconfig: PathBuf,
     helm: PathBuf,
+    repository: String,
+    tag: String,
+    /// Its nodes can be stopped and started.
+    ours: bool,
 }
 
 impl Access {
     /// A cluster of ours.
     pub(crate) fn of(cluster: &Cluster) -> Self {
-        Self { kubeconfig: cluster.kubeconfig.clone(), helm: cluster.helm.clone() }
-    }
-
-    /// A cluster of the user's. Its nodes must be able to get the images: we cannot load them there.
-    pub(crate) fn existing(kubeconfig: &Path) -> Result<Self> {
-        ensure!(kubeconfig.exists(), "there is no {}", kubeconfig.display());
-        Ok(Self { kubeconfig: kubeconfig.to_owned(), helm: tools::helm()? })
+        Self {
+            kubeconfig: cluster.kubeconfig.clone(),
+            helm: cluster.helm.clone(),
+            repository: REPOSITORY.to_owned(),
+            tag: TAG.to_owned(),
+            ours: true,
+        }
     }
 
     /// Sets what the cluster tests and the demo read from their environment.
@@ -45,7 +81,10 @@ impl Access {
             .env("KUBECONFIG", &self.kubeconfig)
             .env("TRACELAKE_NAMESPACE", NAMESPACE)
             .env("TRACELAKE_HELM", &self.helm)
-            .env("TRACELAKE_NODE_COMMAND", format!("{} cluster node", xtask.display()));
+            .env("TRACELAKE_SHOP_IMAGE", format!("{}/shop:{}", self.repository, self.tag));
+        if self.ours {
+            command.env("TRACELAKE_NODE_COMMAND", format!("{} cluster node", xtask.display()));
+        }
         Ok(())
     }
 
@@ -57,7 +96,9 @@ impl Access {
                 exec::command(&self.helm, ["upgrade", "--install", "tracelake"])
                     .arg(chart)
                     .args(["--namespace", NAMESPACE, "--create-namespace", "--wait", "--timeout", TIMEOUT])
-                    .args(["--set", "devStore.enabled=true", "--set", "image.tag=dev"])
+                    .args(["--set", "devStore.enabled=true"])
+                    .args(["--set", &format!("image.repository={}", self.repository)])
+                    .args(["--set", &format!("image.tag={}", self.tag)])
                     // Long enough for a kubelet to refresh a mounted ConfigMap, short enough for a test that waits for it.
                     .args(["--set", "operator.caPropagationSeconds=100"])
                     .env("KUBECONFIG", &self.kubeconfig),

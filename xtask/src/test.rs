@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::install::{Access, Existing};
 use crate::kernel::Kernel;
 use crate::{cache, cluster, exec, image, install, tools, vm};
 
@@ -27,6 +28,8 @@ pub(crate) struct Args {
     /// Also run the parts that are not in the default run: they take long.
     #[arg(long)]
     all: bool,
+    #[command(flatten)]
+    existing: Existing,
 }
 
 struct Part {
@@ -43,7 +46,12 @@ enum Run {
     Alone(fn() -> Result<()>),
     /// In a VM with this kernel, beside other such parts: each keeps about one CPU busy.
     Vm(Kernel),
+    /// Tests in a cluster.
+    Cluster(&'static [Suite]),
 }
+
+/// Tests in a cluster: a target of `e2e`, and how many of its tests run side by side.
+type Suite = (&'static str, u32);
 
 const fn part(name: &'static str, checks: &'static str, run: Run) -> Part {
     Part { name, checks, default: true, run }
@@ -61,13 +69,13 @@ const PARTS: &[Part] = &[
     part("vm-6.12", "ground truth in a VM with kernel 6.12", Run::Vm(Kernel::V6_12)),
     part("vm-6.18", "ground truth in a VM with kernel 6.18", Run::Vm(Kernel::V6_18)),
     part("vm-7", "ground truth in a VM with the newest kernel 7", Run::Vm(Kernel::V7)),
-    part("e2e", "the whole path on a two-node cluster", Run::Alone(|| e2e(&CLUSTER_TESTS))),
+    part("e2e", "the whole path on a two-node cluster", Run::Cluster(&CLUSTER_TESTS)),
     Part {
         default: false,
         ..part(
             "e2e-slow",
             "what fails in mid-session, and fifty pods that come and go",
-            Run::Alone(|| e2e(&SLOW_CLUSTER_TESTS)),
+            Run::Cluster(&SLOW_CLUSTER_TESTS),
         )
     },
 ];
@@ -96,7 +104,6 @@ pub(crate) fn main(args: &Args) -> Result<()> {
             args.parts.iter().any(|name| name == part.name)
         }
     });
-    tools::install_all()?;
     let chosen: Vec<&Part> = chosen.collect();
     let mut failed = Vec::new();
     // Neighbours that run beside each other are one group.
@@ -105,7 +112,10 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         let next = AtomicUsize::new(0);
         let work = || {
             let take = || group.get(next.fetch_add(1, Ordering::Relaxed));
-            std::iter::from_fn(take).filter(|part| !passes(part)).map(|part| part.name).collect::<Vec<_>>()
+            std::iter::from_fn(take)
+                .filter(|part| !passes(part, &args.existing))
+                .map(|part| part.name)
+                .collect::<Vec<_>>()
         };
         failed.extend(std::thread::scope(|scope| {
             let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
@@ -123,12 +133,13 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     std::process::exit(i32::from(!failed.is_empty()));
 }
 
-fn passes(part: &Part) -> bool {
+fn passes(part: &Part, existing: &Existing) -> bool {
     println!("== {}: {}", part.name, part.checks);
     let start = Instant::now();
     let result = match part.run {
         Run::Alone(run) => run(),
         Run::Vm(kernel) => in_vm(kernel),
+        Run::Cluster(suites) => e2e(existing, suites),
     };
     let seconds = start.elapsed().as_secs_f32();
     match &result {
@@ -141,6 +152,8 @@ fn passes(part: &Part) -> bool {
 /// `cargo` with what the tests and build scripts look for.
 fn cargo<const N: usize>(arguments: [&str; N]) -> Result<Command> {
     let mut cargo = cache::cargo();
+    tools::packages()?;
+    tools::rust()?;
     tools::bpf_linker()?;
     cargo.args(arguments).env("TRACELAKE_WEED", tools::weed()?);
     Ok(cargo)
@@ -155,14 +168,17 @@ fn format() -> Result<()> {
 const WORKSPACE: [&str; 4] = ["--locked", "--workspace", "--exclude", "tracelake-node-agent-ebpf"];
 /// The cluster tests, in the order of their runs and with the number that run side by side. Those that break what
 /// others share run alone; the last one uninstalls.
-const CLUSTER_TESTS: [(&str, u32); 4] = [("input", 4), ("identity", 1), ("collect", 4), ("uninstall", 1)];
-const SLOW_CLUSTER_TESTS: [(&str, u32); 2] = [("churn", 1), ("disruption", 1)];
+const CLUSTER_TESTS: [Suite; 4] = [("input", 4), ("identity", 1), ("collect", 4), ("uninstall", 1)];
+const SLOW_CLUSTER_TESTS: [Suite; 2] = [("churn", 1), ("disruption", 1)];
 
 fn clippy() -> Result<()> {
-    let mut clippy = cargo(["clippy"])?;
-    clippy.args(WORKSPACE).arg("--all-targets").args(["--test", "ground_truth"]);
-    clippy.args(CLUSTER_TESTS.iter().chain(&SLOW_CLUSTER_TESTS).flat_map(|(test, _)| ["--test", test]));
-    exec::loud(clippy.args(["--", "-D", "warnings"]))
+    let strict = ["--", "-D", "warnings"];
+    exec::loud(cargo(["clippy"])?.args(WORKSPACE).arg("--all-targets").args(strict))?;
+    // Tests that a plain `cargo test` leaves out are no part of "all targets", and have to be named without it.
+    let mut named = cargo(["clippy"])?;
+    named.args(WORKSPACE).args(["--test", "ground_truth"]);
+    named.args(CLUSTER_TESTS.iter().chain(&SLOW_CLUSTER_TESTS).flat_map(|(test, _)| ["--test", test]));
+    exec::loud(named.args(strict))
 }
 
 fn clippy_bpf() -> Result<()> {
@@ -210,8 +226,44 @@ fn chart() -> Result<()> {
         let rendered = exec::output(
             exec::command(&helm, ["template", "tracelake"]).arg(&chart).arg("--values").arg(file),
         )?;
-        ensure!(rendered.contains("kind: DaemonSet"), "{} renders no agent", file.display());
+        least_privilege(&rendered).with_context(|| format!("rendered with {}", file.display()))?;
         println!("{}: {} lines", file.display(), rendered.lines().count());
+    }
+    Ok(())
+}
+
+/// What the chart gives the agent: two capabilities, no rights. What it gives the operator: the `restricted` profile's
+/// limits. The API server of the cluster tests says the same of the objects as installed (`e2e/tests/identity.rs`).
+fn least_privilege(rendered: &str) -> Result<()> {
+    let objects: Vec<serde_json::Value> = serde_yaml::Deserializer::from_str(rendered)
+        .map(serde::Deserialize::deserialize)
+        .collect::<Result<_, _>>()?;
+    let of = |kind: &str, name: &str| {
+        let found =
+            objects.iter().find(|object| object["kind"] == kind && object["metadata"]["name"] == name);
+        found.with_context(|| format!("no {kind} {name}"))
+    };
+    let container = |object: &serde_json::Value| object["spec"]["template"]["spec"]["containers"][0].clone();
+    let agent = container(of("DaemonSet", "tracelake-node-agent")?)["securityContext"].clone();
+    ensure!(agent["privileged"] != true && agent["allowPrivilegeEscalation"] == false, "the agent: {agent}");
+    ensure!(
+        agent["capabilities"] == serde_json::json!({"drop": ["ALL"], "add": ["BPF", "PERFMON"]}),
+        "{agent}"
+    );
+    let operator = container(of("Deployment", "tracelake-operator")?)["securityContext"].clone();
+    ensure!(
+        operator["capabilities"] == serde_json::json!({"drop": ["ALL"]})
+            && operator["allowPrivilegeEscalation"] == false
+            && operator["readOnlyRootFilesystem"] == true,
+        "the operator: {operator}"
+    );
+    for binding in
+        objects.iter().filter(|object| object["kind"].as_str().is_some_and(|k| k.ends_with("Binding")))
+    {
+        let subjects = binding["subjects"].as_array().into_iter().flatten();
+        for subject in subjects {
+            ensure!(subject["name"] != "tracelake-node-agent", "the agent is given rights: {binding}");
+        }
     }
     Ok(())
 }
@@ -249,31 +301,44 @@ fn test_binaries(cargo: &mut Command, names: &[&str]) -> Result<Vec<PathBuf>> {
     names.iter().map(find).collect()
 }
 
-/// Brings a cluster up (or takes the one that runs), installs the product and runs these tests.
-fn e2e(suites: &[(&str, u32)]) -> Result<()> {
+/// Installs the product in a cluster and runs these tests: in the one that is named, else the one of ours that runs, else
+/// one that is brought up for it.
+fn e2e(existing: &Existing, suites: &[Suite]) -> Result<()> {
+    tools::install_all()?;
+    if let Some(access) = existing.access()? {
+        let binaries = cluster_tests(suites)?;
+        access.install()?;
+        return run_suites(&access, suites, &binaries);
+    }
     let was_up = cluster::current().is_ok();
     // Everything is compiled before emulated nodes want the same CPUs.
     let images = image::build_all()?;
-    let binaries =
-        test_binaries(&mut cargo(["test"])?, &suites.iter().map(|(test, _)| *test).collect::<Vec<_>>())?;
+    let binaries = cluster_tests(suites)?;
     let cluster = cluster::up(&cluster::Options::default(), &images)?;
-    let result = install::install(&cluster, &images).and_then(|access| {
-        // All of them, also after one that failed: each failure is worth knowing.
-        let mut failed = Vec::new();
-        for ((test, threads), binary) in suites.iter().zip(&binaries) {
-            let mut tests =
-                exec::command(binary, ["--nocapture".to_owned(), format!("--test-threads={threads}")]);
-            access.apply_to(&mut tests)?;
-            if let Err(error) = exec::loud(&mut tests) {
-                println!("{test}: {error:#}");
-                failed.push(*test);
-            }
-        }
-        ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
-        Ok(())
-    });
+    let result =
+        install::install(&cluster, &images).and_then(|access| run_suites(&access, suites, &binaries));
     if !was_up {
         cluster::down()?;
     }
     result
+}
+
+fn cluster_tests(suites: &[Suite]) -> Result<Vec<PathBuf>> {
+    test_binaries(&mut cargo(["test"])?, &suites.iter().map(|(test, _)| *test).collect::<Vec<_>>())
+}
+
+/// Runs all of them, also after one that failed: each failure is worth knowing.
+fn run_suites(access: &Access, suites: &[Suite], binaries: &[PathBuf]) -> Result<()> {
+    let mut failed = Vec::new();
+    for ((test, threads), binary) in suites.iter().zip(binaries) {
+        let mut tests =
+            exec::command(binary, ["--nocapture".to_owned(), format!("--test-threads={threads}")]);
+        access.apply_to(&mut tests)?;
+        if let Err(error) = exec::loud(&mut tests) {
+            println!("{test}: {error:#}");
+            failed.push(*test);
+        }
+    }
+    ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
+    Ok(())
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 //! Beginnings, program changes and ends of processes.
 //!
-//! Hooks: tp_btf `sched_process_fork`, `sched_process_exec`, `sched_process_exit`, `cgroup_attach_task`, and `iter/task` for
-//! what runs already. Arguments are the same from 6.1 to 7.x, but for `group_dead` of the exit (6.16 and newer); elsewhere
+//! Hooks: tp_btf `sched_process_fork`, `sched_process_exec`, `sched_process_exit`, `cgroup_attach_task`, `task_rename`, and
+//! `iter/task` for what runs already. Arguments are the same from 6.1 to 7.x, but for `group_dead` of the exit (6.16 and newer); elsewhere
 //! it comes from `signal->live`, which several last threads may see as 0 at once: one of them is chosen by a map.
 //! Since 6.16 `sched_process_exit` comes before the memory is taken down, so what that costs would be missing: there
 //! fentry `cgroup_task_exit` (`cgroup_exit` up to 6.18) takes its place where the kernel has fentry.
@@ -21,7 +21,7 @@ use aya_ebpf::maps::{Array, HashMap, LruHashMap};
 use aya_ebpf::programs::{BtfTracePointContext, FEntryContext};
 use node_agent_common::event::Attribution;
 use node_agent_common::processes::{
-    INDEX, Kind, OPTION_ARGS, OPTION_THREADS, ProcessEvent, ProcessExec, TEXT,
+    INDEX, Kind, OPTION_ARGS, OPTION_RENAMES, OPTION_THREADS, OPTIONS, ProcessEvent, ProcessExec, TEXT,
 };
 use node_agent_common::target::MAX_TARGETS;
 
@@ -60,9 +60,9 @@ static ENDED: LruHashMap<u32, u64> = LruHashMap::with_max_entries(4096, 0);
 #[map]
 static SNAPSHOT: HashMap<u64, u64> = HashMap::with_max_entries(MAX_TARGETS, BPF_F_NO_PREALLOC);
 
-/// Slots that have an option on: [`OPTION_THREADS`], [`OPTION_ARGS`].
+/// Slots that have an option on: [`OPTION_THREADS`], [`OPTION_ARGS`], [`OPTION_RENAMES`].
 #[map]
-static PROCESS_OPTIONS: Array<u64> = Array::with_max_entries(2, 0);
+static PROCESS_OPTIONS: Array<u64> = Array::with_max_entries(OPTIONS, 0);
 
 #[inline(always)]
 fn option(which: u32) -> u64 {
@@ -163,20 +163,24 @@ unsafe fn begin(task: &Task, cgroup_id: u64, slots: u64, kind: Kind) {
 /// Sends a row without usage.
 #[inline(always)]
 unsafe fn event(task: &Task, hit: &Hit, kind: Kind) {
-    ring::emit::<ProcessEvent>(hit, |record| {
-        // SAFETY: the record is ours; the task is a typed pointer.
-        unsafe {
-            identity(task, record, kind);
-            (*record).maj_flt = 0;
-            (*record).min_flt = 0;
-            (*record).utime_ns = 0;
-            (*record).stime_ns = 0;
-            (*record).runtime_ns = 0;
-            (*record).max_rss_pages = 0;
-            (*record).status = 0;
-            (*record).whole = 0;
-        }
-    });
+    // SAFETY: the task is a typed pointer.
+    ring::emit::<ProcessEvent>(hit, |record| unsafe { without_usage(task, record, kind) });
+}
+
+#[inline(always)]
+unsafe fn without_usage(task: &Task, record: *mut ProcessEvent, kind: Kind) {
+    // SAFETY: the record is ours; the task is a typed pointer.
+    unsafe {
+        identity(task, record, kind);
+        (*record).maj_flt = 0;
+        (*record).min_flt = 0;
+        (*record).utime_ns = 0;
+        (*record).stime_ns = 0;
+        (*record).runtime_ns = 0;
+        (*record).max_rss_pages = 0;
+        (*record).status = 0;
+        (*record).whole = 0;
+    }
 }
 
 #[inline(always)]
@@ -251,6 +255,35 @@ pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
                     (*record).args_len = length;
                 }
             }
+        });
+    }
+    0
+}
+
+/// A task gets another name: (task, name). The task still has the old one.
+#[btf_tracepoint(function = "task_rename")]
+pub fn task_rename(ctx: BtfTracePointContext) -> i32 {
+    let renames = option(OPTION_RENAMES);
+    if renames == 0 {
+        return 0;
+    }
+    // SAFETY: (`struct task_struct *`, name).
+    unsafe {
+        let renamed: *const u8 = ctx.arg(0);
+        let cgroup_id = kernel::task_cgroup_id(renamed);
+        if target::slots(cgroup_id) & renames == 0 {
+            return 0;
+        }
+        let task = Task::new(renamed);
+        let slots = wanted(&task, cgroup_id) & renames;
+        if slots == 0 {
+            return 0;
+        }
+        begin(&task, cgroup_id, slots, Kind::Snapshot);
+        let name: *const u8 = ctx.arg(1);
+        ring::emit::<ProcessEvent>(&hit(slots, cgroup_id), |record| {
+            without_usage(&task, record, Kind::Rename);
+            bpf_probe_read_kernel_str(addr_of_mut!((*record).comm).cast(), 16, name.cast());
         });
     }
     0

@@ -108,8 +108,8 @@ unsafe fn enter(
     Some(entry)
 }
 
-/// Writes down the current process as the one that opened or accepted the connection, if all that wait for the record trace
-/// that process too: a socket may be handed to another pod's.
+/// Writes down the current process as the one that opened or accepted the connection, if it is in the cgroup that made the
+/// socket: sockets are handed on, and who gets the row may not trace the other.
 ///
 /// # Safety
 /// `entry` is a value of the map.
@@ -119,9 +119,7 @@ unsafe fn sign(entry: *mut ConnectionEvent) {
     unsafe {
         let task = bpf_get_current_task_btf().cast_const().cast::<u8>();
         let cgroup_id = kernel::task_cgroup_id(task);
-        if cgroup_id != (*entry).header.cgroup_id
-            && core::ptr::read_volatile(waiting(entry)) & !target::slots(cgroup_id) != 0
-        {
+        if cgroup_id != (*entry).header.cgroup_id {
             return;
         }
         let id = bpf_get_current_pid_tgid();
@@ -172,8 +170,9 @@ fn finish(entry: *mut ConnectionEvent) {
         if (*entry).flags & flag::SENT != 0 {
             return;
         }
-        (*entry).flags |= flag::SENT;
+        // The bits first: what finds the flag may trust that nobody else sends for a bit it still sees.
         let slots = atomic::and(waiting(entry), 0);
+        (*entry).flags |= flag::SENT;
         if slots != 0 {
             send(entry, slots);
         }
@@ -249,9 +248,10 @@ unsafe fn change(sock: &Sock, entry: Option<*mut ConnectionEvent>, old: u32, new
             // word (the kernel counts both as PassiveOpens). The one that goes on is entered by its next change.
             return;
         }
-        // An entry whose destruction was missed has the address of another socket now, perhaps another tenant's.
+        // An entry whose destruction was missed has the address of another socket now, perhaps another tenant's. One without
+        // a cookie is this socket's, being adopted at this moment.
         let entry = match entry {
-            Some(stale) if (*stale).sock_id != sock::cookie(sock.tcp) => {
+            Some(stale) if (*stale).sock_id != 0 && (*stale).sock_id != sock::cookie(sock.tcp) => {
                 finish(stale);
                 let _ = CONNECTIONS.remove(sock.key);
                 if sock.slots == 0 {
@@ -434,11 +434,8 @@ pub fn tcp_flush(ctx: RawTracePointContext) -> i32 {
         if core::ptr::read_volatile(waiting(entry)) & session == 0 {
             return flushed::DONE as i32;
         }
-        if (*entry).flags & flag::SENT != 0 {
-            atomic::and(waiting(entry), !session);
-            return flushed::DONE as i32;
-        }
-        if mode == flush::GIVE_UP {
+        // Sent already, and the session came to wait for it at that very moment.
+        if mode == flush::GIVE_UP || (*entry).flags & flag::SENT != 0 {
             let before = atomic::and(waiting(entry), !session);
             let admitted = counters::admit(before & session, INDEX, ring::now());
             counters::lose(admitted, INDEX, Loss::MapFull as u32);

@@ -266,7 +266,7 @@ mod tests {
     fn unknown_parameters_and_wrong_values_are_refused_by_name() {
         let (_, processes) = find("processes").unwrap();
         for (name, value, expected) in
-            [("colour", "red", "known: args, threads"), ("threads", "maybe", "true or false")]
+            [("colour", "red", "known: args, renames, threads"), ("threads", "maybe", "true or false")]
         {
             let error =
                 processes.decoder(&BTreeMap::from([(name.into(), value.into())])).err().unwrap().to_string();

@@ -8,7 +8,7 @@
 use node_agent_common::event::{Event, Header};
 use node_agent_common::fields::{Field, TASK_FIELDS};
 use node_agent_common::processes::{
-    COLLECTOR, Kind, OPTION_ARGS, OPTION_THREADS, ProcessEvent, ProcessExec, at,
+    COLLECTOR, Kind, OPTION_ARGS, OPTION_RENAMES, OPTION_THREADS, OPTIONS, ProcessEvent, ProcessExec, at,
 };
 use node_agent_common::table::CollectorInfo;
 
@@ -35,6 +35,7 @@ const HOOKS: &[Hook] = &[
     },
     Hook::tracepoint("sched_process_exit"),
     Hook::tracepoint("cgroup_attach_task"),
+    Hook::tracepoint("task_rename"),
     Hook::iterator(SNAPSHOT, "task"),
 ];
 
@@ -67,12 +68,16 @@ impl Collector for Processes {
 
     fn decoder(&self, params: &Params) -> Result<Box<dyn Decoder>, ParamError> {
         known(&COLLECTOR, params)?;
-        boolean(&COLLECTOR, params, "threads")?;
+        for name in ["threads", "renames"] {
+            boolean(&COLLECTOR, params, name)?;
+        }
         Ok(Box::new(ProcessDecoder { args: boolean(&COLLECTOR, params, "args")?, page_bytes: page_bytes() }))
     }
 
     fn open(&self, kernel: &mut Kernel, slot: u32, params: &Params) -> Result<(), KernelError> {
-        for (name, option) in [("threads", OPTION_THREADS), ("args", OPTION_ARGS)] {
+        for (name, option) in
+            [("threads", OPTION_THREADS), ("args", OPTION_ARGS), ("renames", OPTION_RENAMES)]
+        {
             let on = boolean(&COLLECTOR, params, name).unwrap_or(false);
             kernel.set_bit("PROCESS_OPTIONS", option, slot, on)?;
         }
@@ -94,7 +99,7 @@ impl Collector for Processes {
     }
 
     fn close(&self, kernel: &mut Kernel, slot: u32) -> Result<(), KernelError> {
-        for option in [OPTION_THREADS, OPTION_ARGS] {
+        for option in 0..OPTIONS {
             kernel.set_bit("PROCESS_OPTIONS", option, slot, false)?;
         }
         // The next session in the slot has to be told of the processes that live on.

@@ -162,16 +162,18 @@ impl Link {
     }
 }
 
-/// Drains until told to stop. `idle` is called without any lock held when the last session has left.
-pub fn run(link: &Link, node: &str, out: &SyncSender<Output>, idle: impl Fn()) {
-    let mut outputs = Vec::new();
+/// Drains until told to stop. `idle` is called without any lock held when the last session has left, again and again
+/// until it says that it is done. It must not wait: a session that begins or ends relies on the rings being drained.
+pub fn run(link: &Link, node: &str, out: &SyncSender<Output>, idle: impl Fn() -> bool) {
+    let (mut outputs, mut leaving) = (Vec::new(), false);
     loop {
-        let ended = {
+        let empty = {
             let mut shared = link.lock();
             if shared.stop {
                 return;
             }
-            shared.pass(node, &mut outputs)
+            leaving |= shared.pass(node, &mut outputs);
+            shared.sessions.iter().all(Option::is_none)
         };
         for output in outputs.drain(..) {
             if out.send(output).is_err() {
@@ -179,9 +181,7 @@ pub fn run(link: &Link, node: &str, out: &SyncSender<Output>, idle: impl Fn()) {
                 return;
             }
         }
-        if ended {
-            idle();
-        }
+        leaving = leaving && empty && !idle();
         link.wait();
     }
 }

@@ -17,6 +17,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -41,8 +42,9 @@ use crate::metrics::Metrics;
 
 /// Uploads at the same time, all sessions together: each holds one buffer and one connection.
 const CONCURRENT: usize = 4;
-/// The same for sessions whose last upload failed, so that these do not keep the others waiting.
-const CONCURRENT_FAILING: usize = 2;
+/// The same for sessions whose store did not answer the last time, each with one at most: such an attempt takes its whole
+/// timeout, and must not keep the others waiting.
+const CONCURRENT_SILENT: usize = 4;
 /// Uploads of one session's boot at the same time, so that a store that hangs leaves room for others.
 const CONCURRENT_PER_BOOT: usize = 2;
 const CHUNK: usize = 256 << 10;
@@ -200,9 +202,8 @@ fn unreachable(error: reqwest::Error) -> UploadError {
 /// Uploads for all sessions.
 pub struct Uploader {
     destination: Destination,
-    healthy: Semaphore,
-    /// For sessions whose last upload failed. A store that does not answer costs a whole timeout each time.
-    failing: Semaphore,
+    answering: Semaphore,
+    silent: Semaphore,
     /// One for every bundle of certificates.
     clients: Mutex<HashMap<String, Client>>,
     metrics: Arc<Metrics>,
@@ -213,8 +214,8 @@ impl Uploader {
     pub fn new(destination: Destination, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
             destination,
-            healthy: Semaphore::new(CONCURRENT),
-            failing: Semaphore::new(CONCURRENT_FAILING),
+            answering: Semaphore::new(CONCURRENT),
+            silent: Semaphore::new(CONCURRENT_SILENT),
             clients: Mutex::default(),
             metrics,
         })
@@ -230,7 +231,9 @@ impl Uploader {
         content: &Content,
         health: &UploadHealth,
     ) -> Result<String, UploadError> {
-        let lane = if health.is_failing() { &self.failing } else { &self.healthy };
+        let silent = health.silent.load(Ordering::Relaxed);
+        let _turn = if silent { Some(health.turn.lock().await) } else { None };
+        let lane = if silent { &self.silent } else { &self.answering };
         let _permit = lane.acquire().await.map_err(|error| UploadError::Invalid(error.to_string()))?;
         match &self.destination {
             Destination::Store { store, prefix, node } => {
@@ -392,9 +395,7 @@ impl Uploader {
             let error = match self.upload(session, spool, &segment, health).await {
                 Ok(()) => {
                     pause = Backoff::default();
-                    if !spool.has_failed() {
-                        health.set(None);
-                    }
+                    health.succeeded(!spool.has_failed());
                     continue;
                 }
                 Err(error) => error,
@@ -402,7 +403,7 @@ impl Uploader {
             let delay = pause.next();
             warn!(%session, table = segment.table, sequence = segment.sequence, %error, retry_ms = delay.as_millis() as u64, "upload failed, will retry");
             self.metrics.upload_failed(&error);
-            health.set(Some(error));
+            health.failed(error);
             tokio::time::sleep(delay).await;
         }
     }
@@ -456,7 +457,7 @@ impl Uploader {
             let error =
                 match self.create(&request, &content, health).await.map(|key| spool.set_manifest(&key)) {
                     Ok(Ok(())) => {
-                        health.set(None);
+                        health.succeeded(true);
                         return;
                     }
                     Ok(Err(error)) => UploadError::SpoolRead(error.to_string()),
@@ -465,7 +466,7 @@ impl Uploader {
             let delay = pause.next();
             warn!(%session, %error, retry_ms = delay.as_millis() as u64, "upload of the node manifest failed, will retry");
             self.metrics.upload_failed(&error);
-            health.set(Some(error));
+            health.failed(error);
             tokio::time::sleep(delay).await;
         }
     }
@@ -483,22 +484,33 @@ impl Drop for Claim<'_> {
     }
 }
 
-/// The last error of a session's uploads, for its report.
+/// How the uploads of one boot of a session go.
 #[derive(Debug, Default)]
-pub struct UploadHealth(Mutex<Option<UploadError>>);
+pub struct UploadHealth {
+    error: Mutex<Option<UploadError>>,
+    /// The store did not answer the last time.
+    silent: AtomicBool,
+    /// Held by the one upload that tries whether it answers again.
+    turn: tokio::sync::Mutex<()>,
+}
 
 impl UploadHealth {
-    fn set(&self, error: Option<UploadError>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = error;
+    fn failed(&self, error: UploadError) {
+        self.silent.store(matches!(error, UploadError::StoreUnreachable(_)), Ordering::Relaxed);
+        *self.error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
     }
 
-    fn is_failing(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    /// An upload succeeded; `all` if none is left that failed.
+    fn succeeded(&self, all: bool) {
+        self.silent.store(false, Ordering::Relaxed);
+        if all {
+            *self.error.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
     }
 
-    /// None while uploads succeed.
+    /// Why something is not uploaded yet; none if nothing failed or all of it succeeded since.
     pub fn last_error(&self) -> Option<UploadError> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.error.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 

@@ -29,6 +29,7 @@ use std::time::{Duration, Instant};
 use dataset::bookkeeping;
 use dataset::coverage::{CoverageKind, CoverageRow};
 use dataset::key::Boot;
+use dataset::ledger::Term;
 use dataset::manifest::{FORMAT_VERSION, Incarnation, NodeManifest, Totals};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -173,6 +174,7 @@ enum Phase {
 struct BootRun {
     spool: Arc<BootSpool>,
     stop: CancellationToken,
+    health: Arc<UploadHealth>,
     manifest_started: bool,
     checkpoints: Checkpoints,
 }
@@ -185,7 +187,6 @@ pub struct Session {
     phase: Phase,
     sink: Option<Arc<Sink>>,
     boots: BTreeMap<Boot, BootRun>,
-    health: Arc<UploadHealth>,
     outcomes: Vec<CollectorOutcome>,
     checkpointed: Instant,
     window_end_ns: Option<u64>,
@@ -206,7 +207,6 @@ impl Session {
             phase: Phase::Idle,
             sink: None,
             boots: BTreeMap::new(),
-            health: Arc::default(),
             outcomes: Vec::new(),
             checkpointed: Instant::now(),
             window_end_ns: None,
@@ -228,16 +228,13 @@ impl Session {
                 error!(session = %self.uid, %boot, discarded, quarantined, "the last process left unsealed or damaged files: a gap");
                 self.node.metrics.recovered(discarded, quarantined);
             }
-            let stop = CancellationToken::new();
-            let upload = self.node.uploader.clone().run(
-                self.uid.clone(),
-                spool.clone(),
-                self.health.clone(),
-                stop.clone(),
-            );
+            let (stop, health) = (CancellationToken::new(), Arc::<UploadHealth>::default());
+            let upload =
+                self.node.uploader.clone().run(self.uid.clone(), spool.clone(), health.clone(), stop.clone());
             self.node.runtime.spawn(upload);
             let checkpoints = books::read_checkpoints(spool.dir());
-            self.boots.insert(boot.clone(), BootRun { spool, stop, manifest_started: false, checkpoints });
+            let run = BootRun { spool, stop, health, manifest_started: false, checkpoints };
+            self.boots.insert(boot.clone(), run);
         }
         Ok(self.boots.get_mut(boot).expect("it was inserted above"))
     }
@@ -351,23 +348,27 @@ impl Session {
         }
     }
 
-    /// Gives the session up: records nothing more and removes what is not uploaded. Returns the number of segments lost.
+    /// Gives the session up: records nothing more and removes what is not uploaded. Returns how many events that was, of
+    /// those that the counters told of.
     ///
     /// # Errors
     /// When the spool's disk fails.
-    pub fn discard(mut self, recorder: &mut dyn Recorder) -> Result<usize, SpoolError> {
+    pub fn discard(mut self, recorder: &mut dyn Recorder) -> Result<u64, SpoolError> {
         if let Some(sink) = &self.sink {
             sink.discard();
         }
         self.stop(recorder, Ended::Stopped);
         self.node.sinks.remove(&self.uid);
-        let mut lost = 0;
         for run in self.boots.values() {
             run.stop.cancel();
-            lost += run.spool.abandon()?;
+            run.spool.abandon()?;
         }
+        let totals = self.totals();
+        let unsealed = totals.emitted.saturating_sub(totals.terms.total());
+        let discarded = totals.terms.get(Term::LostUploadAbandoned) + unsealed;
+        self.node.metrics.discarded(discarded);
         self.node.spool.forget(&self.uid)?;
-        Ok(lost)
+        Ok(discarded)
     }
 
     /// Takes every step that is due. Cheap when none is.
@@ -382,14 +383,14 @@ impl Session {
             _ => {}
         }
         let current = self.node.boot.clone();
-        let (uid, node, health) = (self.uid.clone(), self.node.clone(), self.health.clone());
+        let (uid, node) = (self.uid.clone(), self.node.clone());
         let (idle, finish) = (matches!(self.phase, Phase::Idle), self.finish);
         for (boot, run) in &mut self.boots {
             // An older boot's rows are all there are; this boot's are when recording is over for good.
             if *boot == current && !(idle && finish) {
                 continue;
             }
-            if let Err(error) = run.advance(&uid, &node, &health) {
+            if let Err(error) = run.advance(&uid, &node) {
                 error!(session = %uid, %boot, %error, "the session's books cannot be written, will retry");
             }
         }
@@ -428,7 +429,7 @@ impl Session {
 
     /// Why uploads fail now, if they do.
     pub fn upload_error(&self) -> Option<UploadError> {
-        self.health.last_error()
+        self.boots.values().find_map(|run| run.health.last_error())
     }
 
     /// Keys of the node manifests that the store has.
@@ -523,7 +524,7 @@ impl Drop for Session {
 
 impl BootRun {
     /// The steps after the last row: books when all data are uploaded, the manifest when the books are.
-    fn advance(&mut self, uid: &Arc<str>, node: &Node, health: &Arc<UploadHealth>) -> anyhow::Result<()> {
+    fn advance(&mut self, uid: &Arc<str>, node: &Node) -> anyhow::Result<()> {
         if self.spool.manifest().is_some() || self.manifest_started || self.spool.pending().0 > 0 {
             return Ok(());
         }
@@ -575,7 +576,7 @@ impl BootRun {
         };
         let json = serde_json::to_vec_pretty(&manifest)?.into();
         let (uploader, spool) = (node.uploader.clone(), self.spool.clone());
-        let (uid, health, stop) = (uid.clone(), health.clone(), self.stop.clone());
+        let (uid, health, stop) = (uid.clone(), self.health.clone(), self.stop.clone());
         self.manifest_started = true;
         node.runtime.spawn(async move {
             tokio::select! {

@@ -7,6 +7,7 @@
 //! Invariant: the directory is what user space knows; the kernel's map decides what is recorded.
 
 pub mod cgroup;
+pub mod control;
 pub mod maps;
 pub mod pod;
 

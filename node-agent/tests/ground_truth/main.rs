@@ -2,6 +2,8 @@
 //! Known workloads, exact counts, no loss: each collector against what the programs themselves know. Needs root, on the
 //! host or in a virtual machine with nothing but this binary.
 
+#![allow(clippy::zombie_processes, reason = "they are reaped by wait4, which also says what they used")]
+
 mod expectations;
 mod processes;
 mod support;

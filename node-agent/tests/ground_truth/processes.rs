@@ -167,6 +167,34 @@ fn threads_and_arguments_are_recorded_when_asked_for() {
 }
 
 #[test]
+fn renames_are_recorded_when_asked_for() {
+    let cgroup = TestCgroup::new();
+    let mut asked = Recording::start(processes(&[("renames", "true"), ("threads", "true")]), &[]);
+    asked.targets(&[cgroup.target()]);
+    wait(&start_in(&cgroup.path, program("rename:7")));
+    let (rows, counters) = asked.finish();
+    lossless(&counters);
+    let names = |thread: &str| -> Vec<_> {
+        let renames = of_kind(&rows, "rename").into_iter();
+        let renames = renames.filter(|row| row["is_thread"] == thread);
+        let mut names: Vec<_> = renames.map(|row| row["comm"].clone()).collect();
+        names.sort();
+        names
+    };
+    let mut expected: Vec<_> = (0..7).map(|number| format!("a-long-name-{number}")).collect();
+    // By execve, after the file.
+    expected.push("exe".to_owned());
+    assert_eq!(names("false"), expected);
+    assert_eq!(names("true"), ["own-name-of-the"], "the kernel keeps 15 bytes");
+    let mut plain = Recording::start(processes(&[]), &[]);
+    plain.targets(&[cgroup.target()]);
+    wait(&start_in(&cgroup.path, program("rename:7")));
+    let (rows, counters) = plain.finish();
+    lossless(&counters);
+    assert_eq!(of_kind(&rows, "rename").len(), 0);
+}
+
+#[test]
 fn sampled_rows_stand_for_every_event() {
     let cgroup = TestCgroup::new();
     let mut recording = Recording::start(CollectorSpec { sample_every: 10, ..processes(&[]) }, &[]);

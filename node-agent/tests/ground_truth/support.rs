@@ -25,13 +25,13 @@ use tracelake_node_agent::engine::{
 use tracelake_node_agent::targets::cgroup;
 
 /// One engine at a time, so that one test's programs do not slow down another's.
-pub static ALONE: Mutex<()> = Mutex::new(());
+pub(crate) static ALONE: Mutex<()> = Mutex::new(());
 
 /// What a program of the tests is to do; see [`workload`].
-pub const WORKLOAD: &str = "TRACELAKE_TEST_WORKLOAD";
+pub(crate) const WORKLOAD: &str = "TRACELAKE_TEST_WORKLOAD";
 
 /// Does what [`WORKLOAD`] says, if it is set, and does not return then.
-pub fn workload() {
+pub(crate) fn workload() {
     let Ok(what) = std::env::var(WORKLOAD) else { return };
     let (what, number) = what.split_once(':').unwrap_or((&what, "0"));
     let number: i32 = number.parse().expect("a number");
@@ -47,6 +47,7 @@ pub fn workload() {
             for _ in 0..number {
                 // SAFETY: the child leaves at once.
                 match unsafe { libc::fork() } {
+                    // SAFETY: ends this process.
                     0 => unsafe { libc::_exit(0) },
                     child => {
                         // SAFETY: waits for that child.
@@ -59,6 +60,18 @@ pub fn workload() {
         "threads" => {
             let threads: Vec<_> = (0..number).map(|_| std::thread::spawn(|| {})).collect();
             threads.into_iter().for_each(|thread| thread.join().expect("the thread ends"));
+            std::process::exit(0);
+        }
+        // Gives its first thread so many names, and another one a name of its own.
+        "rename" => {
+            let name = |name: String| {
+                let name = std::ffi::CString::new(name).expect("no NUL");
+                // SAFETY: the kernel reads up to the NUL.
+                assert_eq!(unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) }, 0);
+            };
+            (0..number).for_each(|number| name(format!("a-long-name-{number}")));
+            let thread = std::thread::spawn(move || name("own-name-of-the-thread".to_owned()));
+            thread.join().expect("the thread ends");
             std::process::exit(0);
         }
         // Uses CPU for so many milliseconds by its own clock, and touches 32 MiB.
@@ -85,7 +98,7 @@ pub fn workload() {
 /// Has nothing preempt this process and its programs, where that costs events: since 7.0 the kernel may preempt a program
 /// on a tracepoint, and skips the same program for whoever runs on that CPU meanwhile. With one real-time priority for all of
 /// them a hook runs to its end, and the numbers can be exact. What skipping costs otherwise has a test of its own.
-pub fn undisturbed() {
+pub(crate) fn undisturbed() {
     let release = tracelake_node_agent::session::uname().release;
     if release.split('.').next().and_then(|major| major.parse::<u32>().ok()) >= Some(7) {
         schedule(libc::SCHED_FIFO, 1).expect("root may ask for a real-time priority");
@@ -93,7 +106,7 @@ pub fn undisturbed() {
 }
 
 /// Sets the policy of this thread, and of what it starts from now on.
-pub fn schedule(policy: libc::c_int, priority: libc::c_int) -> std::io::Result<()> {
+pub(crate) fn schedule(policy: libc::c_int, priority: libc::c_int) -> std::io::Result<()> {
     // The system call itself: musl's function refuses, as POSIX means processes and Linux threads.
     // SAFETY: the kernel reads one number.
     match unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, policy, &raw const priority) } {
@@ -104,16 +117,16 @@ pub fn schedule(policy: libc::c_int, priority: libc::c_int) -> std::io::Result<(
 
 /// What getrusage says.
 #[derive(Clone, Copy, Debug)]
-pub struct Usage {
+pub(crate) struct Usage {
     /// User and system time.
-    pub cpu: Duration,
+    pub(crate) cpu: Duration,
     /// Minor faults.
-    pub min_flt: i64,
+    pub(crate) min_flt: i64,
     /// Largest resident set in bytes.
-    pub max_rss: i64,
+    pub(crate) max_rss: i64,
 }
 
-pub fn usage(who: libc::c_int) -> Usage {
+pub(crate) fn usage(who: libc::c_int) -> Usage {
     // SAFETY: an all-zero rusage is valid, and the call fills it.
     let usage = unsafe {
         let mut usage: libc::rusage = std::mem::zeroed();
@@ -133,7 +146,7 @@ fn from_rusage(usage: &libc::rusage) -> Usage {
 }
 
 /// Waits for a child and returns its wait status and usage.
-pub fn wait(child: &Child) -> (i32, Usage) {
+pub(crate) fn wait(child: &Child) -> (i32, Usage) {
     let mut status = 0;
     // SAFETY: both places are written by the call; the child is ours.
     let usage = unsafe {
@@ -146,8 +159,8 @@ pub fn wait(child: &Child) -> (i32, Usage) {
 }
 
 /// A cgroup of a test's own, removed at its end.
-pub struct TestCgroup {
-    pub path: PathBuf,
+pub(crate) struct TestCgroup {
+    pub(crate) path: PathBuf,
     made: Vec<PathBuf>,
 }
 
@@ -155,7 +168,7 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 
 impl TestCgroup {
     /// Makes one below the root of the v2 tree.
-    pub fn new() -> TestCgroup {
+    pub(crate) fn new() -> TestCgroup {
         let root = root();
         let path = root.join(format!(
             "tracelake-test-{}-{}",
@@ -167,7 +180,7 @@ impl TestCgroup {
     }
 
     /// Makes one below it.
-    pub fn child(&mut self, name: &str) -> PathBuf {
+    pub(crate) fn child(&mut self, name: &str) -> PathBuf {
         let mut path = self.path.clone();
         for part in name.split('/') {
             path.push(part);
@@ -179,11 +192,11 @@ impl TestCgroup {
         path
     }
 
-    pub fn id(&self) -> u64 {
+    pub(crate) fn id(&self) -> u64 {
         cgroup::id(&self.path).expect("the cgroup is there")
     }
 
-    pub fn target(&self) -> TargetSpec {
+    pub(crate) fn target(&self) -> TargetSpec {
         TargetSpec::Cgroup { id: self.id(), path: self.path.clone() }
     }
 }
@@ -197,19 +210,19 @@ impl Drop for TestCgroup {
 }
 
 /// The v2 tree; a bare machine has it mounted by its init.
-pub fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     cgroup::root(None).expect("cgroup2 is mounted")
 }
 
 /// This binary as a workload, not started yet.
-pub fn program(what: &str) -> Command {
+pub(crate) fn program(what: &str) -> Command {
     let mut command = Command::new("/proc/self/exe");
     command.arg("workload").env(WORKLOAD, what).stdin(std::process::Stdio::null());
     command
 }
 
 /// Starts it inside the cgroup: forked here, moved in, then executed.
-pub fn start_in(cgroup: &Path, mut command: Command) -> Child {
+pub(crate) fn start_in(cgroup: &Path, mut command: Command) -> Child {
     let procs = std::ffi::CString::new(cgroup.join("cgroup.procs").to_str().expect("UTF-8")).expect("no NUL");
     // SAFETY: only async-signal-safe calls between fork and exec.
     unsafe {
@@ -225,9 +238,9 @@ pub fn start_in(cgroup: &Path, mut command: Command) -> Child {
 }
 
 /// An engine with one session, alone on the machine as far as these tests go.
-pub struct Recording {
-    pub engine: Engine,
-    pub session: &'static str,
+pub(crate) struct Recording {
+    pub(crate) engine: Engine,
+    pub(crate) session: &'static str,
     out: Receiver<Output>,
     batches: Vec<Batch>,
     _alone: std::sync::MutexGuard<'static, ()>,
@@ -235,12 +248,16 @@ pub struct Recording {
 
 impl Recording {
     /// Opens a session of one collector.
-    pub fn start(collector: CollectorSpec, containers: &[&str]) -> Recording {
+    pub(crate) fn start(collector: CollectorSpec, containers: &[&str]) -> Recording {
         Self::with_rings(None, collector, containers)
     }
 
     /// As [`start`](Self::start), with rings of that many bytes.
-    pub fn with_rings(ring_bytes: Option<usize>, collector: CollectorSpec, containers: &[&str]) -> Recording {
+    pub(crate) fn with_rings(
+        ring_bytes: Option<usize>,
+        collector: CollectorSpec,
+        containers: &[&str],
+    ) -> Recording {
         let alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         // Nobody reads before the end: room for every batch, so that the drain thread is never held up.
         let (sender, out) = sync_channel(4096);
@@ -251,12 +268,12 @@ impl Recording {
         Recording { engine, session, out, batches: Vec::new(), _alone: alone }
     }
 
-    pub fn targets(&mut self, targets: &[TargetSpec]) {
+    pub(crate) fn targets(&mut self, targets: &[TargetSpec]) {
         self.engine.set_targets(self.session, targets).expect("the targets are set");
     }
 
     /// Waits until that many events were counted for the session.
-    pub fn await_emitted(&self, events: u64) {
+    pub(crate) fn await_emitted(&self, events: u64) {
         let deadline = Instant::now() + Duration::from_secs(30);
         while self.engine.counters(self.session)[0].emitted < events {
             assert!(Instant::now() < deadline, "{events} events within 30 s");
@@ -265,13 +282,13 @@ impl Recording {
     }
 
     /// Opens another session beside the first.
-    pub fn open_second(&mut self, collector: CollectorSpec, targets: &[TargetSpec]) {
+    pub(crate) fn open_second(&mut self, collector: CollectorSpec, targets: &[TargetSpec]) {
         open(&mut self.engine, SECOND, collector, &[]);
         self.engine.set_targets(SECOND, targets).expect("the targets are set");
     }
 
     /// Ends the session, and opens another in its slot.
-    pub fn replace(&mut self, collector: CollectorSpec, targets: &[TargetSpec]) -> Vec<Row> {
+    pub(crate) fn replace(&mut self, collector: CollectorSpec, targets: &[TargetSpec]) -> Vec<Row> {
         let rows = self.finish_one(self.session).0;
         open(&mut self.engine, SECOND, collector, &[]);
         self.session = SECOND;
@@ -280,18 +297,18 @@ impl Recording {
     }
 
     /// Closes the session and returns all rows and the final counters, whose identity holds.
-    pub fn finish(mut self) -> (Vec<Row>, TableCounters) {
+    pub(crate) fn finish(mut self) -> (Vec<Row>, TableCounters) {
         self.finish_one(self.session)
     }
 
     /// As [`finish`](Self::finish), with what was traced since when.
-    pub fn finish_with_coverage(mut self) -> (Vec<Row>, TableCounters, Vec<TargetCoverage>) {
+    pub(crate) fn finish_with_coverage(mut self) -> (Vec<Row>, TableCounters, Vec<TargetCoverage>) {
         let (rows, counters) = self.finish_one(self.session);
         (rows, counters, self.engine.coverage(self.session))
     }
 
     /// Closes both sessions and returns the rows of each.
-    pub fn finish_both(mut self) -> (Vec<Row>, Vec<Row>) {
+    pub(crate) fn finish_both(mut self) -> (Vec<Row>, Vec<Row>) {
         let first = self.finish_one(self.session).0;
         (first, self.finish_one(SECOND).0)
     }
@@ -346,10 +363,10 @@ fn open(engine: &mut Engine, session: &str, collector: CollectorSpec, containers
 }
 
 /// One row: column to value as text; nulls are left out.
-pub type Row = BTreeMap<String, String>;
+pub(crate) type Row = BTreeMap<String, String>;
 
 /// The rows of a batch.
-pub fn rows_of(batch: &RecordBatch) -> Vec<Row> {
+pub(crate) fn rows_of(batch: &RecordBatch) -> Vec<Row> {
     let mut rows = vec![Row::new(); batch.num_rows()];
     for (field, array) in batch.schema().fields().iter().zip(batch.columns()) {
         for (index, row) in rows.iter_mut().enumerate() {
@@ -383,6 +400,6 @@ pub fn rows_of(batch: &RecordBatch) -> Vec<Row> {
 }
 
 /// An integer of a row.
-pub fn number(row: &Row, column: &str) -> i64 {
+pub(crate) fn number(row: &Row, column: &str) -> i64 {
     row.get(column).unwrap_or_else(|| panic!("{column} has a value in {row:?}")).parse().expect("a number")
 }

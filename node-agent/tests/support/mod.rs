@@ -165,10 +165,20 @@ fn break_connection() -> ! {
     std::panic::resume_unwind(Box::new("the connection breaks"))
 }
 
+/// Where the session's objects lie.
+pub(crate) fn prefix() -> SessionPrefix {
+    SessionPrefix::new("prefix", "shop", "checkout", "uid-1").unwrap()
+}
+
+/// Uploads to the server, with its grants.
+pub(crate) fn granted(server: &Server) -> Destination {
+    Destination::Granted(Arc::new(Grants { client: server.client.clone(), prefix: prefix() }))
+}
+
 /// Signs as the operator does.
-pub(crate) struct Grants {
-    pub(crate) client: Arc<AmazonS3>,
-    pub(crate) prefix: SessionPrefix,
+struct Grants {
+    client: Arc<AmazonS3>,
+    prefix: SessionPrefix,
 }
 
 impl GrantSource for Grants {

@@ -80,9 +80,6 @@ pub struct SessionRef {
     /// Of the window, from the moment this message was sent; 0 when over.
     #[prost(uint64, tag = "4")]
     pub remaining_ms: u64,
-    /// For uploads after the window, from its end; then the session ends without them.
-    #[prost(uint64, tag = "5")]
-    pub drain_ms: u64,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, ::prost::Message)]

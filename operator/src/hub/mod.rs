@@ -52,8 +52,6 @@ pub struct Assignment {
     pub hash: String,
     /// Collect, or drain.
     pub activity: Activity,
-    /// For uploads, from the end of the window.
-    pub drain: Duration,
 }
 
 /// What one session wants of all nodes.
@@ -344,7 +342,6 @@ impl Stream {
                 hash: assignment.hash.clone(),
                 activity: assignment.activity.into(),
                 remaining_ms: if assignment.activity == Activity::Collect { millis(remaining) } else { 0 },
-                drain_ms: millis(assignment.drain),
             });
             if !self.known.contains(&assignment.hash) {
                 plan.bodies.push((*assignment.plan).clone());

@@ -15,7 +15,7 @@ fn published(uid: &str, nodes: &[&str]) -> Published {
         let collector = node_api::v1::CollectorPlan { name: collector.to_owned(), ..Default::default() };
         let plan = SessionPlan { uid: uid.to_owned(), collectors: vec![collector], ..SessionPlan::default() };
         let hash = node_api::plan::hash(&plan);
-        Assignment { plan: plan.into(), hash, activity: Activity::Collect, drain: Duration::from_secs(60) }
+        Assignment { plan: plan.into(), hash, activity: Activity::Collect }
     };
     Published {
         id: SessionId { namespace: "shop".to_owned(), name: format!("s-{uid}"), uid: uid.to_owned() },

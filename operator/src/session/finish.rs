@@ -117,9 +117,15 @@ pub fn finished(manifest: &Manifest) -> Finished {
     Finished { manifest: Some((Key::manifest(manifest.number).relative(), manifest.verdict)), reason }
 }
 
+/// Whether a node of which a manifest or status says this has nothing more to upload, ever.
+pub fn is_last_word(reason: &str) -> bool {
+    let constant = reason.split_once(':').map_or(reason, |(constant, _)| constant);
+    [node_api::reason::NEVER_STARTED, node_api::reason::UNSUPPORTED].contains(&constant)
+}
+
 /// What a manifest says of the nodes it lists.
 pub fn late(manifest: &Manifest) -> Late {
-    let missing = manifest.nodes.iter().filter(|node| !node.reason.is_empty());
+    let missing = manifest.nodes.iter().filter(|node| !node.reason.is_empty() && !is_last_word(&node.reason));
     Late {
         missing: missing.map(|node| node.node.clone()).collect(),
         listed: manifest.nodes.iter().map(|node| node.node.clone()).collect(),

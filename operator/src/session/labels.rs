@@ -3,7 +3,8 @@
 //!
 //! In: a watch of the nodes' metadata. Out: labels by name, once all nodes are listed, and whether something changed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,6 +12,7 @@ use futures::StreamExt;
 use k8s_openapi::api::core::v1::Node;
 use kube::core::PartialObjectMeta;
 use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::watcher::Event;
 use kube::runtime::{WatchStreamExt, reflector, watcher};
 use kube::{Api, Client, ResourceExt};
 use tokio_util::sync::CancellationToken;
@@ -32,6 +34,7 @@ impl Nodes {
         let (store, writer) = reflector::store();
         let this = Self { store, listed: Listed::default(), changed: Arc::default() };
         let (listed, changed) = (this.listed.clone(), this.changed.clone());
+        let mut known: HashMap<String, u64> = HashMap::new();
         let watch =
             watcher(Api::<PartialObjectMeta<Node>>::all(client), watcher::Config::default().any_semantic())
                 .default_backoff()
@@ -43,7 +46,18 @@ impl Nodes {
                 .for_each(move |event| {
                     listed.saw(&event);
                     match event {
-                        Ok(_) => changed.store(true, Ordering::Relaxed),
+                        // The kubelet writes to its node every few minutes; only labels are asked for here.
+                        Ok(Event::Apply(node) | Event::InitApply(node)) => {
+                            let (name, labels) = (node.name_any(), hash(node.labels()));
+                            if known.insert(name, labels) != Some(labels) {
+                                changed.store(true, Ordering::Relaxed);
+                            }
+                        }
+                        Ok(Event::Delete(node)) => {
+                            known.remove(&node.name_any());
+                            changed.store(true, Ordering::Relaxed);
+                        }
+                        Ok(Event::Init | Event::InitDone) => {}
                         Err(error) => tracing::warn!(%error, "watch of nodes failed, will retry"),
                     }
                     std::future::ready(())
@@ -66,4 +80,10 @@ impl Nodes {
     pub fn have_changed(&self) -> bool {
         self.changed.swap(false, Ordering::Relaxed)
     }
+}
+
+fn hash(labels: &BTreeMap<String, String>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    labels.hash(&mut hasher);
+    hasher.finish()
 }

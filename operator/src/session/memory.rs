@@ -43,6 +43,8 @@ pub struct Memory {
     pub expected: BTreeMap<String, Instant>,
     /// Of an incomplete session: what its last manifest says.
     pub late: Option<Late>,
+    /// When its store could not say that, the last time.
+    pub recall_failed: Option<Instant>,
     /// The spec does not change but for `stop` and the ttl.
     pub valid: Option<Arc<ValidatedSession>>,
 }

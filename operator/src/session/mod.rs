@@ -51,6 +51,8 @@ use crate::metrics::{Kind, Word, outcome};
 const FLUSH: Duration = Duration::from_millis(250);
 /// Sessions reconciled at the same time; each holds at most one request to the API server or the store.
 const CONCURRENCY: u16 = 32;
+/// Sessions that end, and wait for their stores, at the same time.
+pub const ENDINGS: usize = 8;
 /// Longer than any listing of a session; a pass that hangs must not hold its session for ever.
 const PASS_TIMEOUT: Duration = Duration::from_secs(300);
 

@@ -23,6 +23,7 @@ use kube::runtime::controller::Action;
 use kube::runtime::events::Recorder;
 use kube::{Client, ResourceExt};
 use node_api::v1::{Activity, SessionPlan};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::dereference::{Matched, Owners};
@@ -71,6 +72,9 @@ pub struct Context {
     pub cluster_id: String,
     /// Between passes.
     pub memories: Memories,
+    /// Places for what sessions ask of their stores at their end. Fewer than reconciles run side by side: stores that do not
+    /// answer must not keep other sessions from being published, and with them, after a restart, every plan.
+    pub endings: Semaphore,
     /// The present.
     pub clock: Clock,
     /// When this process began.
@@ -410,7 +414,7 @@ impl Pass<'_> {
         let assign = |node: &String| {
             let plan = plans.get(node).cloned().unwrap_or_else(|| build::empty(&self.id, valid));
             let hash = node_api::plan::hash(&plan);
-            (node.clone(), Assignment { plan: Arc::new(plan), hash, activity, drain: valid.drain_timeout })
+            (node.clone(), Assignment { plan: Arc::new(plan), hash, activity })
         };
         let nodes = nodes.iter().map(assign).collect();
         self.context.hub.publish(Published { id: self.id.clone(), end, nodes, store });
@@ -424,6 +428,10 @@ impl Pass<'_> {
         store: Result<Arc<ResolvedStore>, StoreProblem>,
         last_chance: bool,
     ) -> Option<Finished> {
+        let Ok(_place) = self.context.endings.try_acquire() else {
+            tracing::debug!("many sessions end, this one a little later");
+            return None;
+        };
         let written = match store {
             Ok(store) => in_time(finish::close(&store, states, self.now)).await,
             Err(problem) => Err(problem),
@@ -536,16 +544,13 @@ impl Pass<'_> {
             self.context.hub.withdraw(&self.id.uid);
             return Ok(());
         };
-        // Its time for uploads begins anew whenever it comes back; in whole hours, so that it is not told of each pass.
-        let drain = valid.drain_timeout + until(self.now, end.0);
-        let drain = Duration::from_secs((drain.as_secs() / 3600 + 1) * 3600);
         let publish = |missing: &BTreeSet<String>| {
             let held = self.context.hub.published(&self.id.uid);
             let assign = |node: &String| {
                 let plan = held.as_ref().and_then(|held| Some(held.nodes.get(node)?.plan.clone()));
                 let plan = plan.unwrap_or_else(|| Arc::new(build::empty(&self.id, &valid)));
                 let hash = node_api::plan::hash(&plan);
-                (node.clone(), Assignment { plan, hash, activity: Activity::Drain, drain })
+                (node.clone(), Assignment { plan, hash, activity: Activity::Drain })
             };
             let nodes = missing.iter().map(assign).collect();
             let store = store.as_ref().ok().cloned();
@@ -554,13 +559,23 @@ impl Pass<'_> {
         if memory.late.is_none() {
             // Before the store is asked: after a restart no agent of any session is answered until this is published.
             publish(&named_missing(status));
+            if memory.recall_failed.is_some_and(|at| self.instant < at + LATE) {
+                return Ok(());
+            }
             memory.late = self.recall_late(&store, status).await;
+            memory.recall_failed = memory.late.is_none().then_some(self.instant);
         }
         let Some(late) = memory.late.clone() else { return Ok(()) };
+        if late.missing.is_empty() {
+            // The others had their last word.
+            self.context.hub.withdraw(&self.id.uid);
+            return Ok(());
+        }
         publish(&late.missing);
 
         let mut views = self.context.hub.nodes(&self.id.uid, &late.missing);
-        let late_states = states(&views, &memory.expected, self.instant, false);
+        // Those that are not connected stay lost, though this process may not have waited for them yet.
+        let late_states = states(&views, &memory.expected, self.instant, true);
         if done(&late_states, &late.missing) <= late.done {
             return Ok(());
         }
@@ -600,6 +615,7 @@ impl Pass<'_> {
         if status.dataset.as_ref().is_some_and(|dataset| dataset.manifest.is_none()) {
             return Some(Late { listed: names.clone(), missing: names, done: 0 });
         }
+        let _place = self.context.endings.try_acquire().ok()?;
         let contents = match store {
             Ok(store) => in_time(reader::load(store.object_store().as_ref(), store.prefix())).await,
             Err(problem) => Err(problem.clone()),
@@ -624,11 +640,15 @@ fn all_names(status: &TraceSessionStatus) -> BTreeSet<String> {
 }
 
 /// The nodes that a session which ended incomplete waits for, as far as its status says. A node that is left out deletes
-/// what it holds: where the status has no room for all of them, nobody is.
+/// what it holds: where the status has no room for all of them, or no manifest lists what the others have, nobody is.
 fn named_missing(status: &TraceSessionStatus) -> BTreeSet<String> {
+    let no_manifest = status.dataset.as_ref().is_none_or(|dataset| dataset.manifest.is_none());
     match &status.failing_nodes {
-        all if all.is_empty() || all.len() >= nodes::FAILING_MAX => all_names(status),
-        some => some.iter().map(|node| node.name.clone()).collect(),
+        all if no_manifest || all.is_empty() || all.len() >= nodes::FAILING_MAX => all_names(status),
+        some => {
+            let more_to_say = some.iter().filter(|node| !finish::is_last_word(&node.reason));
+            more_to_say.map(|node| node.name.clone()).collect()
+        }
     }
 }
 
@@ -657,7 +677,10 @@ impl Selected {
             (Some(matched), Selection::Workload(workload)) if matched.workload_missing => {
                 TargetState::WorkloadMissing(format!("{:?} {}", workload.kind, workload.name))
             }
-            (Some(_), _) => TargetState::Pods(self.plans.values().map(|plan| plan.targets.len()).sum()),
+            (Some(matched), _) => TargetState::Pods {
+                matching: matched.pods.len(),
+                planned: self.plans.values().map(|plan| plan.targets.len()).sum(),
+            },
         }
     }
 }
@@ -686,20 +709,10 @@ fn unreadable(error: &ReadError) -> StoreProblem {
     };
     let message = match error {
         // An answer's body may hold anything; its kind is enough, the log of the store has the rest.
-        ReadError::Store { what, source } => format!("{what}: {}", kind(source)),
+        ReadError::Store { what, source } => format!("{what}: {}", crate::store::kind(source)),
         other => other.to_string(),
     };
     StoreProblem { reason, message }
-}
-
-fn kind(error: &object_store::Error) -> &'static str {
-    match error {
-        object_store::Error::NotFound { .. } => "not found",
-        object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
-            "access denied"
-        }
-        _ => "the store did not answer as expected",
-    }
 }
 
 fn signed(duration: Duration) -> SignedDuration {

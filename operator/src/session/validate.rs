@@ -159,7 +159,7 @@ mod tests {
         check(
             "{target: {podSelector: {}}, duration: 1m, collectors: [{name: processes, params: {colour: red}}]}",
             &expect![[
-                r#"InvalidParameter: collector processes has no parameter "colour"; its parameters: args, threads"#
+                r#"InvalidParameter: collector processes has no parameter "colour"; its parameters: args, renames, threads"#
             ]],
         );
     }

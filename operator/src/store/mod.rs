@@ -39,6 +39,22 @@ pub use endpoint::{EndpointPolicy, Network};
 pub use probe::Probed;
 pub use sign::{GRANT_SECONDS, Grant};
 
+/// Whether the store refused the key. object_store knows that of single objects only; of listings its text has the status.
+fn is_denied(error: &object_store::Error) -> bool {
+    use object_store::Error;
+    matches!(error, Error::PermissionDenied { .. } | Error::Unauthenticated { .. })
+        || ["status code: 403", "status code: 401"].iter().any(|status| error.to_string().contains(status))
+}
+
+/// What may be shown of an error: its body may hold anything.
+pub fn kind(error: &object_store::Error) -> &'static str {
+    match error {
+        object_store::Error::NotFound { .. } => "not found",
+        error if is_denied(error) => "access denied",
+        _ => "the store did not answer as expected",
+    }
+}
+
 /// Why a store cannot be used: a reason of [`crds::conditions::reason`] and a sentence that says what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}: {message}")]

@@ -189,9 +189,9 @@ async fn list(s3: &S3, connection: &Connection, path: &Path) -> Result<(), Store
     let failed = |reason, what: &str| Err(StoreProblem::new(reason, format!("{}: list: {what}", place(s3))));
     match tokio::time::timeout(LISTING, objects.try_next()).await {
         Ok(Ok(_)) => Ok(()),
-        Ok(Err(
-            object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. },
-        )) => failed(reason::ACCESS_DENIED, "allow s3:ListBucket to this key"),
+        Ok(Err(error)) if super::is_denied(&error) => {
+            failed(reason::ACCESS_DENIED, "allow s3:ListBucket to this key")
+        }
         Ok(Err(_)) => failed(reason::STORE_ERROR, "the store did not answer as expected"),
         Err(_) => failed(reason::STORE_UNAVAILABLE, "no answer in time"),
     }

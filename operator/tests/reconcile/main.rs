@@ -2,6 +2,7 @@
 //! Sessions against a mocked API server that counts writes, and against a real S3 server in this process.
 
 mod api;
+mod owners;
 #[path = "../store_s3/servers.rs"]
 #[allow(dead_code, reason = "shared with the tests of grants, which use the rest")]
 mod servers;
@@ -100,6 +101,7 @@ spec: {{s3: {{bucket: {BUCKET}, prefix: team, endpoint: '{endpoint}'}}, credenti
             metrics: Metrics::default(),
             cluster_id: "cluster".to_owned(),
             memories: Memories::default(),
+            endings: tokio::sync::Semaphore::new(1),
             clock: Clock::default(),
             started: tokio::time::Instant::now(),
         };
@@ -409,4 +411,30 @@ async fn a_deleted_session_stops_at_once_uploads_and_is_let_go() {
     assert_eq!(scenario.api.session().metadata.finalizers.clone().unwrap_or_default(), Vec::<String>::new());
     let contents = reader::load(store.object_store().as_ref(), store.prefix()).await.unwrap();
     assert_eq!(contents.manifest.unwrap().verdict, Verdict::Complete);
+}
+
+#[tokio::test]
+async fn a_deleted_session_is_let_go_when_drain_timeout_has_passed_though_its_store_is_away() {
+    let scenario = Scenario::new(&spec(), "http://127.0.0.1:9");
+    scenario.started();
+    scenario.api.change(SESSION, |session| {
+        session["metadata"]["finalizers"] = serde_json::json!([crds::SESSION_FINALIZER]);
+    });
+    scenario.api.add_pod("web-0", "node-1");
+    scenario.pass().await;
+    let mut stream = scenario.connect("node-1");
+    stream.report(report(Stage::Running, 5));
+    scenario.pass().await;
+    let now = jiff::Timestamp::from_second(jiff::Timestamp::now().as_second()).unwrap().to_string();
+    scenario.api.change(SESSION, |session| session["metadata"]["deletionTimestamp"] = now.into());
+    scenario.pass().await;
+    assert_eq!(stream.plan().await.unwrap().sessions[0].activity(), Activity::Drain);
+    stream.report(report(Stage::Draining, 5));
+    scenario.pass().await;
+    let held = scenario.api.session().metadata.finalizers.clone().unwrap_or_default();
+    assert_eq!(held, [crds::SESSION_FINALIZER], "there is time left");
+    scenario.context.clock.advance(Duration::from_secs(60));
+    scenario.pass().await;
+    assert_eq!(scenario.api.session().metadata.finalizers.clone().unwrap_or_default(), Vec::<String>::new());
+    assert!(stream.plan().await.unwrap().sessions.is_empty(), "the agent is told to discard what it has");
 }

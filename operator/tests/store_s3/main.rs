@@ -137,6 +137,9 @@ async fn on_seaweedfs() {
     assert_eq!(head(&grant(&store, 3).await).await.0, StatusCode::NOT_FOUND, "another body is not stored");
     let problem = server.store(&reader()).probe().await.unwrap_err();
     assert_eq!(problem.reason, reason::ACCESS_DENIED, "{problem}");
+    let problem = server.store(&key("AKBLIND", "blind-secret")).probe().await.unwrap_err();
+    assert_eq!(problem.reason, reason::ACCESS_DENIED, "{problem}");
+    assert!(problem.message.contains("s3:ListBucket"), "{problem}");
     let nowhere = servers::store(s3(&server.endpoint, "no-such-bucket"), &writer(), None).unwrap();
     let problem = nowhere.probe().await.unwrap_err();
     assert_eq!(problem.reason, reason::NO_SUCH_BUCKET, "{problem}");

@@ -113,6 +113,8 @@ impl Server {
                   "credentials": [{ "accessKey": "AKWRITER", "secretKey": "writer-secret" }] },
                 { "name": "reader", "actions": [format!("Read:{BUCKET}"), format!("List:{BUCKET}")],
                   "credentials": [{ "accessKey": "AKREADER", "secretKey": "reader-secret" }] },
+                { "name": "blind", "actions": [format!("Read:{BUCKET}"), format!("Write:{BUCKET}")],
+                  "credentials": [{ "accessKey": "AKBLIND", "secretKey": "blind-secret" }] },
             ] }))
             .unwrap(),
         )

@@ -9,14 +9,18 @@
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::{Cluster, Provider, link_tools, state};
-use crate::{exec, tools};
+use crate::{exec, image, tools};
 
 const NAME: &str = "tracelake";
 
 pub(super) fn up(nodes: usize) -> Result<Cluster> {
+    ensure!(
+        image::has_docker(),
+        "kind needs a Docker engine and `docker info` does not succeed; without --cluster the nodes are emulated"
+    );
     let (kubectl, helm) = link_tools()?;
     let kubeconfig = state().join("kubeconfig");
     let mut config =

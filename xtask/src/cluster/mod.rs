@@ -2,7 +2,7 @@
 
 //! A Kubernetes cluster for tests and demos.
 //!
-//! Two providers: [`kind`] where a Docker engine runs, [`vms`] everywhere else. Both end with a kubeconfig
+//! Two providers: [`vms`], with a kernel of its own for each node, and [`kind`] where asked for. Both end with a kubeconfig
 //! that works in the host's network; what uses the cluster needs nothing but `KUBECONFIG`.
 
 mod control_plane;
@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::image::{self, Image};
+use crate::image::Image;
 use crate::kernel::Kernel;
 use crate::{cache, tools};
 
@@ -74,7 +74,7 @@ pub(crate) enum NodeCommand {
 /// What to start.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub(crate) struct Options {
-    /// Where nodes come from; kind where Docker runs, VMs elsewhere.
+    /// Where nodes come from: emulated machines unless said otherwise; kind needs a Docker engine.
     #[arg(long = "cluster", value_enum)]
     pub(crate) provider: Option<Provider>,
     /// Nodes as NAME=KERNEL; `node-a=6.1,node-b=6.12` when not given. kind takes only their number.
@@ -131,8 +131,7 @@ pub(crate) fn up(options: &Options, images: &[Image]) -> Result<Cluster> {
         }
         return Ok(cluster);
     }
-    let provider =
-        options.provider.unwrap_or(if image::has_docker() { Provider::Kind } else { Provider::Vm });
+    let provider = options.provider.unwrap_or(Provider::Vm);
     let nodes = if options.nodes.is_empty() {
         vec![("node-a".to_owned(), Kernel::V6_1), ("node-b".to_owned(), Kernel::V6_12)]
     } else {

@@ -32,8 +32,13 @@ pub enum StoreState {
 pub enum TargetState {
     /// Not looked at in this pass.
     Unasked,
-    /// This many pods.
-    Pods(usize),
+    /// Pods that match, and those of them that are on a node which takes part.
+    Pods {
+        /// By the target.
+        matching: usize,
+        /// In the plans.
+        planned: usize,
+    },
     /// The workload named does not exist.
     WorkloadMissing(String),
 }
@@ -174,17 +179,17 @@ fn set_conditions(seen: &Observed<'_>, phase: Phase, status: &mut TraceSessionSt
     }
     match &seen.targets {
         TargetState::Unasked => {}
-        TargetState::Pods(0) => {
-            set(
-                condition::TARGETS_RESOLVED,
-                false,
-                reason::NO_PODS,
-                "no pod matches yet; waiting until the window ends",
-            );
+        TargetState::Pods { matching, planned: 0 } => {
+            let why = match matching {
+                0 => "no pod matches yet".to_owned(),
+                _ => format!("{}, none of them on a node that is selected yet", count(*matching, "pod")),
+            };
+            let message = format!("{why}; waiting until the window ends");
+            set(condition::TARGETS_RESOLVED, false, reason::NO_PODS, &message);
         }
-        TargetState::Pods(pods) => {
+        TargetState::Pods { planned, .. } => {
             let nodes = seen.states.len();
-            let message = format!("{}, {}", count(*pods, "pod"), count(nodes, "node"));
+            let message = format!("{}, {}", count(*planned, "pod"), count(nodes, "node"));
             set(condition::TARGETS_RESOLVED, true, reason::PODS_FOUND, &message);
         }
         TargetState::WorkloadMissing(workload) => {
@@ -308,6 +313,16 @@ fn degraded(seen: &Observed<'_>, status: &TraceSessionStatus) -> (bool, &'static
     }
     if let Some(nodes) = named(|state| matches!(state, NodeState::Lost(_))) {
         return (true, reason::NO_AGENT, format!("no agent of {nodes} is connected"));
+    }
+    let partly = |view: &NodeView| {
+        let said = view.report.as_ref().map(|report| report.reason.as_str());
+        said.is_some_and(|said| {
+            [node_api::reason::TARGETS_FAILED, node_api::reason::TARGETS_MISSING].contains(&said)
+        })
+    };
+    if let Some((node, _)) = seen.views.iter().find(|(_, view)| partly(view)) {
+        let message = format!("{node} records only some of its pods; see failingNodes");
+        return (true, reason::TARGETS_MISSING, message);
     }
     if seen.finished.is_some()
         && let Some(nodes) = named(|state| !state.is_settled())

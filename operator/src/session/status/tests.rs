@@ -15,6 +15,7 @@ struct Case {
     now: i64,
     finished: Option<Finished>,
     deadline_passed: bool,
+    matching: usize,
 }
 
 const END: i64 = 1_790_000_300;
@@ -46,7 +47,7 @@ fn case(now: i64, nodes: &[(&str, Stage, bool)]) -> Case {
         )
     });
     let (session, views) = (serde_yaml::from_str(yaml).unwrap(), views.collect());
-    Case { session, views, now, finished: None, deadline_passed: false }
+    Case { session, views, now, finished: None, deadline_passed: false, matching: nodes.len() }
 }
 
 impl Case {
@@ -65,7 +66,7 @@ impl Case {
             window: (!self.deadline_passed)
                 .then(|| (Timestamp::from_second(END - 300).unwrap(), Timestamp::from_second(END).unwrap())),
             early: None,
-            targets: TargetState::Pods(self.views.len()),
+            targets: TargetState::Pods { matching: self.matching, planned: self.views.len() },
             states: &states,
             views: &self.views,
             deadline_passed: self.deadline_passed,
@@ -210,6 +211,74 @@ fn a_node_that_cannot_upload_says_why_and_is_named_at_the_end() {
         Collecting=False WindowEnded: the window is over
         Uploaded=False DrainTimeout: node a: DrainTimeout
         Degraded=True DrainTimeout: a had not uploaded everything in time
+        BudgetExceeded=False AsExpected: 
+    "#]],
+    );
+}
+
+#[test]
+fn a_node_that_records_some_of_its_pods_only_degrades_the_session() {
+    let mut case = case(END - 100, &[("a", Stage::Running, true)]);
+    says(&mut case, "a", node_api::reason::TARGETS_MISSING, "map TARGETS is full");
+    check(
+        &case.status(),
+        expect![[r#"
+        Running 1/1
+        failing a: TargetsMissing map TARGETS is full
+        Accepted=True Valid: every collector and parameter is known
+        StoreReady=True ProbeSucceeded: the store can be written, read and listed
+        TargetsResolved=True PodsFound: 1 pod, 1 node
+        Collecting=True Recording: 1 of 1 node record
+        Uploaded=False Waiting: the window is not over
+        Degraded=True TargetsMissing: a records only some of its pods; see failingNodes
+        BudgetExceeded=False AsExpected: 
+    "#]],
+    );
+}
+
+#[test]
+fn pods_that_are_on_no_selected_node_are_told_from_none() {
+    let mut case = case(END - 100, &[]);
+    case.matching = 3;
+    check(
+        &case.status(),
+        expect![[r#"
+        Preparing 0/0
+        Accepted=True Valid: every collector and parameter is known
+        StoreReady=True ProbeSucceeded: the store can be written, read and listed
+        TargetsResolved=False NoPods: 3 pods, none of them on a node that is selected yet; waiting until the window ends
+        Collecting=False Waiting: waiting for pods
+        Uploaded=False Waiting: the window is not over
+        Degraded=False AsExpected: 
+        BudgetExceeded=False AsExpected: 
+    "#]],
+    );
+}
+
+#[test]
+fn a_collector_that_some_nodes_cannot_run_is_counted_and_degrades_a_session_that_needs_it() {
+    let mut case = case(END - 100, &[("a", Stage::Running, true), ("b", Stage::Running, true)]);
+    let report = case.views.get_mut("b").and_then(|view| view.report.as_mut()).unwrap();
+    let tcp = report.collectors.iter_mut().find(|one| one.name == "tcpConnections").unwrap();
+    (tcp.running, tcp.reason) = (true, String::new());
+    case.session.spec.collectors.iter_mut().for_each(|asked| asked.optional = false);
+    let status = case.status();
+    let shown = |name: &str| {
+        let one = status.collectors.iter().find(|one| one.name == name).unwrap();
+        (one.nodes_running, one.nodes_unsupported, one.reason.clone())
+    };
+    assert_eq!(shown("processes"), (2, 0, None));
+    assert_eq!(shown("tcpConnections"), (1, 1, Some("MissingTracepoint: inet_sock_set_state".to_owned())));
+    check(
+        &status,
+        expect![[r#"
+        Running 2/2
+        Accepted=True Valid: every collector and parameter is known
+        StoreReady=True ProbeSucceeded: the store can be written, read and listed
+        TargetsResolved=True PodsFound: 2 pods, 2 nodes
+        Collecting=True Recording: 2 of 2 nodes record
+        Uploaded=False Waiting: the window is not over
+        Degraded=True CollectorUnsupported: tcpConnections does not run on 1 node: MissingTracepoint: inet_sock_set_state
         BudgetExceeded=False AsExpected: 
     "#]],
     );

@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The agent between a plan and an engine: what it does with the operator away, over restarts, reboots and the window's end.
+//!
+//! The engine is synthetic and writes down what it is told; spool, plans on disk and reports are the real ones.
+
+extern crate tracelake_node_agent as node_agent;
+
+#[allow(dead_code, reason = "each test of the agent uses a part of it")]
+mod support;
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use node_agent::agent::{Agent, OperatorLink, ReceivedPlan};
+use node_agent::engine::{
+    CollectorOutcome, EngineError, SessionSpec, TableCounters, TargetCoverage, TargetSpec,
+};
+use node_agent::kernel::clock;
+use node_agent::session::Recorder;
+use node_api::v1::{self, Activity, Stage};
+use support::{Server, Synthetic, World};
+
+const UID: &str = "6f8d2e8a-5d25-4f1c-9d55-2b8c9a4e7f10";
+const PATIENCE: Duration = Duration::from_secs(30);
+const LONG: Duration = Duration::from_secs(600);
+
+type Calls = Arc<Mutex<Vec<String>>>;
+
+/// Writes down what it is told.
+struct Watched {
+    engine: Synthetic,
+    calls: Calls,
+}
+
+impl Watched {
+    fn note(&self, call: String) {
+        self.calls.lock().unwrap().push(call);
+    }
+}
+
+impl Recorder for Watched {
+    fn open(&mut self, spec: SessionSpec) -> Result<Vec<CollectorOutcome>, EngineError> {
+        let names: Vec<_> = spec.collectors.iter().map(|collector| collector.name.clone()).collect();
+        self.note(format!("open {} for {}", names.join(","), spec.uid));
+        self.engine.open(spec)
+    }
+
+    fn set_targets(&mut self, session: &str, targets: &[TargetSpec]) -> Result<(), EngineError> {
+        self.note(format!("{} targets", targets.len()));
+        self.engine.set_targets(session, targets)
+    }
+
+    fn mend(&mut self) -> Result<(), EngineError> {
+        self.engine.mend()
+    }
+
+    fn close(&mut self, session: &str) {
+        self.note("close".to_owned());
+        self.engine.close(session);
+    }
+
+    fn counters(&self, session: &str) -> Vec<TableCounters> {
+        self.engine.counters(session)
+    }
+
+    fn coverage(&self, session: &str) -> Vec<TargetCoverage> {
+        self.engine.coverage(session)
+    }
+}
+
+/// One agent process on the node whose spool is `root`; nobody answers it but the store.
+struct Process {
+    agent: Agent<Watched>,
+    link: OperatorLink,
+    calls: Calls,
+}
+
+impl Process {
+    fn start(root: &Path, server: &Server, boot: &str) -> Self {
+        let world = World::start(root, u64::MAX, support::granted(server));
+        let mut node = world.node;
+        node.boot = boot.parse().unwrap();
+        let calls = Calls::default();
+        let recorder = Watched { engine: world.engine, calls: calls.clone() };
+        let (agent, link) = Agent::new(node, recorder, v1::Hello::default()).unwrap();
+        Self { agent, link, calls }
+    }
+
+    /// What the engine was told since the last question.
+    fn calls(&self) -> Vec<String> {
+        std::mem::take(&mut *self.calls.lock().unwrap())
+    }
+
+    fn stage(&mut self) -> Option<Stage> {
+        let report = self.link.reports.borrow();
+        report.sessions.iter().find(|session| session.uid == UID).map(v1::SessionReport::stage)
+    }
+
+    fn until(&mut self, stage: Stage) {
+        let began = Instant::now();
+        while self.stage() != Some(stage) {
+            assert!(began.elapsed() < PATIENCE, "not {stage:?} but {:?}", self.stage());
+            self.agent.tick();
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+fn body() -> v1::SessionPlan {
+    v1::SessionPlan {
+        uid: UID.to_owned(),
+        namespace: "shop".to_owned(),
+        name: "checkout".to_owned(),
+        collectors: vec![v1::CollectorPlan { name: "processes".to_owned(), ..v1::CollectorPlan::default() }],
+        targets: vec![v1::Target {
+            pod_uid: "0a4c6d1e-2f3b-4c5d-8e9f-a0b1c2d3e4f5".to_owned(),
+            namespace: "shop".to_owned(),
+            pod: "redis".to_owned(),
+            ..v1::Target::default()
+        }],
+        rollover_interval_ms: 60_000,
+        rollover_bytes: 1 << 20,
+        ..v1::SessionPlan::default()
+    }
+}
+
+fn plan(activity: Activity, remaining: Duration, bodies: Vec<v1::SessionPlan>) -> ReceivedPlan {
+    let session = v1::SessionRef {
+        uid: UID.to_owned(),
+        hash: node_api::plan::hash(&body()),
+        activity: activity.into(),
+        remaining_ms: u64::try_from(remaining.as_millis()).unwrap(),
+    };
+    ReceivedPlan { plan: v1::Plan { sessions: vec![session], bodies }, received_ns: clock::boot_ns() }
+}
+
+fn opened() -> Vec<String> {
+    vec![format!("open processes for {UID}"), "1 targets".to_owned()]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_restarts_goes_on_from_the_plan_on_disk_and_ends_on_time_without_the_operator() {
+    let (server, root) = (Server::start().await, tempfile::tempdir().unwrap());
+    let mut first = Process::start(root.path(), &server, support::BOOT);
+    first.agent.apply(plan(Activity::Collect, Duration::from_secs(2), vec![body()]));
+    assert_eq!(first.calls(), opened());
+    // It is killed: nothing is told to the engine, nothing is sealed.
+    drop(first);
+
+    let mut second = Process::start(root.path(), &server, support::BOOT);
+    assert_eq!(*second.link.hello.borrow().known_plans, [node_api::plan::hash(&body())]);
+    second.agent.tick();
+    assert_eq!(second.calls(), opened());
+    second.until(Stage::Running);
+    second.until(Stage::Draining);
+    assert_eq!(second.calls(), ["close"]);
+
+    // The window is over on this node's clock: a plan that was under way does not open it again.
+    second.agent.apply(plan(Activity::Collect, LONG, Vec::new()));
+    assert_eq!(second.calls(), Vec::<String>::new());
+    second.agent.apply(plan(Activity::Drain, Duration::ZERO, Vec::new()));
+    second.until(Stage::Done);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_was_told_to_drain_records_nothing_after_a_restart() {
+    let (server, root) = (Server::start().await, tempfile::tempdir().unwrap());
+    let mut first = Process::start(root.path(), &server, support::BOOT);
+    first.agent.apply(plan(Activity::Collect, LONG, vec![body()]));
+    first.agent.apply(plan(Activity::Drain, Duration::ZERO, Vec::new()));
+    assert_eq!(first.calls(), [&*opened()[0], "1 targets", "close"]);
+    drop(first);
+    let mut second = Process::start(root.path(), &server, support::BOOT);
+    second.until(Stage::Done);
+    assert_eq!(second.calls(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_reboot_nothing_is_recorded_until_the_operator_says_what_is_left_of_the_window() {
+    let (server, root) = (Server::start().await, tempfile::tempdir().unwrap());
+    let mut first = Process::start(root.path(), &server, support::BOOT);
+    first.agent.apply(plan(Activity::Collect, LONG, vec![body()]));
+    drop(first);
+    let mut second = Process::start(root.path(), &server, "fedcba9876543210fedcba9876543210");
+    second.agent.tick();
+    assert_eq!(second.calls(), Vec::<String>::new());
+    // It has the body from before: the plan need not bring it.
+    second.agent.apply(plan(Activity::Collect, LONG, Vec::new()));
+    assert_eq!(second.calls(), opened());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_is_no_longer_listed_ends_and_leaves_no_file() {
+    let (server, root) = (Server::start().await, tempfile::tempdir().unwrap());
+    let mut process = Process::start(root.path(), &server, support::BOOT);
+    process.agent.apply(plan(Activity::Collect, LONG, vec![body()]));
+    let nothing = ReceivedPlan { plan: v1::Plan::default(), received_ns: clock::boot_ns() };
+    process.agent.apply(nothing);
+    assert_eq!(process.calls(), [&*opened()[0], "1 targets", "close"]);
+    assert_eq!(process.stage(), None);
+    assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_is_refused_costs_its_session_nothing_that_runs() {
+    let (server, root) = (Server::start().await, tempfile::tempdir().unwrap());
+    let mut process = Process::start(root.path(), &server, support::BOOT);
+    process.agent.apply(plan(Activity::Collect, LONG, vec![body()]));
+    process.calls();
+    let bad = v1::SessionPlan { name: "../checkout".to_owned(), ..body() };
+    let mut next = plan(Activity::Collect, LONG, vec![bad.clone()]);
+    next.plan.sessions[0].hash = node_api::plan::hash(&bad);
+    process.agent.apply(next);
+    assert_eq!(process.calls(), Vec::<String>::new());
+    assert_eq!(process.stage(), Some(Stage::Running));
+    let report = process.link.reports.borrow().sessions[0].clone();
+    assert_eq!(
+        (&*report.reason, report.message.contains("../checkout")),
+        ("PlanRefused", true),
+        "{report:?}"
+    );
+
+    // It still ends when it is told to, though the body that goes with that is not known here.
+    let mut end = plan(Activity::Drain, Duration::ZERO, Vec::new());
+    end.plan.sessions[0].hash = node_api::plan::hash(&bad);
+    process.agent.apply(end);
+    assert_eq!(process.calls(), ["close"]);
+    process.until(Stage::Done);
+    assert_eq!(*process.link.hello.borrow().known_plans, [node_api::plan::hash(&body())]);
+}

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Which pods a session's target means, for each way to name them.
+
+use std::sync::Arc;
+
+use crds::{WorkloadKind, WorkloadRef};
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+use serde_json::json;
+use tracelake_operator::session::dereference::Owners;
+use tracelake_operator::session::validate::Selection;
+
+use super::api::Api;
+
+/// A pod, and the kind, name and UID of its controller.
+const PODS: [(&str, Option<(&str, &str, &str)>); 9] = [
+    ("web-a", Some(("ReplicaSet", "web-1", "rs-1"))),
+    ("web-b", Some(("ReplicaSet", "web-2", "rs-2"))),
+    // Its ReplicaSet was deleted, and another of the same name is there now.
+    ("web-old", Some(("ReplicaSet", "web-2", "rs-gone"))),
+    ("db-0", Some(("StatefulSet", "db", "sts"))),
+    ("log-x", Some(("DaemonSet", "log", "ds"))),
+    ("once-x", Some(("Job", "once", "job-1"))),
+    ("backup-1-x", Some(("Job", "backup-1", "job-2"))),
+    ("lone-x", Some(("ReplicaSet", "lone", "rs-3"))),
+    ("bare", None),
+];
+
+fn pods() -> Vec<Arc<Pod>> {
+    let pod = |(name, owner): (&str, Option<(&str, &str, &str)>)| {
+        let owners: Vec<_> = owner
+            .into_iter()
+            .map(|(kind, name, uid)| {
+                json!({"apiVersion": "v1", "kind": kind, "name": name, "uid": uid, "controller": true})
+            })
+            .collect();
+        let pod = json!({"metadata": {"name": name, "labels": {"name": name}, "ownerReferences": owners}});
+        Arc::new(serde_json::from_value(pod).unwrap())
+    };
+    PODS.into_iter().map(pod).collect()
+}
+
+fn owners() -> Owners {
+    let api = Api::default();
+    let there = |path: &str, kind: &str, uid: &str, owner: Option<(&str, &str)>| {
+        let name = path.rsplit_once('/').unwrap().1;
+        let owner = owner.map_or(String::new(), |(kind, name)| {
+            format!(", ownerReferences: [{{apiVersion: v1, kind: {kind}, name: {name}, uid: above, controller: true}}]")
+        });
+        let yaml = format!("{{kind: {kind}, apiVersion: v1, metadata: {{name: {name}, uid: {uid}{owner}}}}}");
+        api.apply(path, &yaml);
+    };
+    let apps = "/apis/apps/v1/namespaces/shop";
+    let batch = "/apis/batch/v1/namespaces/shop";
+    there(&format!("{apps}/replicasets/web-1"), "ReplicaSet", "rs-1", Some(("Deployment", "web")));
+    there(&format!("{apps}/replicasets/web-2"), "ReplicaSet", "rs-2", Some(("Deployment", "web")));
+    there(&format!("{apps}/replicasets/lone"), "ReplicaSet", "rs-3", None);
+    there(&format!("{apps}/deployments/empty"), "Deployment", "d-2", None);
+    there(&format!("{batch}/jobs/once"), "Job", "job-1", None);
+    there(&format!("{batch}/jobs/backup-1"), "Job", "job-2", Some(("CronJob", "backup")));
+    Owners::new(api.client())
+}
+
+#[tokio::test]
+async fn pods_are_found_through_their_owners_for_every_kind_of_workload() {
+    let owners = owners();
+    let cases: [(WorkloadKind, &str, &[&str], bool); 10] = [
+        (WorkloadKind::Deployment, "web", &["web-a", "web-b"], false),
+        (WorkloadKind::ReplicaSet, "web-1", &["web-a"], false),
+        (WorkloadKind::ReplicaSet, "lone", &["lone-x"], false),
+        (WorkloadKind::StatefulSet, "db", &["db-0"], false),
+        (WorkloadKind::DaemonSet, "log", &["log-x"], false),
+        (WorkloadKind::Job, "once", &["once-x"], false),
+        (WorkloadKind::Job, "backup-1", &["backup-1-x"], false),
+        (WorkloadKind::CronJob, "backup", &["backup-1-x"], false),
+        // There, without a pod; and not there.
+        (WorkloadKind::Deployment, "empty", &[], false),
+        (WorkloadKind::StatefulSet, "web", &[], true),
+    ];
+    for (kind, name, expected, missing) in cases {
+        let selection = Selection::Workload(WorkloadRef { kind, name: name.to_owned() });
+        let matched = owners.matching("shop", &selection, pods()).await.unwrap();
+        let found: Vec<String> = matched.pods.iter().map(|pod| pod.name_any()).collect();
+        assert_eq!(found, expected, "{kind:?} {name}");
+        assert_eq!(matched.workload_missing, missing, "{kind:?} {name}");
+    }
+}
+
+#[tokio::test]
+async fn pods_are_found_by_name_and_by_label() {
+    let owners = owners();
+    let names = Selection::Names(["bare", "db-0", "nobody"].map(str::to_owned).into());
+    let matched = owners.matching("shop", &names, pods()).await.unwrap();
+    assert_eq!(matched.pods.iter().map(|pod| pod.name_any()).collect::<Vec<_>>(), ["db-0", "bare"]);
+    let labels = Selection::Labels([("name", "log-x")].into_iter().collect());
+    let matched = owners.matching("shop", &labels, pods()).await.unwrap();
+    assert_eq!(matched.pods.iter().map(|pod| pod.name_any()).collect::<Vec<_>>(), ["log-x"]);
+}
