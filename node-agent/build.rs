@@ -19,8 +19,9 @@ fn main() {
         .parent()
         .expect("the crate lies in a workspace")
         .to_owned();
+    // Relative: another checkout may share the target directory.
     for path in ["node-agent-ebpf", "node-agent-common", "Cargo.lock", "rust-toolchain.toml"] {
-        println!("cargo::rerun-if-changed={}", workspace.join(path).display());
+        println!("cargo::rerun-if-changed=../{path}");
     }
     println!("cargo::rerun-if-env-changed=PATH");
     let out_dir = PathBuf::from(variable("OUT_DIR"));

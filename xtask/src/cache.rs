@@ -50,7 +50,8 @@ pub(crate) fn target_dir() -> PathBuf {
 ///
 /// Its PATH is the same whoever calls: build scripts that compile C are run again when PATH changes, and with
 /// them most of the dependencies.
-pub(crate) fn cargo() -> Command {
+pub(crate) fn cargo() -> Result<Command> {
+    claim_target()?;
     let home = std::env::var_os("CARGO_HOME")
         .map(PathBuf::from)
         .or_else(|| Some(std::env::home_dir()?.join(".cargo")));
@@ -60,7 +61,34 @@ pub(crate) fn cargo() -> Command {
     path.push(":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
     let mut cargo = exec::command("cargo", [] as [&str; 0]);
     cargo.current_dir(repository()).env("CARGO_TARGET_DIR", target_dir()).env("PATH", path);
-    cargo
+    Ok(cargo)
+}
+
+/// Forgets what another checkout has built of the workspace in [`target_dir`]. Checkouts share its names there, and cargo
+/// compares times of files only: what the other built last would be taken for this one's. Dependencies are kept.
+fn claim_target() -> Result<()> {
+    let (mark, own) = (target_dir().join("checkout"), repository().to_string_lossy());
+    if fs::read_to_string(&mark).is_ok_and(|last| last == own) {
+        return Ok(());
+    }
+    let _lock = lock("target")?;
+    // <profile>, <triple>/<profile>, and the kernel programs' bpf/<triple>/<profile>.
+    let mut level = vec![target_dir()];
+    for _ in 0..3 {
+        let folders = level.iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten();
+        level = folders.map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+        for built in
+            level.iter().filter_map(|folder| fs::read_dir(folder.join(".fingerprint")).ok()).flatten()
+        {
+            let built = built?;
+            let name = built.file_name().to_string_lossy().into_owned();
+            if name.starts_with("tracelake-") || name.starts_with("xtask-") {
+                fs::remove_dir_all(built.path())?;
+            }
+        }
+    }
+    fs::create_dir_all(target_dir())?;
+    fs::write(&mark, &*own).with_context(|| format!("cannot write {}", mark.display()))
 }
 
 /// Makes sure that only one process at a time does what `name` stands for, until the result is dropped.

@@ -119,7 +119,7 @@ pub(crate) fn static_binary(binary: &str) -> Result<PathBuf> {
     if !*built {
         tools::packages()?;
         tools::rust()?;
-        let mut cargo = cache::cargo();
+        let mut cargo = cache::cargo()?;
         cargo.args([
             "build",
             "--locked",

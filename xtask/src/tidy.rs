@@ -28,9 +28,13 @@ const LONGEST: usize = 740;
 
 #[test]
 fn crates_know_only_whom_they_may() {
-    let text =
-        exec::output(cache::cargo().args(["metadata", "--format-version=1", "--no-deps", "--offline"]))
-            .unwrap();
+    let text = exec::output(cache::cargo().expect("the target folder can be written").args([
+        "metadata",
+        "--format-version=1",
+        "--no-deps",
+        "--offline",
+    ]))
+    .unwrap();
     let metadata: serde_json::Value = serde_json::from_str(&text).unwrap();
     let packages = metadata["packages"].as_array().unwrap();
     let ours: BTreeSet<&str> = packages.iter().map(|package| package["name"].as_str().unwrap()).collect();

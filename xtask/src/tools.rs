@@ -297,7 +297,7 @@ fn go_install(name: &str, module: &str) -> Result<PathBuf> {
 
 fn cargo_install(name: &str, version: &str) -> Result<PathBuf> {
     let entry = cache::entry("tools", name, cache::Key::default().text(version), |folder| {
-        let mut cargo = cache::cargo();
+        let mut cargo = cache::cargo()?;
         cargo.args(["install", "--quiet", "--locked", name, "--version", version, "--root"]).arg(folder);
         // Compiled beside the product, or the parts of the two would push each other out.
         exec::quiet(cargo.env("CARGO_TARGET_DIR", cache::dir().join("target-tools")))

@@ -12,8 +12,11 @@ use tracelake_operator::session::validate::Selection;
 
 use super::api::Api;
 
-/// A pod, and the kind, name and UID of its controller.
-const PODS: [(&str, Option<(&str, &str, &str)>); 9] = [
+/// Kind, name and UID.
+type Owner = (&'static str, &'static str, &'static str);
+
+/// A pod and its controller.
+const PODS: [(&str, Option<Owner>); 9] = [
     ("web-a", Some(("ReplicaSet", "web-1", "rs-1"))),
     ("web-b", Some(("ReplicaSet", "web-2", "rs-2"))),
     // Its ReplicaSet was deleted, and another of the same name is there now.
@@ -27,7 +30,7 @@ const PODS: [(&str, Option<(&str, &str, &str)>); 9] = [
 ];
 
 fn pods() -> Vec<Arc<Pod>> {
-    let pod = |(name, owner): (&str, Option<(&str, &str, &str)>)| {
+    let pod = |(name, owner): (&str, Option<Owner>)| {
         let owners: Vec<_> = owner
             .into_iter()
             .map(|(kind, name, uid)| {
@@ -64,7 +67,8 @@ fn owners() -> Owners {
 #[tokio::test]
 async fn pods_are_found_through_their_owners_for_every_kind_of_workload() {
     let owners = owners();
-    let cases: [(WorkloadKind, &str, &[&str], bool); 10] = [
+    type Case = (WorkloadKind, &'static str, &'static [&'static str], bool);
+    let cases: [Case; 10] = [
         (WorkloadKind::Deployment, "web", &["web-a", "web-b"], false),
         (WorkloadKind::ReplicaSet, "web-1", &["web-a"], false),
         (WorkloadKind::ReplicaSet, "lone", &["lone-x"], false),
