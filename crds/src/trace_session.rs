@@ -99,7 +99,7 @@ pub struct TraceSessionSpec {
     #[serde(default)]
     pub rollover: Rollover,
 
-    /// Limits, and what happens when one is reached. Left out: the operator's defaults.
+    /// Limits. In this version `bytes` alone acts, and ends the session; the others have no effect yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget: Option<Budget>,
 
@@ -373,16 +373,16 @@ pub struct Budget {
     #[x_kube(validation = size_between("1Mi", "100Ti"))]
     pub bytes: Option<ByteSize>,
 
-    /// Events per second that one node may record for the session.
+    /// Events per second that one node may record for the session. No effect yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000000000))]
     pub events_per_second: Option<i64>,
 
-    /// CPU that one node may spend on the session, as `200m`.
+    /// CPU that one node may spend on the session, as `200m`. No effect yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu: Option<Cpu>,
 
-    /// What happens above a limit: Sample (record fewer events, with their weight) or Stop.
+    /// What happens above a limit: Sample (record fewer events, with their weight) or Stop. No effect yet, `bytes` always stops.
     #[serde(default)]
     pub on_exceeded: OnExceeded,
 }

@@ -360,6 +360,11 @@ impl Managed {
     fn pursue(&mut self, recorder: &mut dyn Recorder) {
         let (Some(stored), Some((_, valid))) = (&self.stored, &self.body) else { return };
         if stored.activity == Activity::Drain || clock::boot_ns() >= stored.window_end_ns {
+            // The plan that ends a session is often the first with the names of its last containers.
+            if self.targets != valid.targets {
+                self.session.learn(recorder, &valid.targets);
+                self.targets = valid.targets.clone();
+            }
             if let Err(error) = self.session.drain(recorder) {
                 self.trouble = Some(("SpoolFailed", error.to_string()));
             }

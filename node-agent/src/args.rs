@@ -23,7 +23,7 @@ use node_agent::pipeline::spool::Spool;
 use node_agent::pipeline::upload::{Destination, Uploader};
 use node_agent::session::{self, Node};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{Instrument, info};
 
 use crate::{http as server, telemetry};
 
@@ -67,6 +67,9 @@ pub(crate) struct Args {
 pub(crate) fn parse_and_run() -> anyhow::Result<()> {
     let args = Args::parse();
     telemetry::start(args.log_format);
+    // On every line, for those who read many agents' together.
+    let span = tracing::info_span!("agent", node = args.node_name);
+    let _entered = span.clone().entered();
     // Two workers: uploads and the stream wait for the network, the work is on threads of their own.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let handle = runtime.handle().clone();
@@ -112,8 +115,11 @@ pub(crate) fn parse_and_run() -> anyhow::Result<()> {
     let (agent, link) = Agent::new(node, engine, hello)?;
     let connected = link.connected.subscribe();
     let (agent_stop, stream_stop) = (stop.clone(), stop.clone());
-    let decider = std::thread::Builder::new().name("agent".into()).spawn(move || agent.run(&agent_stop))?;
-    let stream = runtime.spawn(client.run(link, stream_stop));
+    let decider = std::thread::Builder::new().name("agent".into()).spawn({
+        let span = span.clone();
+        move || span.in_scope(|| agent.run(&agent_stop))
+    })?;
+    let stream = runtime.spawn(client.run(link, stream_stop).instrument(span));
     runtime.block_on(async {
         let server = server::serve(args.http_address, metrics, connected, stop.clone()).await?;
         let ended = tokio::select! {

@@ -426,6 +426,16 @@ impl Engine {
         joined.map_err(EngineError::from)
     }
 
+    /// Takes over the names of containers, for rows of a session that ends.
+    pub fn learn(&mut self, targets: &[TargetSpec]) {
+        let mut shared = self.link.lock();
+        for target in targets {
+            if let TargetSpec::Pod(pod) = target {
+                shared.directory.pod(pod);
+            }
+        }
+    }
+
     /// Looks for cgroups itself where the kernel could not enter or announce one because a map or ring was full: they are
     /// recorded from now on, and coverage says so. To be called now and then; costs two lookups when all is well.
     ///
@@ -474,7 +484,10 @@ impl Engine {
 
     /// Ends the session: what is open is reported, its last batches are sealed, then comes [`Output::Closed`]. Returns
     /// before that, once no further event is recorded for it. An unknown session is ignored.
-    pub fn close(&mut self, session: &str) {
+    ///
+    /// With `names` the last rows wait for the names of their containers for a while, if a plan may still bring them (see
+    /// [`learn`](Self::learn)).
+    pub fn close(&mut self, session: &str, names: bool) {
         let Some(mut control) = self.sessions.remove(session) else { return };
         let mut guard = lock(&self.kernel);
         let Some(kernel) = &mut *guard else { return };
@@ -505,7 +518,9 @@ impl Engine {
         let rings = shared.rings.as_ref().map_or(0, |rings| rings.rings.len());
         if let Some(ending) = shared.sessions.get_mut(slot as usize).and_then(Option::as_mut) {
             count_skipped(kernel, ending);
-            ending.closing = Some(Closing { empty: vec![false; rings], windows: control.windows });
+            let patience = if names { decode::NAME_PATIENCE } else { Duration::ZERO };
+            let (empty, names_until) = (vec![false; rings], Instant::now() + patience);
+            ending.closing = Some(Closing { empty, windows: control.windows, names_until });
         }
         drop(shared);
         for &index in &control.collectors {

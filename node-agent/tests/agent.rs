@@ -56,9 +56,17 @@ impl Recorder for Watched {
         self.engine.mend()
     }
 
-    fn close(&mut self, session: &str) {
+    fn close(&mut self, session: &str, names: bool) {
         self.note("close".to_owned());
-        self.engine.close(session);
+        self.engine.close(session, names);
+    }
+
+    fn learn(&mut self, targets: &[TargetSpec]) {
+        let names = targets.iter().map(|target| match target {
+            TargetSpec::Pod(pod) => pod.containers.len(),
+            TargetSpec::Cgroup { .. } => 0,
+        });
+        self.note(format!("{} names", names.sum::<usize>()));
     }
 
     fn counters(&self, session: &str) -> Vec<TableCounters> {
@@ -162,6 +170,20 @@ async fn an_agent_that_restarts_goes_on_from_the_plan_on_disk_and_ends_on_time_w
     assert_eq!(second.calls(), Vec::<String>::new());
     second.agent.apply(plan(Activity::Drain, Duration::ZERO, Vec::new()));
     second.until(Stage::Done);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_plan_that_ends_a_session_names_its_last_containers() {
+    let (server, root) = (Server::start().await, tempfile::tempdir().unwrap());
+    let mut process = Process::start(root.path(), &server, support::BOOT);
+    process.agent.apply(plan(Activity::Collect, LONG, vec![body()]));
+    process.calls();
+    let mut named = body();
+    named.targets[0].containers = vec![v1::Container { name: "app".to_owned(), id: "a".repeat(64) }];
+    let mut end = plan(Activity::Drain, Duration::ZERO, vec![named.clone()]);
+    end.plan.sessions[0].hash = node_api::plan::hash(&named);
+    process.agent.apply(end);
+    assert_eq!(process.calls(), ["1 names", "close"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

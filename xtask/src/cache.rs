@@ -68,10 +68,10 @@ pub(crate) fn cargo() -> Result<Command> {
 /// compares times of files only: what the other built last would be taken for this one's. Dependencies are kept.
 fn claim_target() -> Result<()> {
     let (mark, own) = (target_dir().join("checkout"), repository().to_string_lossy());
+    let _lock = lock("target")?;
     if fs::read_to_string(&mark).is_ok_and(|last| last == own) {
         return Ok(());
     }
-    let _lock = lock("target")?;
     // <profile>, <triple>/<profile>, and the kernel programs' bpf/<triple>/<profile>.
     let mut level = vec![target_dir()];
     for _ in 0..3 {

@@ -304,10 +304,11 @@ impl Kernel {
         words.into_iter().rev().collect::<Vec<_>>().join(",")
     }
 
-    /// Times that the collector's programs were skipped because they ran on that CPU already, since they were loaded.
+    /// Times that the collector's programs were skipped because they ran on that CPU already, since they were loaded. An
+    /// extra one that is skipped costs a column's value, no event.
     pub fn recursion_misses(&self, index: usize) -> u64 {
-        let programs =
-            ALL[index].hooks().iter().filter_map(|hook| self.ebpf.program(hook.program)?.fd().ok());
+        let hooks = ALL[index].hooks().iter().filter(|hook| !matches!(hook.role, Role::Extra));
+        let programs = hooks.filter_map(|hook| self.ebpf.program(hook.program)?.fd().ok());
         programs.map(|fd| recursion_misses(fd.as_fd().as_raw_fd()).unwrap_or(0)).sum()
     }
 }

@@ -36,8 +36,8 @@ const RECORDS_PER_PASS: usize = 1 << 16;
 const BATCH_BYTES: u64 = 8 << 20;
 /// ... and at this size also if the name of a container is still to come.
 const BATCH_BYTES_MAX: u64 = 32 << 20;
-/// Rows of containers without a name wait for it so long beyond their deadline, looked at so often.
-const NAME_PATIENCE: Duration = Duration::from_secs(30);
+/// Rows of containers without a name wait for it so long beyond their deadline, or their session's end, looked at so often.
+pub const NAME_PATIENCE: Duration = Duration::from_secs(30);
 const NAME_STEP: Duration = Duration::from_secs(1);
 /// Sessions that ended are remembered up to this many.
 const ENDED: usize = 256;
@@ -102,6 +102,8 @@ pub struct Closing {
     pub empty: Vec<bool>,
     /// What it recorded when.
     pub windows: Windows,
+    /// Until when its last rows wait for the names of their containers.
+    pub names_until: Instant,
 }
 
 /// What is kept of a session that ended.
@@ -224,8 +226,12 @@ impl Shared {
     fn end_closed(&mut self, outputs: &mut Vec<Output>) -> bool {
         let mut ended = false;
         for slot in 0..self.sessions.len() {
+            let directory = &self.directory;
             let done = |session: &Session| {
-                session.closing.as_ref().is_some_and(|closing| closing.empty.iter().all(|&empty| empty))
+                session.closing.as_ref().is_some_and(|closing| {
+                    closing.empty.iter().all(|&empty| empty)
+                        && (Instant::now() >= closing.names_until || !session.awaits_name(directory))
+                })
             };
             if !self.sessions[slot].as_ref().is_some_and(done) {
                 continue;
@@ -424,6 +430,11 @@ impl Session {
                 state.seal(&self.uid, &self.containers, directory, outputs);
             }
         }
+    }
+
+    fn awaits_name(&self, directory: &Directory) -> bool {
+        let mut cgroups = self.tables.iter().flat_map(|state| state.columns.cgroups());
+        cgroups.any(|cgroup| directory.awaits_name(cgroup))
     }
 
     fn seal_all(&mut self, directory: &Directory, outputs: &mut Vec<Output>) {

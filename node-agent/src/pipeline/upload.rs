@@ -35,7 +35,7 @@ use reqwest::{Body, Certificate, Client};
 use tokio::io::AsyncReadExt;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{Instrument, debug, info, warn};
 
 use super::spool::{BootSpool, SealedSegment};
 use crate::metrics::Metrics;
@@ -370,12 +370,13 @@ impl Uploader {
             let (this, session, spool, health) =
                 (self.clone(), session.clone(), spool.clone(), health.clone());
             let stop = stop.clone();
-            tokio::spawn(async move {
+            let work = async move {
                 tokio::select! {
                     () = stop.cancelled() => {}
                     () = this.work(&session, &spool, &health) => {}
                 }
-            })
+            };
+            tokio::spawn(work.in_current_span())
         };
         let workers: Vec<_> = (0..CONCURRENT_PER_BOOT).map(|_| worker()).collect();
         futures::future::join_all(workers).await;

@@ -33,7 +33,7 @@ use dataset::ledger::Term;
 use dataset::manifest::{FORMAT_VERSION, Incarnation, NodeManifest, Totals};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{Instrument, error, info, warn};
 
 use crate::engine::{
     CollectorOutcome, CollectorState, Engine, EngineError, SessionSpec, TableCounters, TargetCoverage,
@@ -67,7 +67,9 @@ pub trait Recorder: Send {
     /// As there.
     fn mend(&mut self) -> Result<(), EngineError>;
     /// See [`Engine::close`].
-    fn close(&mut self, session: &str);
+    fn close(&mut self, session: &str, names: bool);
+    /// See [`Engine::learn`].
+    fn learn(&mut self, targets: &[TargetSpec]);
     /// See [`Engine::counters`].
     fn counters(&self, session: &str) -> Vec<TableCounters>;
     /// See [`Engine::coverage`].
@@ -87,8 +89,12 @@ impl Recorder for Engine {
         Engine::mend(self)
     }
 
-    fn close(&mut self, session: &str) {
-        Engine::close(self, session);
+    fn close(&mut self, session: &str, names: bool) {
+        Engine::close(self, session, names);
+    }
+
+    fn learn(&mut self, targets: &[TargetSpec]) {
+        Engine::learn(self, targets);
     }
 
     fn counters(&self, session: &str) -> Vec<TableCounters> {
@@ -231,7 +237,7 @@ impl Session {
             let (stop, health) = (CancellationToken::new(), Arc::<UploadHealth>::default());
             let upload =
                 self.node.uploader.clone().run(self.uid.clone(), spool.clone(), health.clone(), stop.clone());
-            self.node.runtime.spawn(upload);
+            self.node.runtime.spawn(upload.in_current_span());
             let checkpoints = books::read_checkpoints(spool.dir());
             let run = BootRun { spool, stop, health, manifest_started: false, checkpoints };
             self.boots.insert(boot.clone(), run);
@@ -335,6 +341,13 @@ impl Session {
         Ok(())
     }
 
+    /// Takes over the names of containers, which may come after the end of what ran in them.
+    pub fn learn(&self, recorder: &mut dyn Recorder, targets: &[TargetSpec]) {
+        if !matches!(self.phase, Phase::Idle) {
+            recorder.learn(targets);
+        }
+    }
+
     /// Ends recording because this process ends; another one may go on with the session.
     pub fn interrupt(&mut self, recorder: &mut dyn Recorder) {
         self.stop(recorder, Ended::Stopped);
@@ -343,7 +356,8 @@ impl Session {
     fn stop(&mut self, recorder: &mut dyn Recorder, why: Ended) {
         if matches!(self.phase, Phase::Recording) {
             self.stopped_ns = clock::boot_ns();
-            recorder.close(&self.uid);
+            // A process that is told to end has no time for names.
+            recorder.close(&self.uid, why == Ended::Window);
             self.phase = Phase::Closing(why);
         }
     }
@@ -578,12 +592,13 @@ impl BootRun {
         let (uploader, spool) = (node.uploader.clone(), self.spool.clone());
         let (uid, health, stop) = (uid.clone(), self.health.clone(), self.stop.clone());
         self.manifest_started = true;
-        node.runtime.spawn(async move {
+        let upload = async move {
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = uploader.manifest(&uid, &spool, json, &health) => info!(session = %uid, "everything is uploaded"),
             }
-        });
+        };
+        node.runtime.spawn(upload.in_current_span());
         Ok(())
     }
 }

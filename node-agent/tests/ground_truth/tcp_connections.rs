@@ -28,6 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Connections that are opened and closed while the session runs; one of them ends by a reset.
 const CONNECTIONS: usize = 137;
+/// Open before the session: one IPv4, one IPv6.
+const EARLY: usize = 2;
 const REFUSED_V4: usize = 5;
 const REFUSED_V6: usize = 2;
 const ECONNRESET: i64 = 104;
@@ -48,7 +50,7 @@ fn every_connection_has_one_row_for_each_end_with_the_kernels_own_numbers() {
 
     // Open before the session: adopted.
     client.ask("early");
-    let early = client.ends(1).pop().expect("one");
+    let early = client.ends(EARLY);
     open(&mut engine, "first");
     engine
         .set_targets("first", &[server_group.target(), client_group.target()])
@@ -66,9 +68,8 @@ fn every_connection_has_one_row_for_each_end_with_the_kernels_own_numbers() {
     client.ask("refused");
     client.answer("refused");
     client.ask("late");
-    let early_client = client.ends(1).pop().expect("one");
-    let early_server = server.ends(1).pop().expect("one");
-    assert_eq!((early_client.lport, early_client.rport), (early.lport, early.rport));
+    let (early_client, early_server) = (client.ends(EARLY), server.ends(EARLY));
+    assert!(early_client.iter().zip(&early).all(|(late, early)| late.cookie == early.cookie));
 
     // Open when the session ends; a second session finds it traced already.
     client.ask("hold");
@@ -95,7 +96,7 @@ fn every_connection_has_one_row_for_each_end_with_the_kernels_own_numbers() {
     );
     assert_eq!(active.len(), CONNECTIONS + REFUSED_V4 + REFUSED_V6 + 1);
     assert_eq!(passive.len(), CONNECTIONS + 1);
-    assert_eq!(adopted.len(), 2, "both ends of the connection that was open before");
+    assert_eq!(adopted.len(), 2 * EARLY, "both ends of the connections that were open before");
 
     // Nobody's row is another's: over loopback most of the server's changes happen in the client's context.
     assert!(
@@ -175,9 +176,11 @@ fn every_connection_has_one_row_for_each_end_with_the_kernels_own_numbers() {
     }
 
     // Open before.
-    for (end, group) in [(&early_client, &client_group), (&early_server, &server_group)] {
+    let early = early_client.iter().map(|end| (end, &client_group));
+    for (end, group) in early.chain(early_server.iter().map(|end| (end, &server_group))) {
         let row =
-            adopted.iter().find(|row| row.ports() == (end.lport, end.rport)).expect("both ends were adopted");
+            adopted.iter().find(|row| row.int("sock_id") == end.cookie).expect("both ends were adopted");
+        assert_eq!(row.ports(), (end.lport, end.rport));
         assert_eq!(row.int("cgroup_id"), group.id().cast_signed());
         assert_eq!((row.text("end_reason"), row.int("error")), ("fin", 0));
         assert_eq!((row.int("bytes_acked"), row.int("bytes_received")), (end.sent, end.received), "{end:?}");
@@ -247,7 +250,7 @@ fn open(engine: &mut Engine, uid: &str) {
 
 /// Ends the session and returns its rows, after asserting that none was lost and that the ledger adds up.
 fn close(engine: &mut Engine, rows: &Receiver<Output>, uid: &str) -> Vec<Row> {
-    engine.close(uid);
+    engine.close(uid, true);
     let (mut found, mut weight) = (Vec::new(), 0);
     loop {
         match rows.recv_timeout(PATIENCE).expect("the session's end comes") {
@@ -661,15 +664,17 @@ impl Conversation {
 
 fn client(ports: [u16; 3]) {
     let [v4, v6, mapped] = ports;
-    let mut early = None;
+    let mut early = Vec::new();
     let mut held = Vec::new();
     for order in std::io::stdin().lines() {
         match order.expect("the test speaks").as_str() {
             "early" => {
-                let mut conversation = Conversation::open(Ipv4Addr::LOCALHOST.into(), v4);
-                conversation.exchange(1_000, 500, AGAIN);
-                conversation.tell(false, false);
-                early = Some(conversation);
+                for (ip, port) in [(Ipv4Addr::LOCALHOST.into(), v4), (Ipv6Addr::LOCALHOST.into(), v6)] {
+                    let mut conversation = Conversation::open(ip, port);
+                    conversation.exchange(1_000, 500, AGAIN);
+                    conversation.tell(false, false);
+                    early.push(conversation);
+                }
             }
             "work" => (1..CONNECTIONS).for_each(|i| work(i, [v4, v6, mapped])),
             "exchange" => {
@@ -692,9 +697,10 @@ fn client(ports: [u16; 3]) {
                 say("refused");
             }
             "late" => {
-                let mut conversation: Conversation = early.take().expect("was opened");
-                conversation.exchange(2_000, 70_000, CLIENT_FIRST);
-                conversation.finish();
+                for mut conversation in early.drain(..) {
+                    conversation.exchange(2_000, 70_000, CLIENT_FIRST);
+                    conversation.finish();
+                }
             }
             "hold" => {
                 let mut conversation = Conversation::open(Ipv6Addr::LOCALHOST.into(), v6);

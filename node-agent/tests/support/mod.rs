@@ -256,7 +256,9 @@ impl Recorder for Synthetic {
         Ok(())
     }
 
-    fn close(&mut self, session: &str) {
+    fn learn(&mut self, _: &[TargetSpec]) {}
+
+    fn close(&mut self, session: &str, _: bool) {
         self.to_ns = Some(clock::boot_ns());
         self.out.send(Output::Closed { session: session.into() }).unwrap();
     }
