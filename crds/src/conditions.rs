@@ -97,8 +97,6 @@ pub mod reason {
     pub const PODS_FOUND: &str = "PodsFound";
     /// `TargetsResolved=False`: nothing matches yet; the session keeps waiting until its end.
     pub const NO_PODS: &str = "NoPods";
-    /// `Degraded=True`: a node records some of its pods only.
-    pub const TARGETS_MISSING: &str = "TargetsMissing";
     /// `TargetsResolved=False`: the workload named by `workloadRef` does not exist.
     pub const WORKLOAD_NOT_FOUND: &str = "WorkloadNotFound";
 
@@ -134,6 +132,8 @@ pub mod reason {
     pub const NO_AGENT: &str = "NoAgent";
     /// `Degraded=True`: some node cannot run a collector that is not optional.
     pub const COLLECTOR_UNSUPPORTED: &str = "CollectorUnsupported";
+    /// `Degraded=True`: a node records some of its pods only.
+    pub const TARGETS_MISSING: &str = "TargetsMissing";
     /// `Degraded=True`: events were lost; `totals.lost` says how many.
     pub const EVENTS_LOST: &str = "EventsLost";
     /// `Degraded=True`, `Uploaded=False`: a node failed; `failingNodes` says why.

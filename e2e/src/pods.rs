@@ -12,10 +12,12 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 
-/// Debian with nginx, redis and `workload` (`workload/src/main.rs`): `TRACELAKE_SHOP_IMAGE`, else what the harness loads
-/// into its own nodes.
+/// What the harness loads into its own nodes: Debian with nginx, redis and `workload` (`workload/src/main.rs`).
+pub const OUR_IMAGE: &str = "tracelake/shop:dev";
+
+/// The same under the name that this cluster's nodes know: `TRACELAKE_SHOP_IMAGE`, else [`OUR_IMAGE`].
 pub fn image() -> String {
-    std::env::var("TRACELAKE_SHOP_IMAGE").unwrap_or_else(|_| "tracelake/shop:dev".to_owned())
+    std::env::var("TRACELAKE_SHOP_IMAGE").unwrap_or_else(|_| OUR_IMAGE.to_owned())
 }
 
 /// The label by which the tests' sessions select their pods.

@@ -14,7 +14,6 @@ pub const TEXT: usize = 256;
 pub const OPTION_THREADS: u32 = 0;
 /// Position in the map of options: slots that want arguments.
 pub const OPTION_ARGS: u32 = 1;
-
 /// Position in the map of options: slots that want changes of names.
 pub const OPTION_RENAMES: u32 = 2;
 /// How many options there are.

@@ -428,12 +428,7 @@ impl Engine {
 
     /// Takes over the names of containers, for rows of a session that ends.
     pub fn learn(&mut self, targets: &[TargetSpec]) {
-        let mut shared = self.link.lock();
-        for target in targets {
-            if let TargetSpec::Pod(pod) = target {
-                shared.directory.pod(pod);
-            }
-        }
+        self.link.lock().directory.learn(targets);
     }
 
     /// Looks for cgroups itself where the kernel could not enter or announce one because a map or ring was full: they are

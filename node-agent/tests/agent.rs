@@ -135,9 +135,19 @@ fn body() -> v1::SessionPlan {
 }
 
 fn plan(activity: Activity, remaining: Duration, bodies: Vec<v1::SessionPlan>) -> ReceivedPlan {
+    plan_of(&body(), activity, remaining, bodies)
+}
+
+/// A plan whose one session has the body `named`, which comes with it only if it is among `bodies`.
+fn plan_of(
+    named: &v1::SessionPlan,
+    activity: Activity,
+    remaining: Duration,
+    bodies: Vec<v1::SessionPlan>,
+) -> ReceivedPlan {
     let session = v1::SessionRef {
         uid: UID.to_owned(),
-        hash: node_api::plan::hash(&body()),
+        hash: node_api::plan::hash(named),
         activity: activity.into(),
         remaining_ms: u64::try_from(remaining.as_millis()).unwrap(),
     };
@@ -180,9 +190,7 @@ async fn the_plan_that_ends_a_session_names_its_last_containers() {
     process.calls();
     let mut named = body();
     named.targets[0].containers = vec![v1::Container { name: "app".to_owned(), id: "a".repeat(64) }];
-    let mut end = plan(Activity::Drain, Duration::ZERO, vec![named.clone()]);
-    end.plan.sessions[0].hash = node_api::plan::hash(&named);
-    process.agent.apply(end);
+    process.agent.apply(plan_of(&named, Activity::Drain, Duration::ZERO, vec![named.clone()]));
     assert_eq!(process.calls(), ["1 names", "close"]);
 }
 
@@ -232,9 +240,7 @@ async fn a_body_that_is_refused_costs_its_session_nothing_that_runs() {
     process.agent.apply(plan(Activity::Collect, LONG, vec![body()]));
     process.calls();
     let bad = v1::SessionPlan { name: "../checkout".to_owned(), ..body() };
-    let mut next = plan(Activity::Collect, LONG, vec![bad.clone()]);
-    next.plan.sessions[0].hash = node_api::plan::hash(&bad);
-    process.agent.apply(next);
+    process.agent.apply(plan_of(&bad, Activity::Collect, LONG, vec![bad.clone()]));
     assert_eq!(process.calls(), Vec::<String>::new());
     assert_eq!(process.stage(), Some(Stage::Running));
     let report = process.link.reports.borrow().sessions[0].clone();
@@ -245,9 +251,7 @@ async fn a_body_that_is_refused_costs_its_session_nothing_that_runs() {
     );
 
     // It still ends when it is told to, though the body that goes with that is not known here.
-    let mut end = plan(Activity::Drain, Duration::ZERO, Vec::new());
-    end.plan.sessions[0].hash = node_api::plan::hash(&bad);
-    process.agent.apply(end);
+    process.agent.apply(plan_of(&bad, Activity::Drain, Duration::ZERO, Vec::new()));
     assert_eq!(process.calls(), ["close"]);
     process.until(Stage::Done);
     assert_eq!(*process.link.hello.borrow().known_plans, [node_api::plan::hash(&body())]);

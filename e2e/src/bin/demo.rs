@@ -230,6 +230,8 @@ where
 
 fn documents(path: &Path) -> Result<Vec<DynamicObject>> {
     let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    // On a cluster that is not ours the image has another name.
+    let text = text.replace(pods::OUR_IMAGE, &pods::image());
     let mut objects = Vec::new();
     for document in text.split("\n---\n") {
         objects

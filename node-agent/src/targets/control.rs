@@ -8,8 +8,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::TargetSpec;
 use super::maps::{self, Roots};
+use super::{PodTarget, TargetSpec};
 use crate::collectors::ALL;
 use crate::coverage::{self, Windows};
 use crate::kernel::clock;
@@ -32,6 +32,18 @@ pub struct Control {
     pub opened_ns: u64,
 }
 
+/// Pods by UID, and cgroups by id.
+fn by_kind(targets: &[TargetSpec]) -> (BTreeMap<&str, &PodTarget>, BTreeMap<u64, &Path>) {
+    let (mut pods, mut cgroups) = (BTreeMap::new(), BTreeMap::new());
+    for target in targets {
+        match target {
+            TargetSpec::Pod(pod) => _ = pods.insert(pod.uid.as_str(), pod),
+            TargetSpec::Cgroup { id, path } => _ = cgroups.insert(*id, path.as_path()),
+        }
+    }
+    (pods, cgroups)
+}
+
 impl Control {
     /// Takes in what is among `targets` and not recorded yet.
     ///
@@ -45,17 +57,8 @@ impl Control {
         session: &str,
         targets: &[TargetSpec],
     ) -> Result<(), KernelError> {
-        let (mut pods, mut cgroups) = (BTreeMap::new(), BTreeMap::new());
-        for target in targets {
-            match target {
-                TargetSpec::Pod(pod) => _ = pods.insert(pod.uid.as_str(), pod),
-                TargetSpec::Cgroup { id, path } => _ = cgroups.insert(*id, path.as_path()),
-            }
-        }
-        {
-            let mut shared = link.lock();
-            pods.values().for_each(|pod| shared.directory.pod(pod));
-        }
+        link.lock().directory.learn(targets);
+        let (mut pods, mut cgroups) = by_kind(targets);
         let is_open = |windows: Option<&Vec<(u64, Option<u64>)>>| {
             windows.and_then(|windows| windows.last()).is_some_and(|(_, left)| left.is_none())
         };
@@ -116,17 +119,11 @@ impl Control {
         link: &Link,
         targets: &[TargetSpec],
     ) -> Result<(), KernelError> {
-        let (mut pods, mut cgroups) = (BTreeSet::new(), BTreeSet::new());
-        for target in targets {
-            match target {
-                TargetSpec::Pod(pod) => _ = pods.insert(pod.uid.as_str()),
-                TargetSpec::Cgroup { id, .. } => _ = cgroups.insert(*id),
-            }
-        }
+        let (pods, cgroups) = by_kind(targets);
         let pods: BTreeSet<String> =
-            self.pods.keys().filter(|uid| !pods.contains(uid.as_str())).cloned().collect();
+            self.pods.keys().filter(|uid| !pods.contains_key(uid.as_str())).cloned().collect();
         let cgroups: BTreeSet<u64> =
-            self.cgroups.keys().filter(|id| !cgroups.contains(id)).copied().collect();
+            self.cgroups.keys().filter(|id| !cgroups.contains_key(id)).copied().collect();
         if pods.is_empty() && cgroups.is_empty() {
             return Ok(());
         }

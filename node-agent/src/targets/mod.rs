@@ -90,8 +90,16 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Takes over what a plan says about a pod.
-    pub fn pod(&mut self, target: &PodTarget) {
+    /// Takes over what a plan says about its pods, the names of their containers among it.
+    pub fn learn(&mut self, targets: &[TargetSpec]) {
+        for target in targets {
+            if let TargetSpec::Pod(pod) = target {
+                self.pod(pod);
+            }
+        }
+    }
+
+    fn pod(&mut self, target: &PodTarget) {
         let uid: Arc<str> = target.uid.as_str().into();
         if let Some(name) = &target.cgroup_name {
             self.aliases.insert(name.clone(), uid.clone());

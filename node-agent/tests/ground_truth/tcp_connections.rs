@@ -362,33 +362,20 @@ struct End {
 
 impl End {
     fn parse(line: &str) -> End {
-        let numbers: Vec<i64> = line.split(' ').map(|word| word.parse().expect("is a number")).collect();
-        let [
-            lport,
-            rport,
-            sent,
-            received,
-            info_acked,
-            info_received,
-            closed,
-            reset,
-            cookie,
-            accepting,
-            accepted,
-        ] = *numbers.as_slice().first_chunk().expect("eleven numbers");
-        let (peer_closed, reset) = (closed != 0, reset != 0);
+        let mut numbers = line.split(' ').map(|word| word.parse::<i64>().expect("is a number"));
+        let mut next = || numbers.next().expect("eleven numbers");
         End {
-            lport,
-            rport,
-            sent,
-            received,
-            info_acked,
-            info_received,
-            peer_closed,
-            reset,
-            cookie,
-            accepting,
-            accepted,
+            lport: next(),
+            rport: next(),
+            sent: next(),
+            received: next(),
+            info_acked: next(),
+            info_received: next(),
+            peer_closed: next() != 0,
+            reset: next() != 0,
+            cookie: next(),
+            accepting: next(),
+            accepted: next(),
         }
     }
 
