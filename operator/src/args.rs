@@ -2,10 +2,10 @@
 //! Flags and environment, each once; the chart sets them.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use kube::api::DynamicObject;
 
 use crate::store::{EndpointPolicy, Network, StoreConfig};
 
@@ -53,6 +53,10 @@ pub struct Args {
     #[arg(long, env = "DEFAULT_STORE")]
     pub default_store: Option<String>,
 
+    /// A ClusterTraceStore to make at the start, or to bring to this spec, as JSON.
+    #[arg(long, env = "CHART_STORE", value_parser = |text: &str| serde_json::from_str::<DynamicObject>(text))]
+    pub chart_store: Option<DynamicObject>,
+
     /// Endpoints that tenants' TraceStores may name, or `aws`.
     #[arg(long, env = "ALLOWED_ENDPOINTS", value_delimiter = ',')]
     pub allowed_endpoints: Vec<String>,
@@ -74,15 +78,9 @@ pub struct Args {
     pub command: Option<Command>,
 }
 
-/// What the chart's Jobs do.
+/// What the chart's Job does.
 #[derive(Subcommand, Clone, Debug)]
 pub enum Command {
-    /// Make the ClusterTraceStore of a file, or bring it to the file's spec.
-    ApplyStore {
-        /// The object, as JSON.
-        #[arg(long)]
-        file: PathBuf,
-    },
     /// End every session, stop the operator and clear finalizers, before the chart is deleted.
     Uninstall {
         /// How long sessions may take to upload and end.

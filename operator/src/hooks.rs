@@ -1,15 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the chart runs as Jobs, beside the operator's own process.
+//! What the chart runs as a Job, beside the operator's own process.
 //!
-//! `apply-store` makes the chart's `ClusterTraceStore`: Helm cannot make an object of a kind that the same release
-//! brings. `uninstall` runs before anything is deleted: it ends every session while the operator still runs, so that
-//! what is spooled is uploaded, then stops the operator and takes the finalizers that nobody would take afterwards
-//! (an object that cannot be deleted also keeps its namespace).
-//!
-//! Both may be run again at any point. Data in the stores are never touched.
+//! `uninstall` runs before anything is deleted: it ends every session while the operator still runs, so that what is
+//! spooled is uploaded, then stops the operator and takes the finalizers that nobody would take afterwards (an object that
+//! cannot be deleted also keeps its namespace). It may be run again at any point. Data in the stores are never touched.
 
 use std::fmt::Debug;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -22,39 +18,13 @@ use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
-/// The chart's name for what it writes, and its label on what it made.
-const MANAGER: &str = "tracelake-chart";
+/// The label on the store of the chart's values.
 const MADE_BY_CHART: &str = "app.kubernetes.io/managed-by=tracelake-chart";
 const OPERATOR: &str = "tracelake-operator";
 const OPERATOR_PODS: &str = "app.kubernetes.io/name=tracelake,app.kubernetes.io/component=operator";
 /// For the API server to serve a kind that was just made, and for the operator's pod to end.
 const SETTLE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(500);
-
-/// Makes the store of a file, or brings it to the file's spec.
-///
-/// # Errors
-/// When the file is not a `ClusterTraceStore`, or the API server refuses it.
-pub async fn apply_store(client: Client, file: &Path) -> anyhow::Result<()> {
-    let text = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
-    let object: serde_json::Value =
-        serde_json::from_str(&text).with_context(|| format!("{} is not JSON", file.display()))?;
-    let name =
-        object["metadata"]["name"].as_str().with_context(|| format!("{} has no name", file.display()))?;
-    let api: Api<ClusterTraceStore> = Api::all(client);
-    let deadline = Instant::now() + SETTLE;
-    loop {
-        match api.patch(name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&object)).await {
-            Ok(_) => break,
-            Err(kube::Error::Api(status)) if status.code == 404 && Instant::now() < deadline => {
-                tokio::time::sleep(POLL).await;
-            }
-            Err(error) => return Err(error).with_context(|| format!("apply ClusterTraceStore {name}")),
-        }
-    }
-    tracing::info!(store = name, "store applied");
-    Ok(())
-}
 
 /// Ends sessions and clears finalizers.
 ///

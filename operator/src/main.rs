@@ -48,7 +48,6 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let client = client().await?;
     match &args.command {
         None => {}
-        Some(Command::ApplyStore { file }) => return hooks::apply_store(client, file).await,
         Some(Command::Uninstall { timeout_seconds }) => {
             return hooks::uninstall(client, &args.namespace, Duration::from_secs(*timeout_seconds)).await;
         }
@@ -96,6 +95,9 @@ async fn run(args: Args) -> anyhow::Result<()> {
     });
     session::hold_started(&context).await.context("list TraceSessions")?;
     let sessions = tokio::spawn(session::run(context, due, stop.clone()));
+    if let Some(store) = args.chart_store.clone() {
+        tokio::spawn(store::chart::apply(client.clone(), store, stop.clone()));
+    }
     let store_controllers = tokio::spawn(store::run(client.clone(), stores, stop.clone()));
 
     let pods = AgentPods::start(client.clone(), args.agents(), &args.agent_labels, stop.clone());

@@ -9,7 +9,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::cluster::Cluster;
+use crate::cluster::{self, Cluster, Provider};
 use crate::image::Image;
 use crate::{cache, exec, tools};
 
@@ -18,8 +18,8 @@ const REPOSITORY: &str = "tracelake";
 const TAG: &str = "dev";
 /// Where the chart goes.
 const NAMESPACE: &str = "tracelake-system";
-/// Helm waits this long for Deployments and DaemonSets, on emulated nodes.
-const TIMEOUT: &str = "6m";
+/// Helm waits this long for Deployments and DaemonSets, on emulated nodes that may still boot.
+const TIMEOUT: &str = "8m";
 
 /// A cluster that is not ours to start, and from where its nodes get the images.
 #[derive(Clone, Debug, clap::Args)]
@@ -107,10 +107,31 @@ impl Access {
     }
 }
 
-/// Loads what the cluster's nodes lack of the images and installs the chart.
-pub(crate) fn install(cluster: &Cluster, images: &[Image]) -> Result<Access> {
-    cache::step("images: loaded into the nodes", || cluster.load_images(images))?;
-    let access = Access::of(cluster);
-    access.install()?;
+/// Puts the product into the cluster of ours that runs, or into one that it starts; `first` is what can be done as soon as
+/// the API server answers. What fails is left for inspection.
+pub(crate) fn into_ours(
+    options: &cluster::Options,
+    images: &[Image],
+    first: impl FnOnce(&Cluster) -> Result<()>,
+) -> Result<Access> {
+    let was_up = cluster::current().is_ok();
+    let cluster = cluster::start(options, images)?;
+    first(&cluster)?;
+    let access = Access::of(&cluster);
+    if was_up || cluster.provider != Provider::Vm {
+        cluster.complete()?;
+        cache::step("images: loaded into the nodes", || cluster.load_images(images))?;
+        access.install()?;
+    } else {
+        // New VMs have the images on their disk, and what the chart makes waits at the API server for them.
+        std::thread::scope(|scope| {
+            let complete = scope.spawn(|| cluster.complete());
+            access.install()?;
+            complete.join().expect("a cluster that fails does not panic")
+        })?;
+    }
+    // Helm does not wait for agents of nodes that joined after it looked.
+    let daemonset = ["rollout", "status", "daemonset/tracelake-node-agent", "--timeout", TIMEOUT];
+    exec::quiet(cluster.kubectl().args(daemonset).args(["--namespace", NAMESPACE]))?;
     Ok(access)
 }

@@ -316,9 +316,8 @@ fn e2e(existing: &Existing, suites: &[Suite]) -> Result<()> {
     // Everything is compiled before emulated nodes want the same CPUs.
     let images = image::build_all()?;
     let binaries = cluster_tests(suites)?;
-    let cluster = cluster::up(&cluster::Options::default(), &images)?;
-    let result =
-        install::install(&cluster, &images).and_then(|access| run_suites(&access, suites, &binaries));
+    let access = install::into_ours(&cluster::Options::default(), &images, |_| Ok(()))?;
+    let result = run_suites(&access, suites, &binaries);
     if !was_up {
         cluster::down()?;
     }

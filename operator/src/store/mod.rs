@@ -27,6 +27,7 @@ use kube::{Client, Resource, ResourceExt};
 use object_store::ObjectStore;
 use object_store::aws::AmazonS3;
 
+pub mod chart;
 mod controller;
 mod credentials;
 mod endpoint;

@@ -108,6 +108,17 @@ pub(super) fn base(kernels: &[kernel::Files], images: &[Image]) -> Result<PathBu
     })
 }
 
+/// Removes all disks but this one: a gigabyte each, and only the nodes of the one cluster use them.
+pub(super) fn forget_others(base: &Path) -> Result<()> {
+    for entry in fs::read_dir(base.parent().context("a disk lies in a folder")?)? {
+        let path = entry?.path();
+        if path != base {
+            cache::remove(&path)?;
+        }
+    }
+    Ok(())
+}
+
 /// Puts the images into the containerd of the folder, and marks them as [`node::mark`] says.
 fn import(root: &Path, archives: &[PathBuf]) -> Result<()> {
     let mut unshare = exec::command(

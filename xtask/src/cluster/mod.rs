@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::image::Image;
 use crate::kernel::Kernel;
-use crate::{cache, tools};
+use crate::{cache, exec, tools};
 
 /// `cargo xtask cluster`.
 #[derive(clap::Subcommand)]
@@ -106,7 +106,11 @@ pub(crate) struct Cluster {
 /// `cargo xtask cluster`.
 pub(crate) fn main(command: &Command) -> Result<()> {
     match command {
-        Command::Up(options) => up(options, &[])?.explain(),
+        Command::Up(options) => {
+            let cluster = start(options, &[])?;
+            cluster.complete()?;
+            cluster.explain();
+        }
         Command::Down => down()?,
         Command::Status => status()?,
         Command::Load { archives } => current()?.load(archives)?,
@@ -118,16 +122,13 @@ pub(crate) fn main(command: &Command) -> Result<()> {
     Ok(())
 }
 
-/// Starts the cluster, or what is stopped of the one that runs, and waits until it can be used. `images` are what
-/// its nodes will need: a node that starts with them need not load them.
-pub(crate) fn up(options: &Options, images: &[Image]) -> Result<Cluster> {
+/// Starts the cluster, if none runs, and waits until its API server answers; its nodes may need another minute, see
+/// [`Cluster::complete`]. `images` are what the nodes will need: one that starts with them need not load them.
+pub(crate) fn start(options: &Options, images: &[Image]) -> Result<Cluster> {
     let _lock = cache::lock("cluster")?;
     if let Ok(cluster) = current() {
         if options.provider.is_some_and(|provider| provider != cluster.provider) {
             bail!("a cluster of the other provider runs: end it with `cargo xtask cluster down`");
-        }
-        if cluster.provider == Provider::Vm {
-            vms::complete()?;
         }
         return Ok(cluster);
     }
@@ -145,7 +146,7 @@ pub(crate) fn up(options: &Options, images: &[Image]) -> Result<Cluster> {
     // Before it can be used: when that fails, its nodes are still there to be looked at.
     fs::write(state_file(), serde_json::to_vec_pretty(&cluster)?)?;
     if provider == Provider::Vm {
-        vms::complete()?;
+        vms::wait_for_server()?;
     }
     Ok(cluster)
 }
@@ -175,6 +176,14 @@ pub(crate) fn current() -> Result<Cluster> {
 }
 
 impl Cluster {
+    /// Starts nodes that are stopped, and waits until all are Ready and names are resolved.
+    pub(crate) fn complete(&self) -> Result<()> {
+        match self.provider {
+            Provider::Vm => vms::complete(),
+            Provider::Kind => Ok(()),
+        }
+    }
+
     /// Imports these image archives into every node; what a node has already costs little.
     pub(crate) fn load(&self, archives: &[PathBuf]) -> Result<()> {
         match self.provider {
@@ -220,6 +229,13 @@ impl Cluster {
             bail!("no node {name}; there are {}", self.nodes.join(", "));
         }
         Ok(())
+    }
+
+    /// `kubectl`, for an administrator.
+    pub(crate) fn kubectl(&self) -> std::process::Command {
+        let mut kubectl = exec::command(&self.kubectl, [] as [&str; 0]);
+        kubectl.env("KUBECONFIG", &self.kubeconfig);
+        kubectl
     }
 
     /// Prints how to use the cluster.

@@ -31,6 +31,7 @@ pub(super) fn start(kernels: &[(String, Kernel)], images: &[Image]) -> Result<Cl
 
     // A cluster of which only parts run cannot be mended.
     down()?;
+    disk::forget_others(&base)?;
     let nodes: Vec<Node> = kernels
         .iter()
         .zip(&files)
@@ -59,13 +60,27 @@ pub(super) fn start(kernels: &[(String, Kernel)], images: &[Image]) -> Result<Cl
     })
 }
 
+/// Waits until the API server answers and has what the nodes will ask for.
+pub(super) fn wait_for_server() -> Result<()> {
+    let deadline = Instant::now() + DEADLINE;
+    let waited = cache::step("cluster: API server ready", || {
+        wait("the API server does not answer", deadline, control_plane::is_ready)?;
+        let manifests = cache::repository().join("e2e/cluster/control-plane/manifests");
+        // kube-system is made by the server itself a moment after it is ready.
+        wait("the manifests of DNS cannot be applied", deadline, || {
+            Ok(exec::succeeds(control_plane::kubectl()?.args(["apply", "-f"]).arg(&manifests)))
+        })
+    });
+    waited.with_context(|| node::all().map(|nodes| failure_report(&nodes)).unwrap_or_default())
+}
+
 /// Starts nodes that are stopped, and waits until the cluster can be used.
 pub(super) fn complete() -> Result<()> {
     let nodes = node::all()?;
     for node in nodes.iter().filter(|node| !process::runs(&node.name)) {
         node.start()?;
     }
-    wait_until_usable(&nodes).with_context(|| failure_report(&nodes))
+    wait_for_nodes(&nodes).with_context(|| failure_report(&nodes))
 }
 
 pub(super) fn down() -> Result<()> {
@@ -138,16 +153,8 @@ pub(super) fn status() -> Result<()> {
     Ok(())
 }
 
-fn wait_until_usable(nodes: &[Node]) -> Result<()> {
+fn wait_for_nodes(nodes: &[Node]) -> Result<()> {
     let deadline = Instant::now() + DEADLINE;
-    cache::step("cluster: API server ready", || {
-        wait("the API server does not answer", deadline, control_plane::is_ready)
-    })?;
-    let manifests = cache::repository().join("e2e/cluster/control-plane/manifests");
-    // kube-system is made by the server itself a moment after it is ready.
-    wait("the manifests of DNS cannot be applied", deadline, || {
-        Ok(exec::succeeds(control_plane::kubectl()?.args(["apply", "-f"]).arg(&manifests)))
-    })?;
     for node in nodes {
         let ready = r#"jsonpath={.status.conditions[?(@.type=="Ready")].status}"#;
         cache::step(&format!("cluster: {} Ready", node.name), || {
