@@ -7,7 +7,7 @@
 use anyhow::Result;
 
 use crate::install::{Access, Existing};
-use crate::{cache, cluster, exec, image, install, tools};
+use crate::{cache, cluster, exec, image, install};
 
 /// Show the whole path on a cluster: a shop, one session, its tables.
 #[derive(clap::Args)]
@@ -22,7 +22,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn main(args: &Args) -> Result<()> {
-    tools::install_all()?;
+    image::prepare()?;
     if let Some(access) = args.existing.access()? {
         access.install()?;
         return show(&access);

@@ -71,6 +71,17 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// Installs what a cluster with the product needs, and compiles the product meanwhile: Go and Rust each leave a core idle
+/// for a good part of their time.
+pub(crate) fn prepare() -> Result<()> {
+    tools::packages()?;
+    std::thread::scope(|scope| {
+        let rust = scope.spawn(|| static_binary("demo"));
+        tools::install_all()?;
+        rust.join().expect("a build fails without a panic").map(drop)
+    })
+}
+
 /// Builds what a user of the product and its tests and demos needs in a cluster.
 pub(crate) fn build_all() -> Result<Vec<Image>> {
     [Name::Operator, Name::NodeAgent, Name::DevStore, Name::Shop].into_iter().map(build).collect()

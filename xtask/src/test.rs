@@ -306,7 +306,7 @@ fn test_binaries(cargo: &mut Command, names: &[&str]) -> Result<Vec<PathBuf>> {
 /// Installs the product in a cluster and runs these tests: in the one that is named, else the one of ours that runs, else
 /// one that is brought up for it.
 fn e2e(existing: &Existing, suites: &[Suite]) -> Result<()> {
-    tools::install_all()?;
+    image::prepare()?;
     if let Some(access) = existing.access()? {
         let binaries = cluster_tests(suites)?;
         access.install()?;

@@ -57,12 +57,11 @@ const PACKAGES: &[&str] = &[
 const FROM_BACKPORTS: &[&str] = &["qemu-system-x86", "qemu-utils"];
 const QEMU_MAJOR: u32 = 10;
 
-/// Everything that any command needs.
+/// Everything that a cluster with the product needs; what else a check needs, it installs itself.
 pub(crate) fn install_all() -> Result<()> {
     packages()?;
     rust()?;
     bpf_linker()?;
-    cargo_deny()?;
     weed()?;
     kubernetes()?;
     helm()?;
