@@ -70,15 +70,17 @@ const PARTS: &[Part] = &[
     part("vm-6.18", "ground truth in a VM with kernel 6.18", Run::Vm(Kernel::V6_18)),
     part("vm-7", "ground truth in a VM with the newest kernel 7", Run::Vm(Kernel::V7)),
     part("e2e", "the whole path on a two-node cluster", Run::Cluster(&CLUSTER_TESTS)),
-    Part {
-        default: false,
-        ..part(
-            "e2e-slow",
-            "what fails in mid-session, and fifty pods that come and go",
-            Run::Cluster(&SLOW_CLUSTER_TESTS),
-        )
-    },
+    slow(part(
+        "e2e-slow",
+        "who may connect, what fails in mid-session, fifty pods that come and go, the end of it all",
+        Run::Cluster(&SLOW_CLUSTER_TESTS),
+    )),
 ];
+
+/// With `--all` only: what does not fit twenty minutes.
+const fn slow(part: Part) -> Part {
+    Part { default: false, ..part }
+}
 
 /// A VM has this long for all ground truth tests, emulated.
 const VM_TIMEOUT: Duration = Duration::from_secs(900);
@@ -168,8 +170,8 @@ fn format() -> Result<()> {
 const WORKSPACE: [&str; 4] = ["--locked", "--workspace", "--exclude", "tracelake-node-agent-ebpf"];
 /// The cluster tests, in the order of their runs and with the number that run side by side. Those that break what
 /// others share run alone; the last one uninstalls.
-const CLUSTER_TESTS: [Suite; 4] = [("input", 4), ("identity", 1), ("collect", 4), ("uninstall", 1)];
-const SLOW_CLUSTER_TESTS: [Suite; 2] = [("churn", 1), ("disruption", 1)];
+const CLUSTER_TESTS: [Suite; 2] = [("input", 4), ("collect", 4)];
+const SLOW_CLUSTER_TESTS: [Suite; 4] = [("identity", 1), ("churn", 1), ("disruption", 1), ("uninstall", 1)];
 
 fn clippy() -> Result<()> {
     let strict = ["--", "-D", "warnings"];

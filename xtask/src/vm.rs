@@ -9,6 +9,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,6 +24,10 @@ use crate::{cache, exec, tools};
 
 /// What `e2e/cluster/vm-init.sh` prints before the exit code.
 const MARKER: &str = "tracelake-vm-exit ";
+
+/// How often a VM is started that QEMU takes down before its command begins: multi-threaded emulation has races of its own
+/// while firmware changes the memory map (`iotlb_to_section: Assertion failed`, one start of some hundred).
+pub(crate) const STARTS: usize = 3;
 
 /// Modules that tests use: network devices between namespaces, a block device, file systems.
 const MODULES: &[&str] =
@@ -109,11 +114,25 @@ fn run_with(
         .arg(format!("file:{}", console.display()))
         .args(["-serial", "stdio"]);
     qemu.stdin(Stdio::null()).stdout(Stdio::piped()).env("TMPDIR", &folder);
-    let mut child = qemu.spawn().context("cannot start QEMU")?;
-    let ended = follow(&mut child, timeout, prefix);
-    // Already gone when the VM powered itself off.
-    let _ = child.kill();
-    child.wait()?;
+    let mut starts = 1;
+    let ended = loop {
+        let mut child = qemu.spawn().context("cannot start QEMU")?;
+        let mut lines = 0;
+        let ended = follow(&mut child, timeout, prefix, &mut lines);
+        let signal = child.try_wait()?.and_then(|status| status.signal());
+        // Already gone when the VM powered itself off.
+        let _ = child.kill();
+        child.wait()?;
+        match signal {
+            Some(signal) if lines == 0 && starts < STARTS => {
+                println!(
+                    "{prefix}QEMU crashed (signal {signal}) before the command began: starting it again"
+                );
+                starts += 1;
+            }
+            _ => break ended,
+        }
+    };
     cache::remove(&folder)?;
     ended.with_context(|| {
         let text =
@@ -133,8 +152,8 @@ pub(crate) fn qemu(memory: u32) -> Command {
     qemu
 }
 
-/// Prints what the command writes until the marker with its exit code appears.
-fn follow(child: &mut Child, timeout: Duration, prefix: &str) -> Result<i32> {
+/// Prints what the command writes, and counts the lines, until the marker with its exit code appears.
+fn follow(child: &mut Child, timeout: Duration, prefix: &str, lines_seen: &mut usize) -> Result<i32> {
     let deadline = Instant::now() + timeout;
     let pipe = child.stdout.take().context("QEMU has no output")?;
     let (sender, lines) = mpsc::channel();
@@ -157,6 +176,7 @@ fn follow(child: &mut Child, timeout: Duration, prefix: &str) -> Result<i32> {
             Ok(line) => match line.strip_prefix(MARKER) {
                 Some(code) => break Ok(code.trim().parse().context("the VM sent no exit code")?),
                 None => {
+                    *lines_seen += 1;
                     print!("{prefix}{line}");
                     std::io::stdout().flush()?;
                 }
@@ -165,6 +185,8 @@ fn follow(child: &mut Child, timeout: Duration, prefix: &str) -> Result<i32> {
                 break Err(anyhow::anyhow!("no exit code within {timeout:?}"));
             }
             Err(mpsc::RecvTimeoutError::Disconnected) => {
+                // Its output ends a moment before itself.
+                std::thread::sleep(Duration::from_millis(200));
                 break Err(anyhow::anyhow!(
                     "the VM ended without an exit code; the end of its console follows"
                 ));

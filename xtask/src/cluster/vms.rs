@@ -16,7 +16,7 @@ use super::node::{self, Node};
 use super::{Cluster, Provider, control_plane, disk, link_tools, network, process, state};
 use crate::image::Image;
 use crate::kernel::Kernel;
-use crate::{cache, exec, tools};
+use crate::{cache, exec, tools, vm};
 
 /// Emulated nodes are Ready after about a minute on two free CPUs; machines that also compile take longer.
 const DEADLINE: Duration = Duration::from_secs(420);
@@ -157,10 +157,17 @@ fn wait_for_nodes(nodes: &[Node]) -> Result<()> {
     let deadline = Instant::now() + DEADLINE;
     for node in nodes {
         let ready = r#"jsonpath={.status.conditions[?(@.type=="Ready")].status}"#;
+        let mut starts = 1;
         cache::step(&format!("cluster: {} Ready", node.name), || {
             wait(&format!("{} does not become Ready", node.name), deadline, || {
                 if !process::runs(&node.name) {
-                    bail!("the VM of {} ended", node.name);
+                    // QEMU crashes now and then while firmware runs.
+                    if starts == vm::STARTS {
+                        bail!("the VM of {} ended, {starts} times", node.name);
+                    }
+                    println!("cluster: the VM of {} ended while it booted: starting it again", node.name);
+                    starts += 1;
+                    node.start()?;
                 }
                 let status =
                     exec::output(control_plane::kubectl()?.args(["get", "node", &node.name, "-o", ready]));
