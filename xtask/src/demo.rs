@@ -29,7 +29,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     }
     let was_up = cluster::current().is_ok();
     let images = image::build_all()?;
-    // The shop's servers start while nodes and chart do; the program that shows it all applies them again.
+    // The shop's servers start while the chart does, on both nodes; the program that shows it all applies them again.
     let servers = cache::repository().join("e2e/shop/servers.yaml");
     let access = install::into_ours(&args.cluster, &images, |cluster| {
         exec::quiet(cluster.kubectl().args(["apply", "-f"]).arg(&servers))

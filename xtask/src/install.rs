@@ -107,25 +107,28 @@ impl Access {
     }
 }
 
-/// Puts the product into the cluster of ours that runs, or into one that it starts; `first` is what can be done as soon as
-/// the API server answers. What fails is left for inspection.
+/// Puts the product into the cluster of ours that runs, or into one that it starts; `meanwhile` is what only needs its nodes
+/// and is done as soon as they are there. What fails is left for inspection.
 pub(crate) fn into_ours(
     options: &cluster::Options,
     images: &[Image],
-    first: impl FnOnce(&Cluster) -> Result<()>,
+    meanwhile: impl FnOnce(&Cluster) -> Result<()> + Send,
 ) -> Result<Access> {
     let was_up = cluster::current().is_ok();
     let cluster = cluster::start(options, images)?;
-    first(&cluster)?;
     let access = Access::of(&cluster);
     if was_up || cluster.provider != Provider::Vm {
         cluster.complete()?;
         cache::step("images: loaded into the nodes", || cluster.load_images(images))?;
+        meanwhile(&cluster)?;
         access.install()?;
     } else {
         // New VMs have the images on their disk, and what the chart makes waits at the API server for them.
         std::thread::scope(|scope| {
-            let complete = scope.spawn(|| cluster.complete());
+            let complete = scope.spawn(|| {
+                cluster.complete()?;
+                meanwhile(&cluster)
+            });
             access.install()?;
             complete.join().expect("a cluster that fails does not panic")
         })?;
