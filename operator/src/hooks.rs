@@ -22,7 +22,7 @@ use serde_json::json;
 const MADE_BY_CHART: &str = "app.kubernetes.io/managed-by=tracelake-chart";
 const OPERATOR: &str = "tracelake-operator";
 const OPERATOR_PODS: &str = "app.kubernetes.io/name=tracelake,app.kubernetes.io/component=operator";
-/// For the API server to serve a kind that was just made, and for the operator's pod to end.
+/// For the operator's pod to end.
 const SETTLE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(500);
 

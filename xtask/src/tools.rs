@@ -105,6 +105,7 @@ pub(crate) fn packages() -> Result<()> {
 
 /// The Rust toolchain that `rust-toolchain.toml` pins, with what builds need of it.
 pub(crate) fn rust() -> Result<()> {
+    let _lock = cache::lock("rust")?;
     let file = fs::read_to_string(cache::repository().join("rust-toolchain.toml"))?;
     let channel = file
         .lines()
@@ -133,6 +134,7 @@ pub(crate) fn rust() -> Result<()> {
 /// Linked under a name that does not change with its version: [`cache::cargo`] has that folder in its PATH, and
 /// `node-agent/build.rs` looks there too.
 pub(crate) fn bpf_linker() -> Result<PathBuf> {
+    let _lock = cache::lock("bpf-linker")?;
     let linker = cargo_install("bpf-linker", BPF_LINKER)?;
     let link = cache::dir().join("tools/bin/bpf-linker");
     if fs::read_link(&link).ok().as_ref() != Some(&linker) {

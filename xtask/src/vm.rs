@@ -119,12 +119,12 @@ fn run_with(
         let mut child = qemu.spawn().context("cannot start QEMU")?;
         let mut lines = 0;
         let ended = follow(&mut child, timeout, prefix, &mut lines);
-        let signal = child.try_wait()?.and_then(|status| status.signal());
-        // Already gone when the VM powered itself off.
+        // What has ended, or begun to, keeps the signal that it ended by.
         let _ = child.kill();
-        child.wait()?;
+        let signal =
+            child.wait()?.signal().filter(|&signal| signal != rustix::process::Signal::KILL.as_raw());
         match signal {
-            Some(signal) if lines == 0 && starts < STARTS => {
+            Some(signal) if ended.is_err() && lines == 0 && starts < STARTS => {
                 println!(
                     "{prefix}QEMU crashed (signal {signal}) before the command began: starting it again"
                 );
@@ -185,8 +185,6 @@ fn follow(child: &mut Child, timeout: Duration, prefix: &str, lines_seen: &mut u
                 break Err(anyhow::anyhow!("no exit code within {timeout:?}"));
             }
             Err(mpsc::RecvTimeoutError::Disconnected) => {
-                // Its output ends a moment before itself.
-                std::thread::sleep(Duration::from_millis(200));
                 break Err(anyhow::anyhow!(
                     "the VM ended without an exit code; the end of its console follows"
                 ));

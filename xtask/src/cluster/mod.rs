@@ -126,12 +126,21 @@ pub(crate) fn main(command: &Command) -> Result<()> {
 /// [`Cluster::complete`]. `images` are what the nodes will need: one that starts with them need not load them.
 pub(crate) fn start(options: &Options, images: &[Image]) -> Result<Cluster> {
     let _lock = cache::lock("cluster")?;
-    if let Ok(cluster) = current() {
-        if options.provider.is_some_and(|provider| provider != cluster.provider) {
-            bail!("a cluster of the other provider runs: end it with `cargo xtask cluster down`");
+    let cluster = match current() {
+        Ok(cluster) if options.provider.is_some_and(|provider| provider != cluster.provider) => {
+            bail!("a cluster of the other provider runs: end it with `cargo xtask cluster down`")
         }
-        return Ok(cluster);
+        Ok(cluster) => cluster,
+        Err(_) => create(options, images)?,
+    };
+    // Also of one that runs: whoever started it may have been interrupted before it had what nodes ask for.
+    if cluster.provider == Provider::Vm {
+        vms::wait_for_server()?;
     }
+    Ok(cluster)
+}
+
+fn create(options: &Options, images: &[Image]) -> Result<Cluster> {
     let provider = options.provider.unwrap_or(Provider::Vm);
     let nodes = if options.nodes.is_empty() {
         vec![("node-a".to_owned(), Kernel::V6_1), ("node-b".to_owned(), Kernel::V6_12)]
@@ -145,9 +154,6 @@ pub(crate) fn start(options: &Options, images: &[Image]) -> Result<Cluster> {
     };
     // Before it can be used: when that fails, its nodes are still there to be looked at.
     fs::write(state_file(), serde_json::to_vec_pretty(&cluster)?)?;
-    if provider == Provider::Vm {
-        vms::wait_for_server()?;
-    }
     Ok(cluster)
 }
 
