@@ -66,8 +66,8 @@ const PARTS: &[Part] = &[
     part("chart", "helm lint and render of every ci values file", Run::Alone(chart)),
     part("host", "ground truth on this machine's kernel (root)", Run::Alone(host)),
     part("vm-6.1", "ground truth in a VM with kernel 6.1", Run::Vm(Kernel::V6_1)),
-    part("vm-6.12", "ground truth in a VM with kernel 6.12", Run::Vm(Kernel::V6_12)),
-    part("vm-6.18", "ground truth in a VM with kernel 6.18", Run::Vm(Kernel::V6_18)),
+    slow(part("vm-6.12", "ground truth in a VM with kernel 6.12", Run::Vm(Kernel::V6_12))),
+    slow(part("vm-6.18", "ground truth in a VM with kernel 6.18", Run::Vm(Kernel::V6_18))),
     part("vm-7", "ground truth in a VM with the newest kernel 7", Run::Vm(Kernel::V7)),
     part("e2e", "the whole path on a two-node cluster", Run::Cluster(&CLUSTER_TESTS)),
     slow(part(
