@@ -16,7 +16,8 @@
 //! strings are bounded, which also bounds the cost of the CEL rules; collectors are names, not an enum, so this
 //! crate does not change when one is added.
 //!
-//! `yaml/` is made from here (`UPDATE=1 cargo test -p tracelake-crds`) and linked into the chart.
+//! `yaml/` is made from here (`UPDATE=1 cargo test -p tracelake-crds`) and linked into the chart, whose
+//! schema of `defaultStore.spec` is made from here as well.
 
 #![expect(
     clippy::duplicated_attributes,
