@@ -1,23 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The chart uninstalled with a session running: nothing is left that blocks anybody. Runs last.
+//! The store that the chart made, changed and deleted; then the chart uninstalled with a session running: nothing is left
+//! that blocks anybody. Runs last.
 
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use crds::ClusterTraceStore;
+use crds::conditions::{self, store::READY};
 use k8s_openapi::api::core::v1::Pod;
-use kube::Api;
-use kube::api::{ListParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::runtime::wait::await_condition;
+use kube::{Api, ResourceExt};
 use serde_json::json;
 use tracelake_e2e::in_namespace;
 use tracelake_e2e::pods::{self, PodSpec};
 use tracelake_e2e::session::Session;
+
+/// For a store to come back and be tried; it is tried again after 15 s, on nodes that may be emulated.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 #[test]
 fn uninstalling_with_a_session_running_leaves_nothing_that_blocks() -> Result<()> {
     in_namespace("uninstall", |env, ns| async move {
         let helm =
             std::env::var("TRACELAKE_HELM").context("TRACELAKE_HELM is not set: it names Helm's binary")?;
+        let stores: Api<ClusterTraceStore> = Api::all(env.client.clone());
+        let store = comes_back(&stores).await?;
         let api = pods::api(&env.client, &ns);
         PodSpec::workload("sleeper", "uninstall", &["sleep"]).start(&api).await?;
         let session =
@@ -29,6 +39,8 @@ fn uninstalling_with_a_session_running_leaves_nothing_that_blocks() -> Result<()
             .args(["uninstall", "tracelake", "--namespace", &env.system, "--wait", "--timeout", "5m"])
             .status()?;
         ensure!(status.success(), "helm uninstall ended with {status}");
+        // None either where its kind is gone.
+        ensure!(stores.get_opt(&store).await?.is_none(), "ClusterTraceStore {store} of the chart is left");
         let sessions: Api<crds::TraceSession> = Api::all(env.client.clone());
         // The definitions may be kept or gone; sessions with a finalizer that nobody serves may not be left.
         if let Ok(left) = sessions.list(&ListParams::default()).await {
@@ -49,6 +61,39 @@ fn uninstalling_with_a_session_running_leaves_nothing_that_blocks() -> Result<()
         }
         Ok(())
     })
+}
+
+/// The store that the chart made is brought back to the values and made again. Returns its name.
+async fn comes_back(stores: &Api<ClusterTraceStore>) -> Result<String> {
+    let labels = ListParams::default().labels("app.kubernetes.io/managed-by=tracelake-chart");
+    let made = stores.list(&labels).await?.items.pop().context("the chart made no store")?;
+    let (name, spec) = (made.name_any(), made.spec.clone());
+    let ready = |store: Option<&ClusterTraceStore>| {
+        store.filter(|store| store.spec == spec).is_some_and(|store| {
+            let status = store.status.clone().unwrap_or_default();
+            status.observed_generation == store.metadata.generation
+                && conditions::is_true(&status.conditions, READY)
+        })
+    };
+    // One that the values name, two that they do not, and a kind of credentials that cannot stand beside theirs.
+    let edit = json!({ "spec": {
+        "s3": { "bucket": "elsewhere", "prefix": "elsewhere" },
+        "allowedNamespaces": ["nobody"],
+        "credentials": { "secretRef": null, "ambient": true },
+    }});
+    let edited = stores.patch(&name, &PatchParams::default(), &Patch::Merge(&edit)).await?;
+    ensure!(edited.spec.s3.bucket == "elsewhere", "an administrator's edit did not arrive");
+    tokio::time::timeout(PATIENCE, await_condition(stores.clone(), &name, ready))
+        .await
+        .with_context(|| format!("ClusterTraceStore {name} is not back at the chart's values and Ready"))??;
+
+    stores.delete(&name, &DeleteParams::default()).await?;
+    let again =
+        |store: Option<&ClusterTraceStore>| store.is_some_and(|new| new.uid() != made.uid()) && ready(store);
+    tokio::time::timeout(PATIENCE, await_condition(stores.clone(), &name, again))
+        .await
+        .with_context(|| format!("ClusterTraceStore {name} was deleted and is not made again and Ready"))??;
+    Ok(name)
 }
 
 /// How much a node's spool holds of a session.

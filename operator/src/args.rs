@@ -53,7 +53,7 @@ pub struct Args {
     #[arg(long, env = "DEFAULT_STORE")]
     pub default_store: Option<String>,
 
-    /// A ClusterTraceStore to make at the start, or to bring to this spec, as JSON.
+    /// A ClusterTraceStore to make and to keep at this spec, as JSON.
     #[arg(long, env = "CHART_STORE", value_parser = |text: &str| serde_json::from_str::<DynamicObject>(text))]
     pub chart_store: Option<DynamicObject>,
 
@@ -132,6 +132,9 @@ impl Args {
 mod tests {
     use super::*;
     use clap::CommandFactory;
+    use kube::ResourceExt;
+
+    use crate::store::chart;
 
     #[test]
     fn flags_are_consistent_and_the_certificate_is_for_every_name_of_the_service() {
@@ -145,5 +148,17 @@ mod tests {
         assert!(args.dns_names().contains(&"tracelake-operator.tracelake.svc".to_owned()));
         assert!(args.dns_names().contains(&"localhost".to_owned()));
         assert_eq!(args.agents(), "tracelake");
+    }
+
+    #[test]
+    fn the_store_of_the_charts_values_is_read_as_the_chart_renders_it() {
+        let rendered = r#"{"apiVersion":"tracelake.dev/v1alpha1","kind":"ClusterTraceStore","metadata":{"labels":{"app.kubernetes.io/managed-by":"tracelake-chart","app.kubernetes.io/name":"tracelake"},"name":"default"},"spec":{"credentials":{"secretRef":{"name":"tracelake-dev-store"}},"s3":{"bucket":"tracelake","endpoint":"http://tracelake-dev-store.tracelake-system.svc:8333"}}}"#;
+        let store = Args::parse_from(["operator", "--namespace", "tracelake", "--chart-store", rendered])
+            .chart_store
+            .unwrap();
+        assert_eq!(store.name_any(), "default");
+        assert_eq!(store.labels()[chart::LABEL], chart::MANAGER);
+        let spec: crds::ClusterTraceStoreSpec = serde_json::from_value(store.data["spec"].clone()).unwrap();
+        assert_eq!(spec.s3.bucket, "tracelake");
     }
 }

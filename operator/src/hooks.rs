@@ -18,8 +18,8 @@ use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
-/// The label on the store of the chart's values.
-const MADE_BY_CHART: &str = "app.kubernetes.io/managed-by=tracelake-chart";
+use crate::store::chart;
+
 const OPERATOR: &str = "tracelake-operator";
 const OPERATOR_PODS: &str = "app.kubernetes.io/name=tracelake,app.kubernetes.io/component=operator";
 /// For the operator's pod to end.
@@ -56,7 +56,8 @@ pub async fn uninstall(client: Client, namespace: &str, timeout: Duration) -> an
     end_all(&client, &sessions).await?;
     release_sessions(&client, &sessions).await?;
     let stores = Api::<ClusterTraceStore>::all(client.clone());
-    for store in list(&stores, MADE_BY_CHART).await? {
+    // Only now: an operator that runs would make it again.
+    for store in list(&stores, &format!("{}={}", chart::LABEL, chart::MANAGER)).await? {
         delete(&stores, &store).await?;
     }
     for store in list(&stores, "").await? {
@@ -85,13 +86,14 @@ async fn release_sessions(client: &Client, sessions: &Api<TraceSession>) -> anyh
     Ok(())
 }
 
-/// An operator that runs would put its finalizers back.
+/// An operator that runs would put its finalizers back, and the store of the chart's values.
 async fn stop_operator(client: &Client, namespace: &str) -> anyhow::Result<()> {
     let deployments: Api<Deployment> = Api::namespaced(client.clone(), namespace);
     let none = json!({ "spec": { "replicas": 0 } });
     match deployments.patch_scale(OPERATOR, &PatchParams::default(), &Patch::Merge(&none)).await {
         Ok(_) => {}
-        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
+        // Deleted before; its pod may still be ending.
+        Err(kube::Error::Api(status)) if status.code == 404 => {}
         Err(error) => return Err(error).context("scale the operator to 0"),
     }
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);

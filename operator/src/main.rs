@@ -75,6 +75,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
 
     let stores = Arc::new(Stores::new(client.clone(), args.stores()));
     let pod = std::env::var("HOSTNAME").ok();
+    let reporter = Reporter { controller: "tracelake-operator".to_owned(), instance: pod };
+    let recorder = Recorder::new(client.clone(), reporter);
     let context = Arc::new(Context {
         client: client.clone(),
         hub: hub.clone(),
@@ -82,10 +84,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         pods: PodWatches::new(client.clone(), hub.clone()),
         nodes: session::Nodes::watch(client.clone(), stop.clone()),
         owners: Owners::new(client.clone()),
-        recorder: Recorder::new(
-            client.clone(),
-            Reporter { controller: "tracelake-operator".to_owned(), instance: pod },
-        ),
+        recorder: recorder.clone(),
         metrics: metrics.clone(),
         cluster_id,
         memories: Memories::default(),
@@ -96,7 +95,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     session::hold_started(&context).await.context("list TraceSessions")?;
     let sessions = tokio::spawn(session::run(context, due, stop.clone()));
     if let Some(store) = args.chart_store.clone() {
-        tokio::spawn(store::chart::apply(client.clone(), store, stop.clone()));
+        tokio::spawn(store::chart::keep(client.clone(), recorder, store, stop.clone()));
     }
     let store_controllers = tokio::spawn(store::run(client.clone(), stores, stop.clone()));
 

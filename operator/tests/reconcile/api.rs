@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use crds::{TraceSession, TraceSessionStatus};
 use http::{Method, Request, Response, StatusCode};
@@ -13,6 +14,9 @@ use serde_json::{Value, json};
 /// Path of the one session of most tests.
 pub(crate) const SESSION: &str = "/apis/tracelake.dev/v1alpha1/namespaces/shop/tracesessions/checkout";
 const SESSIONS: &str = "/apis/tracelake.dev/v1alpha1/tracesessions";
+/// Path of the store of the chart's values.
+pub(crate) const STORE: &str = "/apis/tracelake.dev/v1alpha1/clustertracestores/default";
+const STORES: &str = "/apis/tracelake.dev/v1alpha1/clustertracestores";
 const PODS: &str = "/api/v1/namespaces/shop/pods";
 
 #[derive(Default)]
@@ -24,6 +28,8 @@ pub(crate) struct World {
     pub(crate) writes: Vec<String>,
     /// Reasons of Events.
     pub(crate) events: Vec<String>,
+    /// Every write is answered with 422.
+    pub(crate) refusing: bool,
     version: u64,
 }
 
@@ -43,14 +49,41 @@ impl Api {
     async fn serve(&self, request: Request<Body>) -> Response<Body> {
         let (parts, body) = request.into_parts();
         let path = parts.uri.path().to_owned();
-        if parts.uri.query().is_some_and(|query| query.contains("watch=true")) {
-            // Nothing ever happens.
-            std::future::pending::<()>().await;
+        let query = parts.uri.query().unwrap_or_default();
+        if query.contains("watch=true") {
+            let since = query.split('&').find_map(|one| one.strip_prefix("resourceVersion="));
+            let event = self.store_event(since.and_then(|since| since.parse().ok()).unwrap_or_default());
+            // Of other kinds nothing ever happens.
+            let event = if path == STORES { event.await } else { std::future::pending().await };
+            return Response::new(Body::from(format!("{event}\n").into_bytes()));
         }
         let body: Value = serde_json::from_slice(&body.collect_bytes().await.unwrap()).unwrap_or_default();
         let (status, answer) = self.0.lock().unwrap().answer(&parts.method, &path, body);
         let answer = Body::from(serde_json::to_vec(&answer).unwrap());
         Response::builder().status(status).header("content-type", "application/json").body(answer).unwrap()
+    }
+
+    /// What happens to the store of the chart's values after this version; the watch ends with it.
+    async fn store_event(&self, since: u64) -> Value {
+        loop {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let world = self.0.lock().unwrap();
+            if world.version > since {
+                let gone = json!({"metadata": {"name": "default", "resourceVersion": world.version.to_string()},
+                    "spec": {"s3": {"bucket": "gone", "region": "r"}, "credentials": {}}});
+                return match world.objects.get(STORE) {
+                    Some(store) => json!({"type": "MODIFIED", "object": store}),
+                    None => json!({"type": "DELETED", "object": gone}),
+                };
+            }
+        }
+    }
+
+    /// Takes an object away, as a user would.
+    pub(crate) fn remove(&self, path: &str) {
+        let mut world = self.0.lock().unwrap();
+        world.version += 1;
+        world.objects.remove(path).unwrap();
     }
 
     /// Puts an object there, as a user would.
@@ -110,6 +143,12 @@ impl World {
                 "metadata": {"resourceVersion": "1"}, "items": [self.objects[SESSION]]});
             return (StatusCode::OK, list);
         }
+        if *method == Method::GET && path == STORES {
+            let items: Vec<&Value> = self.objects.get(STORE).into_iter().collect();
+            let list = json!({"kind": "ClusterTraceStoreList", "apiVersion": "tracelake.dev/v1alpha1",
+                "metadata": {"resourceVersion": self.version.to_string()}, "items": items});
+            return (StatusCode::OK, list);
+        }
         if *method == Method::GET {
             return match self.objects.get(path) {
                 Some(object) => (StatusCode::OK, object.clone()),
@@ -121,6 +160,14 @@ impl World {
             return (StatusCode::CREATED, body);
         }
         self.writes.push(format!("{method} {path}"));
+        let failure = |code: StatusCode, message: &str| {
+            let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code.as_u16(),
+                "reason": code.canonical_reason(), "message": message});
+            (code, status)
+        };
+        if self.refusing {
+            return failure(StatusCode::UNPROCESSABLE_ENTITY, "spec.s3.bucket: Required value");
+        }
         if *method == Method::POST || *method == Method::PUT {
             let name = body["metadata"]["name"].as_str().unwrap_or_default();
             let target = if *method == Method::POST { format!("{path}/{name}") } else { path.to_owned() };
@@ -131,6 +178,10 @@ impl World {
             return (StatusCode::CREATED, object);
         }
         let target = path.strip_suffix("/status").unwrap_or(path);
+        // Server-side apply makes what is missing.
+        if *method == Method::PATCH && body["spec"].is_object() && !self.objects.contains_key(target) {
+            self.objects.insert(target.to_owned(), body.clone());
+        }
         let Some(object) = self.objects.get_mut(target) else { return (StatusCode::NOT_FOUND, missing) };
         if *method == Method::DELETE {
             let gone = object.clone();
@@ -143,7 +194,15 @@ impl World {
                 "a status must name the session's UID"
             );
             object["status"] = body["status"].clone();
-        } else {
+        } else if let Some(replacements) = body.as_array() {
+            for one in replacements {
+                let (path, value) = (one["path"].as_str().unwrap(), &one["value"]);
+                if path == "/metadata/resourceVersion" && *value != object["metadata"]["resourceVersion"] {
+                    return failure(StatusCode::CONFLICT, "the object has been modified");
+                }
+                *object.pointer_mut(path).unwrap() = value.clone();
+            }
+        } else if body["metadata"].get("finalizers").is_some() {
             object["metadata"]["finalizers"] = body["metadata"]["finalizers"].clone();
         }
         self.version += 1;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Sessions against a mocked API server that counts writes, and against a real S3 server in this process.
+//! Sessions, and the store of the chart's values, against a mocked API server that counts writes, and against a real S3 server in this process.
 
 mod api;
+mod chart;
 mod owners;
 #[path = "../store_s3/servers.rs"]
 #[allow(dead_code, reason = "shared with the tests of grants, which use the rest")]
