@@ -27,25 +27,12 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         access.install()?;
         return show(&access);
     }
-    let was_up = cluster::current().is_ok();
     let images = image::build_all()?;
     // The shop's servers start while the chart does, on both nodes; the program that shows it all applies them again.
     let servers = cache::repository().join("e2e/shop/servers.yaml");
-    let access = install::into_ours(&args.cluster, &images, |cluster| {
-        exec::quiet(cluster.kubectl().args(["apply", "-f"]).arg(&servers))
-    })?;
-    let shown = show(&access);
-    if args.keep || was_up {
-        // What the demo showed counts, not what became of the cluster since.
-        if let Ok(cluster) = cluster::current() {
-            cluster.explain();
-        }
-        println!("  kubectl get tracesessions --all-namespaces");
-        println!("  cargo xtask cluster down   # when you are done");
-    } else {
-        cluster::down()?;
-    }
-    shown
+    let meanwhile =
+        |cluster: &cluster::Cluster| exec::quiet(cluster.kubectl().args(["apply", "-f"]).arg(&servers));
+    install::in_ours(&args.cluster, &images, args.keep, meanwhile, show)
 }
 
 fn show(access: &Access) -> Result<()> {

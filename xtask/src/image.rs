@@ -21,8 +21,11 @@ const SHOP_PACKAGES: &[&str] = &["nginx-light", "procps", "redis-server"];
 /// What the images and the demo run.
 const STATIC_BINARIES: &[&str] = &["demo", "tracelake-node-agent", "tracelake-operator", "workload"];
 
-/// The profile of the workspace that they are built with.
+/// The profile of the workspace that they are built with, unless users get them.
 const PROFILE: &str = "image";
+
+/// What the product needs in a cluster, and its tests and demos.
+const PRODUCT: [Name; 4] = [Name::Operator, Name::NodeAgent, Name::DevStore, Name::Shop];
 
 /// Arguments of `cargo xtask image`.
 #[derive(clap::Args)]
@@ -30,6 +33,9 @@ pub(crate) struct Args {
     /// Which to build; all when none is named.
     #[arg(value_enum)]
     names: Vec<Name>,
+    /// Optimised as for users; without it the binaries are compiled in a fraction of the time, for tests and demos.
+    #[arg(long)]
+    release: bool,
 }
 
 /// The images.
@@ -60,12 +66,10 @@ pub(crate) struct Image {
 
 /// `cargo xtask image`.
 pub(crate) fn main(args: &Args) -> Result<()> {
-    let images = if args.names.is_empty() {
-        build_all()?
-    } else {
-        args.names.iter().map(|name| build(*name)).collect::<Result<_>>()?
-    };
-    for image in images {
+    let profile = if args.release { "release" } else { PROFILE };
+    let names = if args.names.is_empty() { &PRODUCT[..] } else { &args.names[..] };
+    for name in names {
+        let image = build_with(*name, profile)?;
         println!("{:<28} {}", image.name, image.archive.display());
     }
     Ok(())
@@ -82,13 +86,18 @@ pub(crate) fn prepare() -> Result<()> {
     })
 }
 
-/// Builds what a user of the product and its tests and demos needs in a cluster.
+/// Builds what the product and its tests and demos need in a cluster.
 pub(crate) fn build_all() -> Result<Vec<Image>> {
-    [Name::Operator, Name::NodeAgent, Name::DevStore, Name::Shop].into_iter().map(build).collect()
+    PRODUCT.into_iter().map(build).collect()
 }
 
 /// Builds one image.
 pub(crate) fn build(name: Name) -> Result<Image> {
+    build_with(name, PROFILE)
+}
+
+fn build_with(name: Name, profile: &'static str) -> Result<Image> {
+    let static_binary = |binary: &str| compiled(binary, profile);
     let repository = cache::repository();
     let assets = repository.join("e2e/cluster/images");
     match name {
@@ -125,9 +134,13 @@ pub(crate) fn build(name: Name) -> Result<Image> {
 /// All in one build of the whole workspace: a build of one package resolves features of dependencies
 /// in its own way, and would compile most of them again.
 pub(crate) fn static_binary(binary: &str) -> Result<PathBuf> {
-    static BUILT: Mutex<bool> = Mutex::new(false);
+    compiled(binary, PROFILE)
+}
+
+fn compiled(binary: &str, profile: &'static str) -> Result<PathBuf> {
+    static BUILT: Mutex<&str> = Mutex::new("");
     let mut built = BUILT.lock().expect("nobody panics while building");
-    if !*built {
+    if *built != profile {
         tools::packages()?;
         tools::rust()?;
         let mut cargo = cache::cargo()?;
@@ -135,7 +148,7 @@ pub(crate) fn static_binary(binary: &str) -> Result<PathBuf> {
             "build",
             "--locked",
             "--profile",
-            PROFILE,
+            profile,
             "--target",
             tools::MUSL_TARGET,
             "--workspace",
@@ -144,9 +157,9 @@ pub(crate) fn static_binary(binary: &str) -> Result<PathBuf> {
         cargo.args(STATIC_BINARIES.iter().flat_map(|name| ["--bin", name]));
         tools::bpf_linker()?;
         exec::loud(&mut cargo)?;
-        *built = true;
+        *built = profile;
     }
-    Ok(cache::target_dir().join(tools::MUSL_TARGET).join(PROFILE).join(binary))
+    Ok(cache::target_dir().join(tools::MUSL_TARGET).join(profile).join(binary))
 }
 
 /// Whether a Docker engine runs here.

@@ -6,6 +6,8 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
@@ -18,8 +20,8 @@ const REPOSITORY: &str = "tracelake";
 const TAG: &str = "dev";
 /// Where the chart goes.
 const NAMESPACE: &str = "tracelake-system";
-/// Helm waits this long for Deployments and DaemonSets, on emulated nodes that may still boot.
-const TIMEOUT: &str = "8m";
+/// Helm waits this long for Deployments and DaemonSets, on emulated nodes that are there.
+const TIMEOUT: Duration = Duration::from_secs(8 * 60);
 
 /// A cluster that is not ours to start, and from where its nodes get the images.
 #[derive(Clone, Debug, clap::Args)]
@@ -90,51 +92,112 @@ impl Access {
 
     /// Installs or upgrades the chart and waits until everything is available.
     pub(crate) fn install(&self) -> Result<()> {
-        let chart = cache::repository().join("charts/tracelake");
-        cache::step("chart: installed", || {
-            exec::quiet(
-                exec::command(&self.helm, ["upgrade", "--install", "tracelake"])
-                    .arg(chart)
-                    .args(["--namespace", NAMESPACE, "--create-namespace", "--wait", "--timeout", TIMEOUT])
-                    .args(["--set", "devStore.enabled=true"])
-                    .args(["--set", &format!("image.repository={}", self.repository)])
-                    .args(["--set", &format!("image.tag={}", self.tag)])
-                    // Long enough for a kubelet to refresh a mounted ConfigMap, short enough for a test that waits for it.
-                    .args(["--set", "operator.caPropagationSeconds=100"])
-                    .env("KUBECONFIG", &self.kubeconfig),
-            )
-        })
+        self.upgrade(&[], TIMEOUT, || true)
+    }
+
+    /// The same for images of ours, for as long as somebody needs it.
+    fn upgrade(&self, images: &[Image], timeout: Duration, needed: impl Fn() -> bool) -> Result<()> {
+        let mut helm = self.helm(&["upgrade", "--install", "tracelake"]);
+        helm.arg(cache::repository().join("charts/tracelake"))
+            .args(["--create-namespace", "--wait", "--timeout", &seconds(timeout)])
+            .args(["--set", "devStore.enabled=true"])
+            .args(["--set", &format!("image.repository={}", self.repository)])
+            .args(["--set", &format!("image.tag={}", self.tag)])
+            // Long enough for a kubelet to refresh a mounted ConfigMap, short enough for a test that waits for it.
+            .args(["--set", "operator.caPropagationSeconds=100"]);
+        // Their tag stays the same: what names their content makes an upgrade start the pods of new ones again.
+        for (image, values) in [("operator", "operator"), ("node-agent", "agent")] {
+            let built = images.iter().find(|built| built.name == format!("{REPOSITORY}/{image}:{TAG}"));
+            if let Some(content) = built.and_then(|built| built.archive.file_name()) {
+                helm.args(["--set", &format!("{values}.podAnnotations.image={}", content.display())]);
+            }
+        }
+        cache::step("chart: installed", || exec::quiet_while(&mut helm, needed))
+    }
+
+    /// Removes a release whose installation or upgrade was killed: Helm takes it for one that somebody is still at.
+    fn forget_pending(&self) -> Result<()> {
+        // An error means that there is no release.
+        let status = exec::output(&mut self.helm(&["status", "tracelake", "--output", "json"]));
+        let release: serde_json::Value =
+            status.map_or(Ok(serde_json::Value::Null), |s| serde_json::from_str(&s))?;
+        if release["info"]["status"].as_str().is_some_and(|status| status.starts_with("pending-")) {
+            println!("chart: removing a release that was left half installed");
+            exec::quiet(&mut self.helm(&["uninstall", "tracelake", "--no-hooks"]))?;
+        }
+        Ok(())
+    }
+
+    /// Helm, for the chart's namespace; it ends with this program, so that it can say how far it came.
+    fn helm(&self, arguments: &[&str]) -> Command {
+        let mut helm = exec::command("setpriv", ["--pdeathsig", "TERM", "--"]);
+        helm.arg(&self.helm).args(arguments).args(["--namespace", NAMESPACE]);
+        helm.env("KUBECONFIG", &self.kubeconfig);
+        helm
     }
 }
 
-/// Puts the product into the cluster of ours that runs, or into one that it starts; `meanwhile` is what only needs its nodes
-/// and is done as soon as they are there. What fails is left for inspection.
-pub(crate) fn into_ours(
+/// Puts the product into the cluster of ours that runs, or into one that it starts, and does `then` with it; `meanwhile` is
+/// what only needs the cluster's nodes and is done as soon as they are there. At last, whatever failed, the cluster is taken
+/// down, unless a user asked for it: by `keep`, or by `cluster up`.
+pub(crate) fn in_ours(
     options: &cluster::Options,
     images: &[Image],
+    keep: bool,
     meanwhile: impl FnOnce(&Cluster) -> Result<()> + Send,
-) -> Result<Access> {
-    let was_up = cluster::current().is_ok();
-    let cluster = cluster::start(options, images)?;
-    let access = Access::of(&cluster);
-    if was_up || cluster.provider != Provider::Vm {
+    then: impl FnOnce(&Access) -> Result<()>,
+) -> Result<()> {
+    // One at a time: another one would restart the agents that are tested here, or take the cluster away.
+    let _lock = cache::lock("cluster-in-use")?;
+    let done = cluster::start(options, images, keep).and_then(|(cluster, new)| {
+        let access = Access::of(&cluster);
+        put(&cluster, new, &access, images, meanwhile)?;
+        then(&access)
+    });
+    done.and(cluster::end(keep))
+}
+
+fn put(
+    cluster: &Cluster,
+    new: bool,
+    access: &Access,
+    images: &[Image],
+    meanwhile: impl FnOnce(&Cluster) -> Result<()> + Send,
+) -> Result<()> {
+    // The cluster is gone when the error is read.
+    let events = || {
+        let get = ["get", "events", "--sort-by", ".lastTimestamp", "--request-timeout=10s"];
+        let events =
+            exec::output(cluster.kubectl().args(get).args(["--namespace", NAMESPACE])).unwrap_or_default();
+        format!("the chart was not installed; its last events:\n{}\n", exec::tail(&events, 20))
+    };
+    if !new || cluster.provider != Provider::Vm {
         cluster.complete()?;
         cache::step("images: loaded into the nodes", || cluster.load_images(images))?;
-        meanwhile(&cluster)?;
-        access.install()?;
+        meanwhile(cluster)?;
+        access.forget_pending()?;
+        access.upgrade(images, TIMEOUT, || true).with_context(events)?;
     } else {
         // New VMs have the images on their disk, and what the chart makes waits at the API server for them.
+        let failed = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let complete = scope.spawn(|| {
-                cluster.complete()?;
-                meanwhile(&cluster)
+                let completed = cluster.complete().and_then(|()| meanwhile(cluster));
+                failed.store(completed.is_err(), Ordering::Relaxed);
+                completed
             });
-            access.install()?;
-            complete.join().expect("a cluster that fails does not panic")
+            let needed = || !failed.load(Ordering::Relaxed);
+            let installed = access.upgrade(images, cluster::DEADLINE + TIMEOUT, needed).with_context(events);
+            // Without nodes there is no chart: what keeps them away says more.
+            complete.join().expect("a cluster that fails does not panic").and(installed)
         })?;
     }
     // Helm does not wait for agents of nodes that joined after it looked.
-    let daemonset = ["rollout", "status", "daemonset/tracelake-node-agent", "--timeout", TIMEOUT];
-    exec::quiet(cluster.kubectl().args(daemonset).args(["--namespace", NAMESPACE]))?;
-    Ok(access)
+    let daemonset = ["rollout", "status", "daemonset/tracelake-node-agent", "--timeout", &seconds(TIMEOUT)];
+    exec::quiet(cluster.kubectl().args(daemonset).args(["--namespace", NAMESPACE]))
+}
+
+/// As Helm and kubectl read it.
+fn seconds(duration: Duration) -> String {
+    format!("{}s", duration.as_secs())
 }

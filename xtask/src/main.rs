@@ -32,7 +32,7 @@ enum Command {
     Demo(demo::Args),
     /// Run every check, or those named.
     Test(test::Args),
-    /// Install what this machine lacks; does nothing where everything is there.
+    /// Install what a cluster with the product needs and this machine lacks; does nothing where everything is there.
     Tools,
     /// Run a static program under one of the supported kernels, in a VM of its own.
     Vm(vm::Args),

@@ -168,9 +168,9 @@ fn format() -> Result<()> {
 /// Everything but the kernel programs, which only the BPF target compiles. Always the whole workspace: see
 /// [`crate::image::static_binary`].
 const WORKSPACE: [&str; 4] = ["--locked", "--workspace", "--exclude", "tracelake-node-agent-ebpf"];
-/// The cluster tests, in the order of their runs and with the number that run side by side. Those that break what
-/// others share run alone; the last one uninstalls.
+/// The cluster tests of every run, in the order of their runs and with the number that run side by side.
 const CLUSTER_TESTS: [Suite; 2] = [("input", 4), ("collect", 4)];
+/// Those that break what others share, or take long, each alone; the last one uninstalls.
 const SLOW_CLUSTER_TESTS: [Suite; 4] = [("identity", 1), ("churn", 1), ("disruption", 1), ("uninstall", 1)];
 
 fn clippy() -> Result<()> {
@@ -314,16 +314,12 @@ fn e2e(existing: &Existing, suites: &[Suite]) -> Result<()> {
         access.install()?;
         return run_suites(&access, suites, &binaries);
     }
-    let was_up = cluster::current().is_ok();
     // Everything is compiled before emulated nodes want the same CPUs.
     let images = image::build_all()?;
     let binaries = cluster_tests(suites)?;
-    let access = install::into_ours(&cluster::Options::default(), &images, |_| Ok(()))?;
-    let result = run_suites(&access, suites, &binaries);
-    if !was_up {
-        cluster::down()?;
-    }
-    result
+    let options = cluster::Options::default();
+    let keep = std::env::var_os("TRACELAKE_KEEP").is_some();
+    install::in_ours(&options, &images, keep, |_| Ok(()), |access| run_suites(access, suites, &binaries))
 }
 
 fn cluster_tests(suites: &[Suite]) -> Result<Vec<PathBuf>> {

@@ -9,6 +9,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 
@@ -18,6 +19,8 @@ use crate::{cache, debian, exec, kernel, tools};
 
 /// Sparse: only what is written takes space.
 const SIZE: u64 = 16 << 30;
+/// Disks that are kept.
+const KEPT: usize = 2;
 
 const PACKAGES: &[&str] = &[
     "busybox-static",
@@ -108,12 +111,25 @@ pub(super) fn base(kernels: &[kernel::Files], images: &[Image]) -> Result<PathBu
     })
 }
 
-/// Removes all disks but this one: a gigabyte each, and only the nodes of the one cluster use them.
+/// Removes all disks but this one and the one that was used before it: a gigabyte each, but `cluster up` and tests take
+/// turns with two, one of which has the product's images.
 pub(super) fn forget_others(base: &Path) -> Result<()> {
+    fs::File::open(base)?.set_modified(SystemTime::now())?;
+    // What an interrupted build left has an extension.
+    let used = |path: &Path| match path.extension() {
+        None => path.metadata().and_then(|metadata| metadata.modified()).ok(),
+        Some(_) => None,
+    };
+    let mut disks = Vec::new();
     for entry in fs::read_dir(base.parent().context("a disk lies in a folder")?)? {
         let path = entry?.path();
-        if path != base {
-            cache::remove(&path)?;
+        disks.push((used(&path), path));
+    }
+    disks.sort();
+    disks.reverse();
+    for (index, (used, path)) in disks.iter().enumerate() {
+        if index >= KEPT || used.is_none() {
+            cache::remove(path)?;
         }
     }
     Ok(())
@@ -138,4 +154,27 @@ fn import(root: &Path, archives: &[PathBuf]) -> Result<()> {
 fn copy(from: &Path, to: &Path) -> Result<()> {
     exec::quiet(exec::command("cp", ["-a", "--reflink=auto", "-T", "--"]).arg(from).arg(to))
         .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn two_disks_are_kept() {
+        let folder = std::env::temp_dir().join(format!("tracelake-disks-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        for (age, name) in ["base-b", "base-c", "base-a", "base-d.tmp"].into_iter().enumerate() {
+            let old = SystemTime::now() - Duration::from_secs(60 * (1 + age as u64));
+            fs::File::create(folder.join(name)).unwrap().set_modified(old).unwrap();
+        }
+        forget_others(&folder.join("base-a")).unwrap();
+        let left = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut left: Vec<_> = left.collect();
+        left.sort();
+        fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(left, ["base-a", "base-b"], "the one in use and the one used last");
+    }
 }

@@ -32,7 +32,7 @@ pub(super) fn up(nodes: usize) -> Result<Cluster> {
     create.args(["create", "cluster", "--name", NAME, "--wait", "5m", "--kubeconfig"]).arg(&kubeconfig);
     exec::loud(create.arg("--config").arg(&config_path))
         .context("`kind export logs` collects the nodes' logs")?;
-    Ok(Cluster { provider: Provider::Kind, kubeconfig, kubectl, helm, nodes: worker_names()? })
+    Ok(Cluster { provider: Provider::Kind, kubeconfig, kubectl, helm, nodes: worker_names()?, kept: false })
 }
 
 pub(super) fn down() -> Result<()> {

@@ -14,6 +14,8 @@ mod process;
 mod proxy;
 mod vms;
 
+pub(crate) use vms::DEADLINE;
+
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -101,13 +103,15 @@ pub(crate) struct Cluster {
     pub(crate) kubectl: PathBuf,
     pub(crate) helm: PathBuf,
     pub(crate) nodes: Vec<String>,
+    /// A user asked for it: no test and no demo ends it.
+    kept: bool,
 }
 
 /// `cargo xtask cluster`.
 pub(crate) fn main(command: &Command) -> Result<()> {
     match command {
         Command::Up(options) => {
-            let cluster = start(options, &[])?;
+            let (cluster, _) = start(options, &[], true)?;
             cluster.complete()?;
             cluster.explain();
         }
@@ -123,38 +127,41 @@ pub(crate) fn main(command: &Command) -> Result<()> {
 }
 
 /// Starts the cluster, if none runs, and waits until its API server answers; its nodes may need another minute, see
-/// [`Cluster::complete`]. `images` are what the nodes will need: one that starts with them need not load them.
-pub(crate) fn start(options: &Options, images: &[Image]) -> Result<Cluster> {
+/// [`Cluster::complete`]. `images` are what the nodes will need: one that starts with them need not load them. `keep` says
+/// that a user asks for the cluster. Also returned is whether it is a new one.
+pub(crate) fn start(options: &Options, images: &[Image], keep: bool) -> Result<(Cluster, bool)> {
     let _lock = cache::lock("cluster")?;
-    let cluster = match current() {
+    let (mut cluster, new) = match current() {
         Ok(cluster) if options.provider.is_some_and(|provider| provider != cluster.provider) => {
             bail!("a cluster of the other provider runs: end it with `cargo xtask cluster down`")
         }
-        Ok(cluster) => cluster,
-        Err(_) => create(options, images)?,
+        Ok(cluster) => (cluster, false),
+        Err(_) => (create(options, images)?, true),
     };
+    cluster.kept |= keep;
+    // Before it can be used: when that fails, its nodes are still there to be looked at.
+    fs::write(state_file(), serde_json::to_vec_pretty(&cluster)?)?;
     // Also of one that runs: whoever started it may have been interrupted before it had what nodes ask for.
     if cluster.provider == Provider::Vm {
         vms::wait_for_server()?;
     }
-    Ok(cluster)
+    Ok((cluster, new))
 }
 
 fn create(options: &Options, images: &[Image]) -> Result<Cluster> {
+    fs::create_dir_all(state())?;
+    // Of an earlier cluster: beside half a new one it would tell of a whole one.
+    cache::remove(&state_file())?;
     let provider = options.provider.unwrap_or(Provider::Vm);
     let nodes = if options.nodes.is_empty() {
         vec![("node-a".to_owned(), Kernel::V6_1), ("node-b".to_owned(), Kernel::V6_12)]
     } else {
         options.nodes.clone()
     };
-    fs::create_dir_all(state())?;
-    let cluster = match provider {
-        Provider::Vm => vms::start(&nodes, images)?,
-        Provider::Kind => kind::up(nodes.len())?,
-    };
-    // Before it can be used: when that fails, its nodes are still there to be looked at.
-    fs::write(state_file(), serde_json::to_vec_pretty(&cluster)?)?;
-    Ok(cluster)
+    match provider {
+        Provider::Vm => vms::start(&nodes, images),
+        Provider::Kind => kind::up(nodes.len()),
+    }
 }
 
 /// Ends the cluster; does nothing when there is none.
@@ -166,6 +173,21 @@ pub(crate) fn down() -> Result<()> {
     // Also without a state file: an `up` that failed leaves processes for inspection.
     vms::down()?;
     cache::remove(&state_file())
+}
+
+/// Ends the cluster after a test or a demo, unless a user asked for it, perhaps meanwhile: then says how to use it.
+pub(crate) fn end(keep: bool) -> Result<()> {
+    let _lock = cache::lock("cluster")?;
+    if !keep && !read_state().is_ok_and(|cluster| cluster.kept) {
+        return down();
+    }
+    // What was shown or tested counts, not what became of the cluster since.
+    if let Ok(cluster) = current() {
+        cluster.explain();
+        println!("  kubectl get tracesessions --all-namespaces");
+        println!("  cargo xtask cluster down   # when you are done");
+    }
+    Ok(())
 }
 
 /// The cluster that runs.

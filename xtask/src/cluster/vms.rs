@@ -6,11 +6,11 @@
 //! for the API server), then DNS; ready means that every node is Ready and DNS is Available.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::node::{self, Node};
 use super::{Cluster, Provider, control_plane, disk, link_tools, network, process, state};
@@ -19,7 +19,7 @@ use crate::kernel::Kernel;
 use crate::{cache, exec, tools, vm};
 
 /// Emulated nodes are Ready after about a minute on two free CPUs; machines that also compile take longer.
-const DEADLINE: Duration = Duration::from_secs(420);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(420);
 const POLL: Duration = Duration::from_secs(2);
 
 /// Starts a cluster whose nodes have these images; what was left of another one is removed.
@@ -57,6 +57,7 @@ pub(super) fn start(kernels: &[(String, Kernel)], images: &[Image]) -> Result<Cl
         kubectl,
         helm,
         nodes: nodes.into_iter().map(|node| node.name).collect(),
+        kept: false,
     })
 }
 
@@ -76,8 +77,11 @@ pub(super) fn wait_for_server() -> Result<()> {
 
 /// Starts nodes that are stopped, and waits until the cluster can be used.
 pub(super) fn complete() -> Result<()> {
+    let _lock = lock()?;
     let nodes = node::all()?;
-    for node in nodes.iter().filter(|node| !process::runs(&node.name)) {
+    // One that ended, but was not stopped, is not just started again: see [`restart`].
+    let started = process::names();
+    for node in nodes.iter().filter(|node| !started.contains(&node.name)) {
         node.start()?;
     }
     wait_for_nodes(&nodes).with_context(|| failure_report(&nodes))
@@ -127,7 +131,13 @@ pub(super) fn stop_node(name: &str) -> Result<()> {
 }
 
 pub(super) fn start_node(name: &str) -> Result<()> {
+    let _lock = lock()?;
     node::named(name)?.start()
+}
+
+/// For whoever starts nodes of a cluster that runs: two would start one VM twice.
+fn lock() -> Result<fs::File> {
+    cache::lock("nodes")
 }
 
 pub(super) fn status() -> Result<()> {
@@ -161,13 +171,8 @@ fn wait_for_nodes(nodes: &[Node]) -> Result<()> {
         cache::step(&format!("cluster: {} Ready", node.name), || {
             wait(&format!("{} does not become Ready", node.name), deadline, || {
                 if !process::runs(&node.name) {
-                    // QEMU crashes now and then while firmware runs.
-                    if starts == vm::STARTS {
-                        bail!("the VM of {} ended, {starts} times", node.name);
-                    }
-                    println!("cluster: the VM of {} ended while it booted: starting it again", node.name);
+                    restart(node, starts)?;
                     starts += 1;
-                    node.start()?;
                 }
                 let status =
                     exec::output(control_plane::kubectl()?.args(["get", "node", &node.name, "-o", ready]));
@@ -182,6 +187,36 @@ fn wait_for_nodes(nodes: &[Node]) -> Result<()> {
             Ok(exec::output(control_plane::kubectl()?.args(arguments)).is_ok_and(|count| count == "1"))
         })
     })
+}
+
+/// Starts a node again whose VM ended, for the time after `starts`, if QEMU crashed: it does now and then while firmware
+/// runs. What else ends a VM has to be looked at.
+fn restart(node: &Node, starts: usize) -> Result<()> {
+    let name = &node.name;
+    ensure!(process::names().contains(name), "{name} was stopped while this waited for it");
+    let (log, console) = (process::log(name), node.console());
+    if starts == vm::STARTS || !qemu_crashed(&text(&log), &text(&console)) {
+        bail!(
+            "the VM of {name} ended (start {starts}); `cargo xtask cluster node start {name}` starts it again:\n{}\n{}",
+            exec::tail(&text(&log), 8),
+            exec::tail(&text(&console), 30)
+        );
+    }
+    let mut kept = Vec::new();
+    for path in [log, console].into_iter().filter(|path| path.exists()) {
+        let to = path.with_added_extension(starts.to_string());
+        fs::rename(&path, &to).with_context(|| format!("cannot rename {}", path.display()))?;
+        kept.push(to.display().to_string());
+    }
+    println!("cluster: QEMU crashed while {name} booted: starting it again; see {}", kept.join(", "));
+    node.start()
+}
+
+/// Whether QEMU itself failed: it says so, or its guest had not printed a word. A kernel that panics prints why, and QEMU
+/// then ends without complaint, as `-no-reboot` asks.
+fn qemu_crashed(log: &str, console: &str) -> bool {
+    let of_kernel = console.split_once("Booting from ROM").map_or("", |(_, rest)| rest);
+    log.to_lowercase().contains("assertion") || !of_kernel.contains(' ')
 }
 
 fn wait(what_is_late: &str, deadline: Instant, mut is_there: impl FnMut() -> Result<bool>) -> Result<()> {
@@ -202,14 +237,38 @@ fn wait(what_is_late: &str, deadline: Instant, mut is_there: impl FnMut() -> Res
 /// Where the logs are, and how they end.
 fn failure_report(nodes: &[Node]) -> String {
     let mut report = format!(
-        "the cluster did not come up; logs are in {}, what runs is left for inspection until `cargo xtask cluster down`",
+        "the cluster did not come up; logs are in {}; one that a user asked for is left for inspection until \
+         `cargo xtask cluster down`",
         state().join("logs").display()
     );
     let consoles = nodes.iter().map(Node::console);
     for path in control_plane::SERVERS.into_iter().map(process::log).chain(consoles) {
-        let text =
-            fs::read(&path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
-        report.push_str(&format!("\n--- {}\n{}", path.display(), exec::tail(&text, 8)));
+        report.push_str(&format!("\n--- {}\n{}", path.display(), exec::tail(&text(&path), 8)));
     }
     report
+}
+
+/// A log, as far as it can be read.
+fn text(path: &Path) -> String {
+    fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::qemu_crashed;
+
+    const FIRMWARE: &str =
+        "\x1bc\x1b[?7l\x1b[2J\x1b[0mSeaBIOS (version 1.16.3)\r\nBooting from ROM...\r\n\x1bc\x1b[?7l\x1b[2J";
+
+    #[test]
+    fn only_a_crash_of_qemu_is_tried_again() {
+        let assertion = "qemu-system-x86_64: physmem.c:1: iotlb_to_section: Assertion `index < n' failed.";
+        assert!(qemu_crashed("", ""), "it printed nothing");
+        assert!(qemu_crashed("", FIRMWARE), "the kernel printed nothing");
+        assert!(qemu_crashed(assertion, &format!("{FIRMWARE}node-init: node-a runs")));
+        let panic = "[    1.5] Kernel panic - not syncing: Attempted to kill init!";
+        assert!(!qemu_crashed("", &format!("{FIRMWARE}{panic}")));
+        let stopped = "qemu-system-x86_64: terminating on signal 15";
+        assert!(!qemu_crashed(stopped, &format!("{FIRMWARE}node-init: node-a runs")));
+    }
 }
