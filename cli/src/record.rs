@@ -42,8 +42,13 @@ const BTF: &str = "/sys/kernel/btf/vmlinux";
 /// Arguments of `tracelake record`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Collectors, separated by commas; all of them by default. `tracelake collectors` lists them.
-    #[arg(short = 'c', long = "collectors", value_delimiter = ',')]
+    /// Collectors, separated by commas. `tracelake collectors` lists them.
+    #[arg(
+        short = 'c',
+        long = "collectors",
+        value_delimiter = ',',
+        default_value = "processes,tcpConnections"
+    )]
     collectors: Vec<String>,
     /// A parameter of a collector: COLLECTOR.NAME=VALUE.
     #[arg(short = 'p', long = "param", value_name = "COLLECTOR.NAME=VALUE")]
@@ -54,6 +59,9 @@ pub(crate) struct Args {
     /// Seconds after which recording ends, whether or not the command has.
     #[arg(long, value_name = "SECONDS")]
     duration: Option<u64>,
+    /// Seconds that a row of a table of windows stands for.
+    #[arg(long, default_value_t = 10, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    interval: u64,
     /// Record one event of this many.
     #[arg(long, default_value_t = 1)]
     sample_every: u32,
@@ -255,8 +263,7 @@ fn collectors(args: &Args) -> Result<Vec<CollectorSpec>> {
             parts.with_context(|| format!("{param:?} is not COLLECTOR.NAME=VALUE"))?;
         params.entry(collector).or_default().insert(name.to_owned(), value.to_owned());
     }
-    let all: Vec<String> = catalogue::COLLECTORS.iter().map(|collector| collector.name.to_owned()).collect();
-    let names = if args.collectors.is_empty() { &all } else { &args.collectors };
+    let names = &args.collectors;
     if let Some(other) = params.keys().find(|collector| names.iter().all(|name| name != *collector)) {
         bail!("there is a parameter for {other:?}, which is not among the collectors {}", names.join(", "));
     }
@@ -268,10 +275,10 @@ fn collectors(args: &Args) -> Result<Vec<CollectorSpec>> {
         specs.push(CollectorSpec {
             name: name.clone(),
             params,
-            interval: Duration::from_secs(10),
+            interval: Duration::from_secs(args.interval),
             sample_every: args.sample_every,
             max_events_per_second: args.max_events_per_second,
-            optional: args.collectors.is_empty(),
+            optional: false,
         });
     }
     Ok(specs)

@@ -27,6 +27,8 @@ pub enum ParamValue {
     Duration(Duration),
     /// One of the declared words.
     Choice(&'static str),
+    /// Some of the declared words; empty means all.
+    Words(Vec<&'static str>),
     /// Inclusive ranges of ports; empty means all.
     Ports(Vec<(u16, u16)>),
 }
@@ -143,6 +145,7 @@ pub fn expected(ty: &ParamType) -> String {
             format!("a duration from {} to {}, such as 250ms, 5s or 1m", millis(*min_ms), millis(*max_ms))
         }
         ParamType::Choice(words) => format!("one of {}", words.join(", ")),
+        ParamType::Words(words) => format!("some of {}, separated by commas", words.join(", ")),
         ParamType::Ports { max } => format!("at most {max} ports or ranges, such as 443,8000-8080"),
     }
 }
@@ -168,6 +171,11 @@ fn parse(ty: &ParamType, text: &str) -> Option<ParamValue> {
         }
         ParamType::Choice(words) => {
             words.iter().find(|word| **word == text).map(|word| ParamValue::Choice(word))
+        }
+        ParamType::Words(_) if text.is_empty() => Some(ParamValue::Words(Vec::new())),
+        ParamType::Words(words) => {
+            let known = |given: &str| words.iter().copied().find(|word| *word == given);
+            text.split(',').map(known).collect::<Option<_>>().map(ParamValue::Words)
         }
         ParamType::Ports { max } => ports(text).filter(|ranges| ranges.len() <= *max).map(ParamValue::Ports),
     }

@@ -82,6 +82,11 @@ pub fn cell(column: &dyn Array, row: usize) -> String {
         DataType::Timestamp(TimeUnit::Microsecond, _) => {
             utc(column.as_primitive::<TimestampMicrosecondType>().value(row))
         }
+        DataType::List(_) => {
+            let slots = column.as_list::<i32>().value(row);
+            let slots = slots.as_primitive::<Int64Type>().values().iter().map(i64::to_string);
+            format!("[{}]", slots.collect::<Vec<_>>().join(" "))
+        }
         DataType::Dictionary(_, _) => {
             let dictionary = column.as_dictionary::<Int32Type>();
             cell(dictionary.values(), dictionary.keys().value(row) as usize)

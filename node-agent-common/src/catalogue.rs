@@ -2,13 +2,42 @@
 //! Every collector and every table: the list that the kernel side, the agent, the dataset and the operator share.
 
 use crate::table::{CollectorInfo, Table};
-use crate::{processes, tcp_connections};
+use crate::{
+    cpu_sched, memory_rss, node_info, packet_drops, page_faults, processes, tcp_connections,
+    tcp_listen_queue, tcp_retransmits, tcp_states, tcp_throughput,
+};
 
 /// Every table, ordered by [`Table::index`].
-pub const TABLES: &[&Table] = &[&processes::TABLE, &tcp_connections::TABLE];
+pub const TABLES: &[&Table] = &[
+    &processes::TABLE,
+    &tcp_connections::TABLE,
+    &tcp_states::TABLE,
+    &tcp_retransmits::TABLE,
+    &page_faults::TABLE,
+    &cpu_sched::TABLE,
+    &packet_drops::TABLE,
+    &tcp_listen_queue::TABLE,
+    &tcp_throughput::TABLE,
+    &node_info::INFO,
+    &node_info::MEMORY,
+    &node_info::NET,
+    &memory_rss::TABLE,
+];
 
 /// Every collector, sorted by name.
-pub const COLLECTORS: &[&CollectorInfo] = &[&processes::COLLECTOR, &tcp_connections::COLLECTOR];
+pub const COLLECTORS: &[&CollectorInfo] = &[
+    &cpu_sched::COLLECTOR,
+    &memory_rss::COLLECTOR,
+    &node_info::COLLECTOR,
+    &packet_drops::COLLECTOR,
+    &page_faults::COLLECTOR,
+    &processes::COLLECTOR,
+    &tcp_connections::COLLECTOR,
+    &tcp_listen_queue::COLLECTOR,
+    &tcp_retransmits::COLLECTOR,
+    &tcp_states::COLLECTOR,
+    &tcp_throughput::COLLECTOR,
+];
 
 /// The collector of that name (camelCase), if there is one.
 pub fn collector(name: &str) -> Option<&'static CollectorInfo> {

@@ -28,6 +28,25 @@ pub struct Header {
     pub netns: u64,
 }
 
+impl Header {
+    /// The header at the beginning of a record; `None` when it is shorter. The bytes need no alignment.
+    pub fn of(record: &[u8]) -> Option<Header> {
+        let bytes = record.first_chunk::<{ size_of::<Header>() }>()?;
+        // SAFETY: as many bytes as the header has; it is made of integers.
+        Some(unsafe { bytes.as_ptr().cast::<Header>().read_unaligned() })
+    }
+
+    /// Writes the header over the one at the beginning of a record.
+    ///
+    /// # Panics
+    /// When the record is shorter than a header.
+    pub fn write(&self, record: &mut [u8]) {
+        assert!(record.len() >= size_of::<Header>(), "a record begins with a header");
+        // SAFETY: there is room, as asserted; the header has no padding.
+        unsafe { record.as_mut_ptr().cast::<Header>().write_unaligned(*self) };
+    }
+}
+
 const _: () = assert!(SLOTS == u64::BITS, "a record carries its sessions as the bits of one word");
 
 /// How a row's target was found.
@@ -38,6 +57,10 @@ pub enum Attribution {
     Task = 1,
     /// The cgroup that made the socket.
     Socket = 2,
+    /// The target that the network namespace belongs to.
+    Netns = 3,
+    /// Nobody: the row is about the whole node.
+    Node = 4,
 }
 
 impl Attribution {
@@ -46,6 +69,8 @@ impl Attribution {
         match value {
             1 => Some("task"),
             2 => Some("socket"),
+            3 => Some("netns"),
+            4 => Some("none"),
             _ => None,
         }
     }
@@ -69,6 +94,12 @@ pub unsafe trait Event: Copy {
         }
         // SAFETY: the length is that of the type and every bit pattern is valid (contract of the trait).
         Some(unsafe { core::ptr::read_unaligned(bytes.as_ptr().cast()) })
+    }
+
+    /// The record's bytes, as they come through a ring.
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: no padding, and integers only (contract of the trait).
+        unsafe { core::slice::from_raw_parts(core::ptr::from_ref(self).cast(), size_of::<Self>()) }
     }
 }
 

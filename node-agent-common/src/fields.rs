@@ -96,6 +96,17 @@ fields! {
 }
 
 fields! {
+    /// What the hooks read that learn which network namespaces are targets'.
+    pub NETNS_FIELDS, declare_netns_fields {
+        TASK_NSPROXY: "task_struct", "nsproxy";
+        NSPROXY_NET: "nsproxy", "net_ns";
+        NSPROXY_PID: "nsproxy", "pid_ns_for_children";
+        PID_NS_REAPER: "pid_namespace", "child_reaper";
+        NET_COOKIE: "net", "net_cookie";
+    }
+}
+
+fields! {
     /// What the hooks of `processes` read of a task.
     pub TASK_FIELDS, declare_task_fields {
         TASK_TGID: "task_struct", "tgid";

@@ -24,6 +24,9 @@ pub enum ColumnType {
     TimeUtc,
     /// 64-bit floating point.
     Float64,
+    /// Counts by powers of two: slot i counts values from 2^i to below 2^(i+1), slot 0 also 0; a list of Int64 without the
+    /// zeros at its end.
+    Histogram,
 }
 
 /// One column of a table.
@@ -82,6 +85,8 @@ pub enum ParamType {
     },
     /// One of these words.
     Choice(&'static [&'static str]),
+    /// Some of these words, separated by commas. Empty means all.
+    Words(&'static [&'static str]),
     /// Port numbers and ranges, separated by commas: `443,8000-8080`; at most this many entries. Empty means all.
     Ports {
         /// Largest number of entries.
@@ -176,14 +181,34 @@ pub const COMMON_COLUMNS: [Column; 12] = [
         ty: ColumnType::Dict,
         unit: "",
         nullable: false,
-        doc: "How the pod was found: task (the process's cgroup) or socket (the cgroup that made the socket).",
+        doc: "How the pod was found: task (the process's cgroup), socket (the cgroup that made the socket) or netns (the pod \
+              that the network namespace is of).",
     },
     Column {
         name: "cpu",
         ty: ColumnType::Int32,
         unit: "id",
-        nullable: false,
-        doc: "CPU that the hook ran on.",
+        nullable: true,
+        doc: "CPU that the hook ran on; null for rows that stand for a window.",
+    },
+];
+
+/// Columns of tables whose rows stand for a window of time; `weight` is how many events of the window the row stands for.
+pub const WINDOW_COLUMNS: [Column; 2] = [
+    Column {
+        name: "window_start",
+        ty: ColumnType::TimeUtc,
+        unit: "us",
+        nullable: true,
+        doc: "Beginning of the window, in UTC; ts_ns and time_utc are its end. Null for a row about a single event.",
+    },
+    Column {
+        name: "window_ns",
+        ty: ColumnType::Int64,
+        unit: "ns",
+        nullable: true,
+        doc: "Length of the window: about the interval that was asked for, less at the session's beginning and end. Null for a \
+              row about a single event.",
     },
 ];
 
@@ -248,12 +273,33 @@ pub const FLOW_COLUMNS: [Column; 7] = [
     },
 ];
 
+/// The same where a row may be about no single connection.
+pub const OPTIONAL_FLOW_COLUMNS: [Column; FLOW_COLUMNS.len()] = {
+    let mut columns = FLOW_COLUMNS;
+    let mut i = 0;
+    while i < columns.len() {
+        columns[i].nullable = true;
+        i += 1;
+    }
+    columns
+};
+
 /// Position of the first own column of a table that starts with the common columns only.
 pub const AFTER_COMMON: usize = COMMON_COLUMNS.len();
 /// Position of the first own column of a table that starts with the common and the process columns.
 pub const AFTER_PROCESS: usize = AFTER_COMMON + PROCESS_COLUMNS.len();
 /// Position of the first own column of a table that starts with the common, the process and the flow columns.
-pub const AFTER_FLOW: usize = AFTER_PROCESS + FLOW_COLUMNS.len();
+pub const AFTER_PROCESS_FLOW: usize = AFTER_PROCESS + FLOW_COLUMNS.len();
+/// Position of the first own column of a table that starts with the common and the flow columns.
+pub const AFTER_FLOW: usize = AFTER_COMMON + FLOW_COLUMNS.len();
+
+/// Position of the first own column of a table that starts with the common and the window columns.
+pub const AFTER_WINDOW: usize = AFTER_COMMON + WINDOW_COLUMNS.len();
+/// Position of the first own column of a table that starts with the common, the window and the process columns.
+pub const AFTER_WINDOW_PROCESS: usize = AFTER_WINDOW + PROCESS_COLUMNS.len();
+
+/// Position of the first own column of a table that starts with the common, the window, the process and the flow columns.
+pub const AFTER_WINDOW_PROCESS_FLOW: usize = AFTER_WINDOW_PROCESS + FLOW_COLUMNS.len();
 
 /// Joins column lists in a constant; `N` has to be the sum of the lengths.
 ///

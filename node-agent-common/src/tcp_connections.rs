@@ -5,10 +5,11 @@
 //! numbers; what has to be computed from them (payload without SYN and FIN, why the connection ended) is computed here,
 //! in user space, where it can be tested against every combination.
 
+use crate::event;
+use crate::sock::{Flow, state};
 use crate::table::{
     self, COMMON_COLUMNS, CollectorInfo, Column, FLOW_COLUMNS, PROCESS_COLUMNS, Param, ParamType, Table,
 };
-use crate::{event, fields};
 
 /// Position of the table in the kernel's counters.
 pub const INDEX: u32 = 1;
@@ -39,8 +40,7 @@ pub mod flag {
     pub const SENT: u32 = 1 << 8;
 }
 
-/// Arguments of the program that writes one open connection at a session's end; the agent runs it for each.
-#[repr(C)]
+/// Arguments of the program that writes one open connection at a session's end, in this order; the agent runs it for each.
 #[derive(Clone, Copy, Debug)]
 pub struct FlushArgs {
     /// Key of the connection in the map: the socket's address.
@@ -73,55 +73,11 @@ pub mod flushed {
     pub const RING_FULL: u32 = 2;
 }
 
-/// States of a TCP socket. The kernel exports them to programs in `tcp_info`, so they cannot change; the loader asserts
-/// that its BTF says the same.
-pub mod state {
-    /// Data may flow both ways.
-    pub const ESTABLISHED: u32 = 1;
-    /// A SYN was sent.
-    pub const SYN_SENT: u32 = 2;
-    /// The handshake's last segment has arrived.
-    pub const SYN_RECV: u32 = 3;
-    /// Closed here first; the FIN is not acknowledged.
-    pub const FIN_WAIT1: u32 = 4;
-    /// Closed here first; the FIN is acknowledged.
-    pub const FIN_WAIT2: u32 = 5;
-    /// Only as `TIME_WAIT` mini-sockets, never in the state hook.
-    pub const TIME_WAIT: u32 = 6;
-    /// No connection.
-    pub const CLOSE: u32 = 7;
-    /// The peer closed first.
-    pub const CLOSE_WAIT: u32 = 8;
-    /// The peer closed first; our FIN is not acknowledged.
-    pub const LAST_ACK: u32 = 9;
-    /// A listener.
-    pub const LISTEN: u32 = 10;
-    /// Both sides closed at once.
-    pub const CLOSING: u32 = 11;
-    /// Only as request mini-sockets, never in the state hook.
-    pub const NEW_SYN_RECV: u32 = 12;
-    /// The enumerators that [`states`](self) repeats, for the loader's assertion.
-    pub const NAMES: &[(&str, u32)] = &[
-        ("TCP_ESTABLISHED", ESTABLISHED),
-        ("TCP_SYN_SENT", SYN_SENT),
-        ("TCP_SYN_RECV", SYN_RECV),
-        ("TCP_FIN_WAIT1", FIN_WAIT1),
-        ("TCP_FIN_WAIT2", FIN_WAIT2),
-        ("TCP_TIME_WAIT", TIME_WAIT),
-        ("TCP_CLOSE", CLOSE),
-        ("TCP_CLOSE_WAIT", CLOSE_WAIT),
-        ("TCP_LAST_ACK", LAST_ACK),
-        ("TCP_LISTEN", LISTEN),
-        ("TCP_CLOSING", CLOSING),
-        ("TCP_NEW_SYN_RECV", NEW_SYN_RECV),
-    ];
-}
-
 event! {
     /// A connection, as far as it is known; the value of the kernel's map and the record in the ring.
-    pub struct ConnectionEvent: tag 32, table INDEX, columns after table::AFTER_FLOW => {
-        /// Socket cookie.
-        sock_id: u64,
+    pub struct ConnectionEvent: tag 32, table INDEX, columns after table::AFTER_PROCESS_FLOW => {
+        /// Both ends.
+        flow: Flow,
         /// When the opening or accepting process began; 0 where it is not known.
         start_ns: u64,
         /// When the SYN was sent or, for a passive connection, when the handshake ended: before that there is no socket.
@@ -170,20 +126,12 @@ event! {
         write_seq: u32,
         /// The socket's error when it was closed (sk_err): 0 for none, 111 refused, 110 timed out, 104 reset by the peer.
         error: i32 => Int32 "errno",
-        /// Local port, host order.
-        lport: u16,
-        /// Remote port, host order.
-        rport: u16,
-        /// Address family of the socket.
-        family: u16,
         /// State before CLOSE or, while it is open, the state now.
-        state: u16,
+        state: u32,
+        /// Zero.
+        reserved: u32,
         /// Name of the opening or accepting thread.
         comm: [u8; 16],
-        /// Local address; IPv4 in the first four bytes.
-        laddr: [u8; 16],
-        /// Remote address; IPv4 in the first four bytes.
-        raddr: [u8; 16],
         /// Name of the congestion control.
         ca_name: [u8; 16],
     }
@@ -217,50 +165,6 @@ event! {
     }
 }
 
-fields! {
-    /// What the hooks read of a socket. Paths start at the outermost struct: one base pointer serves them all.
-    pub SOCK_FIELDS, declare_sock_fields {
-        SK_PROTOCOL: "sock", "sk_protocol";
-        SK_ERR: "sock", "sk_err";
-        SK_CGROUP: "sock", "sk_cgrp_data.cgroup";
-        SK_FLAGS: "sock", "__sk_common.skc_flags";
-        SK_NET: "sock", "__sk_common.skc_net.net";
-        SK_COOKIE: "sock", "__sk_common.skc_cookie.counter";
-        SK_STATE: "sock", "__sk_common.skc_state";
-        SK_FAMILY: "sock", "__sk_common.skc_family";
-        SK_DPORT: "sock", "__sk_common.skc_dport";
-        SK_DADDR: "sock", "__sk_common.skc_daddr";
-        SK_RCV_SADDR: "sock", "__sk_common.skc_rcv_saddr";
-        SK_V6_DADDR: "sock", "__sk_common.skc_v6_daddr", optional;
-        SK_V6_RCV_SADDR: "sock", "__sk_common.skc_v6_rcv_saddr", optional;
-        NET_INUM: "net", "ns.inum";
-        SOCKET_SK: "socket", "sk";
-    }
-}
-
-fields! {
-    /// What the hooks read of a TCP socket, which begins with its `struct sock`.
-    pub TCP_FIELDS, declare_tcp_fields {
-        INET_SPORT: "tcp_sock", "inet_conn.icsk_inet.inet_sport";
-        ICSK_CA_OPS: "tcp_sock", "inet_conn.icsk_ca_ops";
-        CA_OPS_NAME: "tcp_congestion_ops", "name";
-        TCP_BYTES_ACKED: "tcp_sock", "bytes_acked";
-        TCP_BYTES_RECEIVED: "tcp_sock", "bytes_received";
-        TCP_BYTES_SENT: "tcp_sock", "bytes_sent";
-        TCP_BYTES_RETRANS: "tcp_sock", "bytes_retrans";
-        TCP_SEGS_IN: "tcp_sock", "segs_in";
-        TCP_SEGS_OUT: "tcp_sock", "segs_out";
-        TCP_DATA_SEGS_OUT: "tcp_sock", "data_segs_out";
-        TCP_TOTAL_RETRANS: "tcp_sock", "total_retrans";
-        TCP_SRTT_US: "tcp_sock", "srtt_us";
-        TCP_RTT_MIN: "tcp_sock", "rtt_min.s.v";
-        TCP_SND_CWND: "tcp_sock", "snd_cwnd";
-        TCP_SND_UNA: "tcp_sock", "snd_una";
-        TCP_SND_NXT: "tcp_sock", "snd_nxt";
-        TCP_WRITE_SEQ: "tcp_sock", "write_seq";
-    }
-}
-
 impl ConnectionEvent {
     const fn has(&self, flag: u32) -> bool {
         self.flags & flag != 0
@@ -281,7 +185,7 @@ impl ConnectionEvent {
     pub const fn end_reason(&self) -> &'static str {
         const REFUSED: i32 = 111;
         const TIMED_OUT: i32 = 110;
-        let state = self.state as u32;
+        let state = self.state;
         if !self.has(flag::CLOSED) {
             "open_at_stop"
         } else if state == state::SYN_SENT && (self.has(flag::RST_RECEIVED) || self.error == REFUSED) {
@@ -427,7 +331,7 @@ mod tests {
     fn connection(flags: u32, state: u32) -> ConnectionEvent {
         let zeros = [0; size_of::<ConnectionEvent>()];
         let event = ConnectionEvent::read(&zeros).expect("has the length of the record");
-        ConnectionEvent { flags, state: state as u16, ..event }
+        ConnectionEvent { flags, state, ..event }
     }
 
     #[test]

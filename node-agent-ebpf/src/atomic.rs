@@ -6,7 +6,7 @@
 //! used, which then is the operand. Whoever needs the result asks for a stronger order.
 
 use core::intrinsics::AtomicOrdering::{AcqRel, Relaxed};
-use core::intrinsics::{atomic_and, atomic_or, atomic_xadd};
+use core::intrinsics::{atomic_and, atomic_or, atomic_xadd, atomic_xchg};
 
 /// Adds.
 ///
@@ -46,4 +46,14 @@ pub(crate) unsafe fn or(word: *mut u64, bits: u64) -> u64 {
 pub(crate) unsafe fn and(word: *mut u64, bits: u64) -> u64 {
     // SAFETY: as promised by the caller.
     unsafe { atomic_and::<u64, u64, { AcqRel }>(word, bits) }
+}
+
+/// Puts a value and returns what was there before.
+///
+/// # Safety
+/// As [`add`].
+#[inline(always)]
+pub(crate) unsafe fn swap(word: *mut u64, value: u64) -> u64 {
+    // SAFETY: as promised by the caller.
+    unsafe { atomic_xchg::<u64, { AcqRel }>(word, value) }
 }

@@ -8,7 +8,7 @@ use aya_ebpf::maps::{Array, PerCpuArray};
 use node_agent_common::counters::{Counters, Limits, MAX_TABLES, RateWindow, SLOT_TABLES, slot_table};
 use node_agent_common::target::SLOTS;
 
-use crate::atomic;
+use crate::{atomic, ring};
 
 /// What became of events; see [`slot_table`] for the index.
 #[map]
@@ -41,7 +41,7 @@ pub(crate) fn enabled(slots: u64, table: u32) -> u64 {
 ///
 /// Exported, so that the verifier checks it once and not for every caller.
 #[unsafe(no_mangle)]
-pub(crate) extern "C" fn admit(slots: u64, table: u32, now: u64) -> u64 {
+pub(crate) extern "C" fn admit(slots: u64, table: u32) -> u64 {
     // Bits are taken out of what the verifier cannot know. Putting known ones together gives it 2^64 different answers to
     // follow, and every program is refused as too large.
     let (mut rest, mut admitted) = (slots, slots);
@@ -51,7 +51,7 @@ pub(crate) extern "C" fn admit(slots: u64, table: u32, now: u64) -> u64 {
             break;
         }
         let bit = rest & rest.wrapping_neg();
-        if !admit_one(slot_table(bit.trailing_zeros(), table), now) {
+        if !admit_one(slot_table(bit.trailing_zeros(), table)) {
             admitted &= !bit;
         }
         rest &= !bit;
@@ -61,7 +61,7 @@ pub(crate) extern "C" fn admit(slots: u64, table: u32, now: u64) -> u64 {
 }
 
 #[inline(always)]
-fn admit_one(index: u32, now: u64) -> bool {
+fn admit_one(index: u32) -> bool {
     let (Some(counters), Some(limits)) = (COUNTERS.get_ptr_mut(index), LIMITS.get(index)) else {
         return false;
     };
@@ -70,7 +70,8 @@ fn admit_one(index: u32, now: u64) -> bool {
         atomic::add(&raw mut (*counters).emitted, 1);
         if limits.max_per_second != 0 {
             let Some(rate) = RATES.get_ptr_mut(index) else { return false };
-            let second = now / NANOSECONDS;
+            // The clock costs as much as all the rest: it is read for those only that have a limit.
+            let second = ring::now() / NANOSECONDS;
             // Two CPUs may both begin the second: a few events more may pass then, and none goes uncounted. One that read its
             // clock before must not begin the last second anew.
             if (*rate).second < second {
@@ -93,6 +94,28 @@ fn admit_one(index: u32, now: u64) -> bool {
     true
 }
 
+/// Counts many events at once for each of `slots`: those that the kernel has counted itself. Sampling and rate limits are
+/// about single events, and do not apply.
+///
+/// Exported, as [`admit`].
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn admit_many(slots: u64, table: u32, events: u64) {
+    let mut rest = slots;
+    let mut round = 0;
+    while round < SLOTS {
+        if rest == 0 {
+            break;
+        }
+        let bit = rest & rest.wrapping_neg();
+        if let Some(counters) = COUNTERS.get_ptr_mut(slot_table(bit.trailing_zeros(), table)) {
+            // SAFETY: a pointer into the map's value.
+            unsafe { atomic::add(&raw mut (*counters).emitted, events) };
+        }
+        rest &= !bit;
+        round += 1;
+    }
+}
+
 /// How an event that was admitted was lost afterwards.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
@@ -108,6 +131,19 @@ pub(crate) enum Loss {
 /// Exported, as [`admit`].
 #[unsafe(no_mangle)]
 pub(crate) extern "C" fn lose(slots: u64, table: u32, loss: u32) {
+    lose_each(slots, table, loss, |limits| if limits.sample_every > 1 { limits.sample_every } else { 1 });
+}
+
+/// Counts so many events as lost, for each of `slots`: those of [`admit_many`].
+///
+/// Exported, as [`admit`].
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn lose_many(slots: u64, table: u32, loss: u32, events: u64) {
+    lose_each(slots, table, loss, |_| events);
+}
+
+#[inline(always)]
+fn lose_each(slots: u64, table: u32, loss: u32, events: impl Fn(&Limits) -> u64) {
     let mut rest = slots;
     let mut slot = 0;
     while slot < SLOTS {
@@ -117,7 +153,6 @@ pub(crate) extern "C" fn lose(slots: u64, table: u32, loss: u32) {
         if rest & 1 != 0 {
             let index = slot_table(slot, table);
             if let (Some(counters), Some(limits)) = (COUNTERS.get_ptr_mut(index), LIMITS.get(index)) {
-                let weight = if limits.sample_every > 1 { limits.sample_every } else { 1 };
                 // SAFETY: a pointer into the map's value.
                 let counter = unsafe {
                     if loss == Loss::RingFull as u32 {
@@ -127,7 +162,7 @@ pub(crate) extern "C" fn lose(slots: u64, table: u32, loss: u32) {
                     }
                 };
                 // SAFETY: as above.
-                unsafe { atomic::add(counter, weight) };
+                unsafe { atomic::add(counter, events(limits)) };
             }
         }
         rest >>= 1;

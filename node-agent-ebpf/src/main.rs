@@ -12,10 +12,12 @@
 #![allow(unreachable_pub, reason = "programs and constants are public for the linker, in private modules")]
 #![allow(clippy::missing_safety_doc, reason = "programs have no callers but the kernel")]
 
+mod aggregate;
 mod atomic;
 mod collectors;
 mod counters;
 mod kernel;
+mod netns;
 mod ring;
 mod sock;
 mod target;

@@ -56,7 +56,7 @@ pub(crate) fn emit<T: Event + 'static>(hit: &Hit, fill: impl FnOnce(*mut T)) {
 /// back with it would begin anew each time.
 #[inline(always)]
 pub(crate) fn emit_at<T: Event + 'static>(hit: &Hit, ts_ns: u64, fill: impl FnOnce(*mut T)) {
-    let slots = counters::admit(hit.slots, T::TABLE, now());
+    let slots = counters::admit(hit.slots, T::TABLE);
     if slots == 0 {
         return;
     }

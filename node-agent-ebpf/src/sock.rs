@@ -2,22 +2,26 @@
 //! Reads sockets: whose they are, where they lead, and what TCP has counted.
 //!
 //! In: a `struct sock`, either as a typed pointer (tracepoint argument, iterator: plain loads) or as a number (the key of
-//! a map entry: probe reads, [`Probe`]). Out: the fields of a [`ConnectionEvent`].
+//! a map entry: probe reads, [`Probe`]). Out: a [`Flow`], the fields of a [`ConnectionEvent`].
 //! A socket belongs to the cgroup that made it. On softirq paths the current task is whoever was interrupted, so these
 //! functions never look at it.
 
 use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_probe_read_kernel, bpf_skc_to_tcp_sock};
+use node_agent_common::event::Attribution;
 use node_agent_common::fields;
+use node_agent_common::sock::{Flow, state};
 use node_agent_common::tcp_connections::{ConnectionEvent, flag};
 
 use crate::kernel::{self, address, constant, exists, follow, load};
+use crate::ring::Hit;
+use crate::{counters, target};
 
 node_agent_common::declare_sock_fields!();
 node_agent_common::declare_tcp_fields!();
 
 /// Number of the bit `SOCK_DONE` (enum `sock_flags`) in `sk_flags`: the peer's FIN was received.
 #[unsafe(no_mangle)]
-static SOCK_DONE_BIT: u64 = fields::MISSING;
+pub(crate) static SOCK_DONE_BIT: u64 = fields::MISSING;
 
 /// `IPPROTO_TCP`: a number of the protocol itself.
 pub(crate) const TCP: u64 = 6;
@@ -91,6 +95,39 @@ pub(crate) unsafe fn cgroup_id(sk: *const u8) -> u64 {
     unsafe { kernel::cgroup_id(follow(sk, &SK_CGROUP)) }
 }
 
+/// Whose the socket is, if a session records `table` for it.
+///
+/// # Safety
+/// As [`cgroup_id`].
+#[inline(always)]
+pub(crate) unsafe fn owner(sk: *const u8, table: u32) -> Option<Hit> {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let cgroup_id = cgroup_id(sk);
+        let slots = counters::enabled(target::slots(cgroup_id), table);
+        if slots == 0 {
+            return None;
+        }
+        Some(Hit { slots, cgroup_id, netns: netns(sk), attribution: Attribution::Socket })
+    }
+}
+
+/// Whether this is a socket and not one of the mini-sockets that stand for a handshake or for `TIME_WAIT`, which end before
+/// most of a socket's members.
+///
+/// # Safety
+/// `sk` is a typed pointer to a `struct sock`, or null.
+#[inline(always)]
+pub(crate) unsafe fn is_full(sk: *const u8) -> bool {
+    // First, since newer kernels want to see it: an argument of some hooks may be null.
+    if sk.is_null() {
+        return false;
+    }
+    // SAFETY: as promised by the caller; the state is among the members that all of them have.
+    let state = unsafe { Direct::number(sk, &SK_STATE) } as u32;
+    state != state::TIME_WAIT && state != state::NEW_SYN_RECV
+}
+
 /// Inode of the socket's network namespace.
 ///
 /// # Safety
@@ -151,29 +188,53 @@ pub(crate) unsafe fn counters<R: Read>(tcp: *const u8, to: *mut ConnectionEvent)
     }
 }
 
-/// Fills in addresses and ports. The local port is the one that stays until the socket is gone (`inet_sport`); `skc_num`
-/// is cleared before CLOSE is announced.
+/// Fills in addresses and ports, not the cookie. The local port is the one that stays until the socket is gone
+/// (`inet_sport`); `skc_num` is cleared before CLOSE is announced.
 ///
 /// # Safety
-/// `tcp` is a typed `struct tcp_sock`, `to` a record that may be written.
+/// `tcp` is a typed `struct tcp_sock`, `to` may be written.
 #[inline(always)]
-pub(crate) unsafe fn flow(tcp: *const u8, to: *mut ConnectionEvent) {
+pub(crate) unsafe fn flow(tcp: *const u8, to: *mut Flow) {
     // SAFETY: as promised; ports are in network order in the kernel.
     unsafe {
-        let family = Direct::number(tcp, &SK_FAMILY);
-        (*to).family = family as u16;
+        addresses(tcp, to);
         (*to).lport = u16::from_be(Direct::number(tcp, &INET_SPORT) as u16);
-        (*to).rport = u16::from_be(Direct::number(tcp, &SK_DPORT) as u16);
+    }
+}
+
+/// What sockets and requests have at the same places.
+#[inline(always)]
+unsafe fn addresses(common: *const u8, to: *mut Flow) {
+    // SAFETY: as promised by the callers.
+    unsafe {
+        let family = Direct::number(common, &SK_FAMILY);
+        (*to).family = family as u16;
+        (*to).protocol = TCP as u16;
+        (*to).rport = u16::from_be(Direct::number(common, &SK_DPORT) as u16);
         let (mut laddr, mut raddr) = ([0u64; 2], [0u64; 2]);
         if family == INET6 && exists(&SK_V6_DADDR) && exists(&SK_V6_RCV_SADDR) {
-            laddr = pair(tcp, &SK_V6_RCV_SADDR);
-            raddr = pair(tcp, &SK_V6_DADDR);
+            laddr = pair(common, &SK_V6_RCV_SADDR);
+            raddr = pair(common, &SK_V6_DADDR);
         } else {
-            laddr[0] = Direct::number(tcp, &SK_RCV_SADDR);
-            raddr[0] = Direct::number(tcp, &SK_DADDR);
+            laddr[0] = Direct::number(common, &SK_RCV_SADDR);
+            raddr[0] = Direct::number(common, &SK_DADDR);
         }
         (*to).laddr = bytes(laddr);
         (*to).raddr = bytes(raddr);
+    }
+}
+
+/// Fills in both ends of a handshake that has no socket yet, the cookie too if it has one.
+///
+/// # Safety
+/// `request` is a typed `struct request_sock`, which begins as a socket does; `to` may be written.
+#[inline(always)]
+pub(crate) unsafe fn request_flow(request: *const u8, to: *mut Flow) {
+    // SAFETY: as promised.
+    unsafe {
+        addresses(request, to);
+        (*to).lport = Direct::number(request, &SK_NUM) as u16;
+        (*to).sock_id = Direct::number(request, &SK_COOKIE);
     }
 }
 

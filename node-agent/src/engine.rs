@@ -18,8 +18,9 @@ use std::time::{Duration, Instant};
 use arrow_array::RecordBatch;
 use aya::maps::{ArrayOfMaps, MapData, PerCpuArray, PerCpuValues, RingBuf};
 use node_agent_common::counters::{Counters, Limits, MAX_TABLES, RateWindow, slot_table};
+use node_agent_common::table::CollectorInfo;
 
-use crate::collectors::{self, ALL, ParamError, Params};
+use crate::collectors::{self, ALL, ParamError, Params, Values};
 use crate::coverage::{self, Windows};
 use crate::kernel::clock;
 use crate::kernel::load::{Kernel, KernelError, wait_for_programs};
@@ -27,6 +28,7 @@ use crate::pipeline::batch::Columns;
 use crate::pipeline::decode::{self, Closing, Link, Rings, Session, Shared, TableState};
 use crate::pipeline::ring;
 use crate::pipeline::unsealed::{Mark, Unsealed};
+use crate::pipeline::window::{self, Window};
 use crate::targets::cgroup;
 use crate::targets::control::Control;
 use crate::targets::maps;
@@ -213,7 +215,7 @@ pub struct Engine {
     kernel: Arc<Mutex<Option<Kernel>>>,
     sessions: BTreeMap<String, Control>,
     target_errors: TargetErrors,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 /// How long [`Engine::mend`] rests after it failed.
@@ -249,6 +251,14 @@ impl Engine {
                 what: "cannot start the thread that drains the rings",
                 source,
             })?;
+        let (windows_link, windows_kernel, node) = (link.clone(), kernel.clone(), config.node.clone());
+        let windows = std::thread::Builder::new()
+            .name("windows".into())
+            .spawn(move || window::run(&windows_link, &windows_kernel, &node))
+            .map_err(|source| EngineError::Io {
+                what: "cannot start the thread that ends windows",
+                source,
+            })?;
         let sessions = BTreeMap::new();
         Ok(Engine {
             config,
@@ -257,7 +267,7 @@ impl Engine {
             kernel,
             sessions,
             target_errors: TargetErrors::default(),
-            thread: Some(thread),
+            threads: vec![thread, windows],
         })
     }
 
@@ -277,7 +287,7 @@ impl Engine {
                     name: collector.name.clone(),
                     known: ALL.iter().map(|collector| collector.info().name).collect::<Vec<_>>().join(", "),
                 })?;
-            wanted.push((index, collector, found.decoder(&collector.params)?));
+            wanted.push((index, collector, Values::parse(found.info(), &collector.params)?));
         }
         let slot = self.link.lock().free_slot().ok_or(EngineError::NodeCapacity)?;
         let mut guard = lock(&self.kernel);
@@ -290,31 +300,17 @@ impl Engine {
         };
         let (mut outcomes, mut running, mut unsupported, mut tables) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for (index, collector, decoder) in wanted {
+        for (index, collector, values) in wanted {
             let started = kernel.attach(index).and_then(|()| {
                 prepare(kernel, slot, index, collector)
-                    .and_then(|()| ALL[index].open(kernel, slot, &collector.params))
+                    .and_then(|()| ALL[index].open(kernel, slot, &values))
                     .inspect_err(|_| kernel.detach(index))
             });
             let state = match started {
                 Ok(()) => {
-                    let table = ALL[index].info().tables[0];
                     running.push(index);
-                    tables.push(TableState {
-                        collector: index,
-                        table,
-                        tags: ALL[index].tags(),
-                        decoder,
-                        columns: Columns::new(table),
-                        deadline: None,
-                        kept_back: Duration::ZERO,
-                        unsealed: Unsealed::default(),
-                        weight: u64::from(collector.sample_every).max(1),
-                        filtered: 0,
-                        decode_error: 0,
-                        recursion_base: kernel.recursion_misses(index),
-                        recursion: 0,
-                    });
+                    let recursion_base = kernel.recursion_misses(index);
+                    tables.extend(tables_of(index, collector, &values, recursion_base));
                     CollectorState::Running
                 }
                 Err(error) => {
@@ -345,8 +341,8 @@ impl Engine {
             slots.resize_with(slots.len().max(slot as usize + 1), || None);
             slots[slot as usize] = Some(session);
         }
-        for &index in &running {
-            kernel.set_bit("ENABLED", ALL[index].info().tables[0].index, slot, true)?;
+        for table in running.iter().flat_map(|&index| ALL[index].info().tables) {
+            kernel.set_bit("ENABLED", table.index, slot, true)?;
         }
         let collectors =
             running.iter().map(|&index| (ALL[index].info().name, kernel.hook_words(index))).collect();
@@ -494,6 +490,7 @@ impl Engine {
         };
         for &index in &control.collectors {
             log("report what is still open", ALL[index].flush(kernel, slot));
+            log("look once more", ALL[index].sample(kernel));
         }
         for table in 0..MAX_TABLES {
             log("stop recording", kernel.set_bit("ENABLED", table, slot, false));
@@ -509,9 +506,16 @@ impl Engine {
             log("forget targets", maps::clear(kernel, slot));
             wait_for_programs();
         }
+        let added_up: Vec<u32> = {
+            let shared = self.link.lock();
+            let tables = shared.session(session).into_iter().flat_map(|(_, session)| &session.tables);
+            tables.filter(|state| state.window.is_some()).map(|state| state.table.index).collect()
+        };
+        log("take out what was added up", window::turn(kernel, &self.link, &added_up));
         let mut shared = self.link.lock();
         let rings = shared.rings.as_ref().map_or(0, |rings| rings.rings.len());
         if let Some(ending) = shared.sessions.get_mut(slot as usize).and_then(Option::as_mut) {
+            ending.end_windows(clock::boot_ns(), &self.config.node);
             count_skipped(kernel, ending);
             let patience = if names { decode::NAME_PATIENCE } else { Duration::ZERO };
             let (empty, names_until) = (vec![false; rings], Instant::now() + patience);
@@ -560,8 +564,8 @@ impl Drop for Engine {
         self.link.lock().stop = true;
         self.link.wake();
         lock(&self.kernel).take();
-        // It ends by itself, unless its receiver holds it up; nobody waits for that.
-        drop(self.thread.take());
+        // They end by themselves, unless the receiver of rows holds one up; nobody waits for that.
+        self.threads.clear();
     }
 }
 
@@ -588,12 +592,52 @@ fn count_skipped(kernel: &Kernel, session: &mut Session) {
     }
 }
 
+/// The tables of a session's collector, empty.
+fn tables_of(
+    index: usize,
+    spec: &CollectorSpec,
+    values: &Values,
+    recursion_base: u64,
+) -> impl Iterator<Item = TableState> {
+    let collector = ALL[index];
+    collector.info().tables.iter().map(move |&table| {
+        let aggregation = collector.aggregations().iter().find(|one| one.table == table.index);
+        let records = collector.records().iter().filter(|(_, of)| *of == table.index).map(|(tag, _)| *tag);
+        TableState {
+            collector: index,
+            table,
+            tags: records.chain(aggregation.map(|one| one.tag)).collect(),
+            decoder: collector.decoder(values),
+            columns: Columns::new(table),
+            deadline: None,
+            kept_back: Duration::ZERO,
+            unsealed: Unsealed::default(),
+            window: aggregation.map(|one| Window::new(one, spec.interval)),
+            weight: limits(collector.info(), spec).sample_every.max(1),
+            filtered: 0,
+            decode_error: 0,
+            recursion_base,
+            recursion: 0,
+        }
+    })
+}
+
+/// How many events the collector is to record; all, where they are not events but looks at something.
+fn limits(info: &CollectorInfo, spec: &CollectorSpec) -> Limits {
+    if !info.events {
+        return Limits::default();
+    }
+    Limits { sample_every: spec.sample_every.into(), max_per_second: spec.max_events_per_second }
+}
+
 /// Writes the slot's limits.
 fn prepare(kernel: &mut Kernel, slot: u32, index: usize, spec: &CollectorSpec) -> Result<(), KernelError> {
-    let at = slot_table(slot, ALL[index].info().tables[0].index);
-    let limits =
-        Limits { sample_every: spec.sample_every.into(), max_per_second: spec.max_events_per_second };
+    let limits = limits(ALL[index].info(), spec);
     let failed = |map| move |source| KernelError::Map { map, source };
-    kernel.array::<Limits>("LIMITS")?.set(at, limits, 0).map_err(failed("LIMITS"))?;
-    kernel.array::<RateWindow>("RATES")?.set(at, RateWindow::default(), 0).map_err(failed("RATES"))
+    for table in ALL[index].info().tables {
+        let at = slot_table(slot, table.index);
+        kernel.array::<Limits>("LIMITS")?.set(at, limits, 0).map_err(failed("LIMITS"))?;
+        kernel.array::<RateWindow>("RATES")?.set(at, RateWindow::default(), 0).map_err(failed("RATES"))?;
+    }
+    Ok(())
 }

@@ -35,7 +35,9 @@ const MAX_PARAMS: usize = 32;
 /// The shortest and longest that a plan may ask for; the resource's own bounds are narrower.
 const ROLLOVER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3_600));
 const ROLLOVER_BYTES: (u64, u64) = (64 << 10, 1 << 30);
-const INTERVAL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3_600));
+const INTERVAL: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(3_600));
+/// Windows of tables that are added up, for sessions that do not say.
+const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
 /// A window is at most a day; a little more is allowed for clocks and starts.
 pub(crate) const MAX_WINDOW: Duration = Duration::from_secs(25 * 3_600);
 
@@ -147,7 +149,10 @@ pub fn validate(body: &v1::SessionPlan, hash: &str) -> Result<ValidPlan, PlanErr
             Ok(_) => collectors.push(CollectorSpec {
                 name: collector.name.clone(),
                 params,
-                interval: Duration::from_millis(collector.interval_ms).clamp(INTERVAL.0, INTERVAL.1),
+                interval: match collector.interval_ms {
+                    0 => DEFAULT_INTERVAL,
+                    given => Duration::from_millis(given).clamp(INTERVAL.0, INTERVAL.1),
+                },
                 sample_every: collector.sample_every,
                 max_events_per_second: collector.max_events_per_second,
                 optional: collector.optional,

@@ -71,18 +71,19 @@ fn option(which: u32) -> u64 {
 
 /// Who a task is.
 #[derive(Clone, Copy)]
-struct Task {
-    task: *const u8,
-    pid: u32,
-    tid: u32,
-    start_ns: u64,
+pub(crate) struct Task {
+    pub(crate) task: *const u8,
+    pub(crate) pid: u32,
+    pub(crate) tid: u32,
+    /// When its process began.
+    pub(crate) start_ns: u64,
 }
 
 impl Task {
     /// # Safety
     /// `task` is a typed pointer to a `struct task_struct`.
     #[inline(always)]
-    unsafe fn new(task: *const u8) -> Task {
+    pub(crate) unsafe fn new(task: *const u8) -> Task {
         // SAFETY: members of the type; the leader is a task as well.
         unsafe {
             Task {
@@ -118,10 +119,22 @@ impl Task {
         unsafe { load::<i32>(self.task, &TASK_STATIC_PRIO) - 120 }
     }
 
+    /// # Safety
+    /// This and the next: made from a typed pointer; `to` may be written.
     #[inline(always)]
-    unsafe fn comm(&self, to: *mut [u8; 16]) {
+    pub(crate) unsafe fn comm(&self, to: *mut [u8; 16]) {
         // SAFETY: 16 bytes at both ends.
         unsafe { generated::bpf_probe_read_kernel(to.cast(), 16, address(self.task, &TASK_COMM).cast()) };
+    }
+
+    /// Name of the process's first thread.
+    #[inline(always)]
+    pub(crate) unsafe fn leader_comm(&self, to: *mut [u8; 16]) {
+        // SAFETY: 16 bytes at both ends; the leader is a task as well.
+        unsafe {
+            let leader = follow(self.task, &TASK_GROUP_LEADER);
+            generated::bpf_probe_read_kernel(to.cast(), 16, address(leader, &TASK_COMM).cast());
+        }
     }
 }
 

@@ -21,9 +21,8 @@ use aya_ebpf::macros::{btf_tracepoint, fentry, map, raw_tracepoint};
 use aya_ebpf::maps::{Array, HashMap};
 use aya_ebpf::programs::{BtfTracePointContext, FEntryContext, RawTracePointContext};
 use node_agent_common::event::Attribution;
-use node_agent_common::tcp_connections::{
-    ConnectionEvent, INDEX, MAX_CONNECTIONS, flag, flush, flushed, state,
-};
+use node_agent_common::sock::state;
+use node_agent_common::tcp_connections::{ConnectionEvent, INDEX, MAX_CONNECTIONS, flag, flush, flushed};
 
 use super::processes::{TASK_GROUP_LEADER, TASK_START_BOOTTIME};
 use crate::atomic;
@@ -102,8 +101,8 @@ unsafe fn enter(
         if opened_by_current {
             sign(entry);
         }
-        sock::flow(sock.tcp, entry);
-        core::ptr::write_volatile(&raw mut (*entry).sock_id, sock::cookie(sock.tcp));
+        sock::flow(sock.tcp, &raw mut (*entry).flow);
+        core::ptr::write_volatile(&raw mut (*entry).flow.sock_id, sock::cookie(sock.tcp));
     }
     Some(entry)
 }
@@ -137,7 +136,7 @@ fn no_room(slots: u64) {
         // SAFETY: a word of the map's value.
         unsafe { atomic::add(count, 1) };
     }
-    let admitted = counters::admit(slots, INDEX, ring::now());
+    let admitted = counters::admit(slots, INDEX);
     counters::lose(admitted, INDEX, Loss::MapFull as u32);
 }
 
@@ -188,10 +187,10 @@ unsafe fn close(tcp: *const u8, entry: *mut ConnectionEvent, last: u32) {
     // SAFETY: as promised.
     unsafe {
         (*entry).closed_ns = ring::now();
-        (*entry).state = last as u16;
+        (*entry).state = last;
         sock::counters::<Direct>(tcp, entry);
         sock::congestion_control(tcp, entry);
-        sock::flow(tcp, entry);
+        sock::flow(tcp, &raw mut (*entry).flow);
         (*entry).flags |= flag::CLOSED;
     }
 }
@@ -251,7 +250,7 @@ unsafe fn change(sock: &Sock, entry: Option<*mut ConnectionEvent>, old: u32, new
         // An entry whose destruction was missed has the address of another socket now, perhaps another tenant's. One without
         // a cookie is this socket's, being adopted at this moment.
         let entry = match entry {
-            Some(stale) if (*stale).sock_id != 0 && (*stale).sock_id != sock::cookie(sock.tcp) => {
+            Some(stale) if (*stale).flow.sock_id != 0 && (*stale).flow.sock_id != sock::cookie(sock.tcp) => {
                 finish(stale);
                 let _ = CONNECTIONS.remove(sock.key);
                 if sock.slots == 0 {
@@ -280,13 +279,13 @@ unsafe fn change(sock: &Sock, entry: Option<*mut ConnectionEvent>, old: u32, new
             // A session may have begun, or the target have joined one, since the entry was made.
             atomic::or(waiting(entry), sock.slots);
         }
-        (*entry).state = new as u16;
+        (*entry).state = new;
         match new {
             state::ESTABLISHED => {
                 (*entry).established_ns = ring::now();
                 // A reset that answered a stray segment before was not this connection's end.
                 (*entry).flags = (*entry).flags & !flag::RST_SENT | flag::ESTABLISHED;
-                sock::flow(sock.tcp, entry);
+                sock::flow(sock.tcp, &raw mut (*entry).flow);
             }
             state::FIN_WAIT1 | state::LAST_ACK => (*entry).flags |= flag::FIN_SENT,
             state::CLOSE => {
@@ -347,7 +346,7 @@ pub fn tcp_accept(ctx: FEntryContext) -> i32 {
     // SAFETY: a `struct sock *`, which the caller has locked; the entry is the map's.
     unsafe {
         let tcp = sock::tcp_sock(sk);
-        if !tcp.is_null() && (*entry).sock_id == sock::cookie(tcp) && (*entry).flags & flag::SENT == 0 {
+        if !tcp.is_null() && (*entry).flow.sock_id == sock::cookie(tcp) && (*entry).flags & flag::SENT == 0 {
             (*entry).accepted_ns = ring::now();
             sign(entry);
         }
@@ -366,8 +365,8 @@ pub fn tcp_destroy_sock(ctx: BtfTracePointContext) -> i32 {
             // The change to CLOSE was missed: another one was being handled on this CPU. Or an earlier socket's destruction
             // was, and this one only has its address.
             let tcp = sock::tcp_sock(sk);
-            if !tcp.is_null() && (*entry).sock_id == sock::cookie(tcp) {
-                close(tcp, entry, u32::from((*entry).state));
+            if !tcp.is_null() && (*entry).flow.sock_id == sock::cookie(tcp) {
+                close(tcp, entry, (*entry).state);
             }
         }
         finish(entry);
@@ -416,7 +415,7 @@ pub unsafe extern "C" fn tcp_adopt(ctx: *mut u64) -> i32 {
         } else if let Some(entry) = enter(&sock, since(found), 0, false)
             && (*entry).state == 0
         {
-            (*entry).state = found as u16;
+            (*entry).state = found;
         }
     }
     0
@@ -437,7 +436,7 @@ pub fn tcp_flush(ctx: RawTracePointContext) -> i32 {
         // Sent already, and the session came to wait for it at that very moment.
         if mode == flush::GIVE_UP || (*entry).flags & flag::SENT != 0 {
             let before = atomic::and(waiting(entry), !session);
-            let admitted = counters::admit(before & session, INDEX, ring::now());
+            let admitted = counters::admit(before & session, INDEX);
             counters::lose(admitted, INDEX, Loss::MapFull as u32);
             return flushed::DONE as i32;
         }
@@ -449,16 +448,16 @@ pub fn tcp_flush(ctx: RawTracePointContext) -> i32 {
         if copy.flags & flag::CLOSED == 0 {
             sock::counters::<Probe>(sk, &raw mut copy);
             sock::congestion_control(sk, &raw mut copy);
-            copy.state = Probe::number(sk, &SK_STATE) as u16;
+            copy.state = Probe::number(sk, &SK_STATE) as u32;
         }
         // Both may be reused at any moment; cookies never are. If both still carry it here, the copy is of this connection.
         if Probe::number(sk, &SK_COOKIE) != sock_id
-            || core::ptr::read_volatile(&raw const (*entry).sock_id) != sock_id
+            || core::ptr::read_volatile(&raw const (*entry).flow.sock_id) != sock_id
         {
             return flushed::AGAIN as i32;
         }
         let before = atomic::and(waiting(entry), !session);
-        if core::ptr::read_volatile(&raw const (*entry).sock_id) != sock_id {
+        if core::ptr::read_volatile(&raw const (*entry).flow.sock_id) != sock_id {
             // Reused between the two: give another connection its session back.
             atomic::or(waiting(entry), before & session);
             return flushed::AGAIN as i32;

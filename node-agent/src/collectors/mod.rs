@@ -8,20 +8,45 @@
 
 use std::collections::BTreeMap;
 
-use node_agent_common::event::Header;
+use dataset::catalogue::{CatalogueError, ParamValue, validate};
+use node_agent_common::event::{Event, Header};
 use node_agent_common::fields::Field;
+use node_agent_common::sock::Flow;
 use node_agent_common::table::CollectorInfo;
 
 use crate::kernel::btf::{Btf, BtfError};
 use crate::kernel::load::{Kernel, KernelError};
 use crate::kernel::probe::Need;
 use crate::pipeline::batch::Row;
+use crate::pipeline::window::Aggregation;
 
+pub mod cpu_sched;
+pub mod flow;
+pub mod memory_rss;
+pub mod node_info;
+pub mod packet_drops;
+pub mod page_faults;
 pub mod processes;
 pub mod tcp_connections;
+pub mod tcp_listen_queue;
+pub mod tcp_retransmits;
+pub mod tcp_states;
+pub mod tcp_throughput;
 
 /// Every collector, sorted by name.
-pub const ALL: &[&dyn Collector] = &[&processes::Processes, &tcp_connections::TcpConnections];
+pub const ALL: &[&dyn Collector] = &[
+    &cpu_sched::CpuSched,
+    &memory_rss::MemoryRssCollector,
+    &node_info::NodeInfoCollector,
+    &packet_drops::PacketDropsCollector,
+    &page_faults::PageFaultsCollector,
+    &processes::Processes,
+    &tcp_connections::TcpConnections,
+    &tcp_listen_queue::TcpListenQueue,
+    &tcp_retransmits::TcpRetransmits,
+    &tcp_states::TcpStates,
+    &tcp_throughput::TcpThroughput,
+];
 
 /// The collector of that name (camelCase).
 pub fn find(name: &str) -> Option<(usize, &'static dyn Collector)> {
@@ -63,7 +88,33 @@ pub struct Better {
     pub on: fn(&Btf) -> bool,
 }
 
+/// A record of the rings, for [`Collector::records`].
+pub const fn record<E: Event>() -> (u16, u32) {
+    (E::TAG, E::TABLE)
+}
+
+/// Bytes of a page.
+pub fn page_bytes() -> u64 {
+    // SAFETY: the call takes no pointers.
+    let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(bytes).unwrap_or(4096)
+}
+
+/// The word for a value that begins with 1, of the words in order.
+///
+/// # Errors
+/// When there is none, naming `field`.
+pub fn word(words: &[&'static str], value: u32, field: &'static str) -> Result<&'static str, DecodeError> {
+    let index = (value as usize).checked_sub(1);
+    index.and_then(|index| words.get(index)).copied().ok_or(DecodeError::Value(field))
+}
+
 impl Hook {
+    /// A program on the BTF tracepoint of that name.
+    pub const fn on(program: &'static str, tracepoint: &'static str) -> Hook {
+        Hook { program, attach: Attach::Tracepoint(tracepoint), role: Role::Needed }
+    }
+
     /// A program on the BTF tracepoint of the same name.
     pub const fn tracepoint(name: &'static str) -> Hook {
         Hook { program: name, attach: Attach::Tracepoint(name), role: Role::Needed }
@@ -107,19 +158,10 @@ impl Attach {
 /// Parameters of one session's collector, checked against the catalogue.
 pub type Params = BTreeMap<String, String>;
 
-/// Why a parameter is refused.
+/// Why a parameter is refused: by the catalogue, with what it knows.
 #[derive(Debug, thiserror::Error)]
-#[error("parameter `{name}` of {collector} cannot be `{value}`: {reason}")]
-pub struct ParamError {
-    /// The collector.
-    pub collector: &'static str,
-    /// The parameter.
-    pub name: String,
-    /// What it was given.
-    pub value: String,
-    /// What is allowed.
-    pub reason: String,
-}
+#[error(transparent)]
+pub struct ParamError(#[from] pub CatalogueError);
 
 /// Why a record did not become a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -143,6 +185,13 @@ pub enum Verdict {
 
 /// Turns records into rows, for one session; holds the session's parameters.
 pub trait Decoder: Send {
+    /// Takes over a name that rows may need; see [`Collector::refresh`].
+    fn learn(&mut self, _id: u64, _name: &str) {}
+
+    /// A window from and to these times since boot is over: the records that rows will be made of, each with its number of
+    /// events, may be put into another order and together.
+    fn window(&mut self, _span: (u64, u64), _records: &mut Vec<(Vec<u8>, u64)>) {}
+
     /// Writes the table's own columns of one record into `row`. The common ones are filled by the caller.
     ///
     /// # Errors
@@ -169,18 +218,21 @@ pub trait Collector: Sync {
     fn constants(&self, _btf: &Btf) -> Result<Vec<(&'static str, u64)>, BtfError> {
         Ok(Vec::new())
     }
-    /// Tags of the records that belong to it.
-    fn tags(&self) -> &'static [u16];
-    /// Checks the parameters and makes the session's decoder.
-    ///
-    /// # Errors
-    /// [`ParamError`], naming the parameter and what is allowed.
-    fn decoder(&self, params: &Params) -> Result<Box<dyn Decoder>, ParamError>;
+    /// The records that come through the rings for it: tag and table.
+    fn records(&self) -> &'static [(u16, u32)] {
+        &[]
+    }
+    /// The maps in which its programs add up.
+    fn aggregations(&self) -> &'static [Aggregation] {
+        &[]
+    }
+    /// Makes the decoder of a session with these parameters.
+    fn decoder(&self, values: &Values) -> Box<dyn Decoder>;
     /// Writes the session's options into the collector's maps; runs before the slot is enabled.
     ///
     /// # Errors
     /// When a map cannot be written.
-    fn open(&self, _kernel: &mut Kernel, _slot: u32, _params: &Params) -> Result<(), KernelError> {
+    fn open(&self, _kernel: &mut Kernel, _slot: u32, _values: &Values) -> Result<(), KernelError> {
         Ok(())
     }
     /// Cgroups that existed before became targets of the session: report what is in them already.
@@ -188,6 +240,22 @@ pub trait Collector: Sync {
     /// # Errors
     /// When the pass cannot be made; what runs there then has its beginning late.
     fn join(&self, _kernel: &mut Kernel, _slot: u32, _cgroups: &[u64]) -> Result<(), KernelError> {
+        Ok(())
+    }
+    /// A window ends: have programs add up what they look at rather than wait for. For all sessions at once.
+    ///
+    /// # Errors
+    /// When the pass cannot be made; the next one makes up for it.
+    fn sample(&self, _kernel: &mut Kernel) -> Result<(), KernelError> {
+        Ok(())
+    }
+    /// A window ends: hand over the records of what the collector itself reads for a table, key and value, for all sessions.
+    fn gather(&self, _aggregation: &Aggregation, _out: &mut dyn FnMut(&[u8])) {}
+    /// A window ended: tell a session's decoder what its rows need beside the records.
+    ///
+    /// # Errors
+    /// When a map cannot be read; what rows need of it is null then.
+    fn refresh(&self, _kernel: &mut Kernel, _decoder: &mut dyn Decoder) -> Result<(), KernelError> {
         Ok(())
     }
     /// The session ends: report what is still open. The slot is still enabled, and the rings are being drained.
@@ -206,42 +274,91 @@ pub trait Collector: Sync {
     }
 }
 
-/// A parameter's value, or its default in the catalogue.
-pub fn value<'a>(info: &'static CollectorInfo, params: &'a Params, name: &str) -> &'a str {
-    let default = info.params.iter().find(|param| param.name == name).map_or("", |param| param.default);
-    params.get(name).map_or(default, String::as_str)
+/// A session's parameters of one collector, parsed, with defaults filled in.
+#[derive(Clone, Debug)]
+pub struct Values(BTreeMap<&'static str, ParamValue>);
+
+impl Values {
+    /// Parses what a session gives.
+    ///
+    /// # Errors
+    /// [`ParamError`] for a name or a value that the catalogue does not know.
+    pub fn parse(info: &'static CollectorInfo, params: &Params) -> Result<Values, ParamError> {
+        match validate(info.name, params) {
+            Ok(valid) => Ok(Values(valid.params)),
+            Err(error) => Err(ParamError(error)),
+        }
+    }
+
+    fn get(&self, name: &str) -> &ParamValue {
+        self.0.get(name).unwrap_or_else(|| panic!("the catalogue declares {name}"))
+    }
+
+    /// A parameter that is true or false.
+    ///
+    /// # Panics
+    /// This and the others: when the catalogue declares no such parameter of that type.
+    pub fn bool(&self, name: &str) -> bool {
+        match self.get(name) {
+            ParamValue::Bool(value) => *value,
+            other => panic!("{name} is {other:?}"),
+        }
+    }
+
+    /// A duration, in nanoseconds.
+    pub fn duration_ns(&self, name: &str) -> u64 {
+        match self.get(name) {
+            ParamValue::Duration(value) => u64::try_from(value.as_nanos()).unwrap_or(u64::MAX),
+            other => panic!("{name} is {other:?}"),
+        }
+    }
+
+    /// A whole number.
+    pub fn integer(&self, name: &str) -> i64 {
+        match self.get(name) {
+            ParamValue::Integer(value) => *value,
+            other => panic!("{name} is {other:?}"),
+        }
+    }
+
+    /// One of several words.
+    pub fn choice(&self, name: &str) -> &'static str {
+        match self.get(name) {
+            ParamValue::Choice(value) => value,
+            other => panic!("{name} is {other:?}"),
+        }
+    }
+
+    /// Some of several words; none for all.
+    pub fn words(&self, name: &str) -> &[&'static str] {
+        match self.get(name) {
+            ParamValue::Words(value) => value,
+            other => panic!("{name} is {other:?}"),
+        }
+    }
+
+    /// Ports.
+    pub fn ports(&self, name: &str) -> Ports {
+        match self.get(name) {
+            ParamValue::Ports(value) => Ports(value.clone()),
+            other => panic!("{name} is {other:?}"),
+        }
+    }
 }
 
-/// A parameter that is true or false.
-///
-/// # Errors
-/// [`ParamError`] for any other value.
-pub fn boolean(info: &'static CollectorInfo, params: &Params, name: &str) -> Result<bool, ParamError> {
-    let value = value(info, params, name);
-    value.parse().map_err(|_| ParamError {
-        collector: info.name,
-        name: name.into(),
-        value: value.into(),
-        reason: "true or false".into(),
-    })
-}
+/// Inclusive ranges of ports; none for all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ports(Vec<(u16, u16)>);
 
-/// Refuses parameters that the catalogue does not name.
-///
-/// # Errors
-/// [`ParamError`], listing the known ones.
-pub fn known(info: &'static CollectorInfo, params: &Params) -> Result<(), ParamError> {
-    match params.iter().find(|(name, _)| info.params.iter().all(|param| param.name != **name)) {
-        None => Ok(()),
-        Some((name, value)) => Err(ParamError {
-            collector: info.name,
-            name: name.clone(),
-            value: value.clone(),
-            reason: format!(
-                "there is no such parameter; known: {}",
-                info.params.iter().map(|param| param.name).collect::<Vec<_>>().join(", ")
-            ),
-        }),
+impl Ports {
+    /// Whether a flow with these ports is wanted.
+    pub fn want(&self, flow: &Flow) -> bool {
+        self.has(flow.lport) || self.has(flow.rport)
+    }
+
+    /// Whether the port is wanted.
+    pub fn has(&self, port: u16) -> bool {
+        self.0.is_empty() || self.0.iter().any(|&(low, high)| (low..=high).contains(&port))
     }
 }
 
@@ -255,7 +372,9 @@ mod tests {
         let catalogue: Vec<_> =
             node_agent_common::catalogue::COLLECTORS.iter().map(|info| info.name).collect();
         assert_eq!(names, catalogue);
-        let mut tags: Vec<_> = ALL.iter().flat_map(|collector| collector.tags()).collect();
+        let records = ALL.iter().flat_map(|collector| collector.records().iter().map(|(tag, _)| *tag));
+        let entries = ALL.iter().flat_map(|collector| collector.aggregations().iter().map(|a| a.tag));
+        let mut tags: Vec<_> = records.chain(entries).collect();
         let all = tags.len();
         tags.sort_unstable();
         tags.dedup();
@@ -264,12 +383,13 @@ mod tests {
 
     #[test]
     fn unknown_parameters_and_wrong_values_are_refused_by_name() {
-        let (_, processes) = find("processes").unwrap();
-        for (name, value, expected) in
-            [("colour", "red", "known: args, renames, threads"), ("threads", "maybe", "true or false")]
-        {
+        let info = find("processes").unwrap().1.info();
+        for (name, value, expected) in [
+            ("colour", "red", "its parameters: args, renames, threads"),
+            ("threads", "maybe", "true or false"),
+        ] {
             let error =
-                processes.decoder(&BTreeMap::from([(name.into(), value.into())])).err().unwrap().to_string();
+                Values::parse(info, &BTreeMap::from([(name.into(), value.into())])).unwrap_err().to_string();
             assert!(error.contains(expected) && error.contains(name), "{error}");
         }
     }

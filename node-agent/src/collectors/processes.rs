@@ -12,9 +12,7 @@ use node_agent_common::processes::{
 };
 use node_agent_common::table::CollectorInfo;
 
-use super::{
-    Attach, Better, Collector, DecodeError, Decoder, Hook, ParamError, Params, Role, Verdict, boolean, known,
-};
+use super::{Attach, Better, Collector, DecodeError, Decoder, Hook, Role, Values, Verdict, record};
 use crate::kernel::btf::{Btf, BtfError};
 use crate::kernel::load::{Kernel, KernelError};
 use crate::pipeline::batch::Row;
@@ -62,24 +60,19 @@ impl Collector for Processes {
         Ok(vec![("EXIT_HAS_GROUP_DEAD", u64::from(tells_of_exit_early(btf)))])
     }
 
-    fn tags(&self) -> &'static [u16] {
-        &[ProcessEvent::TAG, ProcessExec::TAG]
+    fn records(&self) -> &'static [(u16, u32)] {
+        const { &[record::<ProcessEvent>(), record::<ProcessExec>()] }
     }
 
-    fn decoder(&self, params: &Params) -> Result<Box<dyn Decoder>, ParamError> {
-        known(&COLLECTOR, params)?;
-        for name in ["threads", "renames"] {
-            boolean(&COLLECTOR, params, name)?;
-        }
-        Ok(Box::new(ProcessDecoder { args: boolean(&COLLECTOR, params, "args")?, page_bytes: page_bytes() }))
+    fn decoder(&self, values: &Values) -> Box<dyn Decoder> {
+        Box::new(ProcessDecoder { args: values.bool("args"), page_bytes: super::page_bytes() })
     }
 
-    fn open(&self, kernel: &mut Kernel, slot: u32, params: &Params) -> Result<(), KernelError> {
+    fn open(&self, kernel: &mut Kernel, slot: u32, values: &Values) -> Result<(), KernelError> {
         for (name, option) in
             [("threads", OPTION_THREADS), ("args", OPTION_ARGS), ("renames", OPTION_RENAMES)]
         {
-            let on = boolean(&COLLECTOR, params, name).unwrap_or(false);
-            kernel.set_bit("PROCESS_OPTIONS", option, slot, on)?;
+            kernel.set_bit("PROCESS_OPTIONS", option, slot, values.bool(name))?;
         }
         Ok(())
     }
@@ -117,12 +110,6 @@ impl Collector for Processes {
         }
         Ok(())
     }
-}
-
-fn page_bytes() -> u64 {
-    // SAFETY: the call takes no pointers.
-    let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    u64::try_from(bytes).unwrap_or(4096)
 }
 
 struct ProcessDecoder {

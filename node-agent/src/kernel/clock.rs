@@ -20,3 +20,9 @@ pub fn utc_offset_ns() -> i64 {
     let after = read(ClockId::Boottime);
     utc - (before + (after - before) / 2)
 }
+
+/// Length of the kernel's timer tick (1 / CONFIG_HZ): what the coarse clocks advance by.
+pub fn tick_ns() -> u64 {
+    let resolution = rustix::time::clock_getres(ClockId::MonotonicCoarse);
+    resolution.tv_nsec.unsigned_abs()
+}

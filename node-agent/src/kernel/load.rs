@@ -9,12 +9,12 @@ use std::collections::BTreeSet;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd};
 
-use aya::maps::{Array, ArrayOfMaps, HashMap, MapData, RingBuf};
-use aya::programs::{BtfTracePoint, FEntry, Iter, ProgramFd, RawTracePoint};
+use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapFd, RingBuf};
+use aya::programs::{BtfTracePoint, FEntry, Iter, RawTracePoint};
 use aya::{Ebpf, EbpfLoader};
 use node_agent_common::fields::{BASE_FIELDS, Field, MISSING, pack};
 
-use crate::collectors::{ALL, Attach, Collector, Hook, Role};
+use crate::collectors::{ALL, Attach, Hook, Role};
 use crate::kernel::btf::Btf;
 use crate::kernel::probe;
 
@@ -64,6 +64,8 @@ pub struct Kernel {
     btf: Btf,
     /// How many sessions use each collector, in the order of [`ALL`].
     users: Vec<usize>,
+    /// Programs that each collector has attached; some are shared.
+    attached: Vec<BTreeSet<&'static str>>,
     targets_attached: bool,
     /// Holds the rings for the programs: a program keeps the outer map, and that its entries, only while it is loaded.
     rings: Option<ArrayOfMaps<MapData, RingBuf<MapData>>>,
@@ -96,7 +98,8 @@ impl Kernel {
             loader.override_global(symbol, value, true);
         }
         let ebpf = loader.load(OBJECT).map_err(|error| KernelError::Object(Box::new(error)))?;
-        Ok(Kernel { ebpf, btf, users: vec![0; ALL.len()], targets_attached: false, rings: None })
+        let (users, attached) = (vec![0; ALL.len()], vec![BTreeSet::new(); ALL.len()]);
+        Ok(Kernel { ebpf, btf, users, attached, targets_attached: false, rings: None })
     }
 
     /// The running kernel's types.
@@ -108,7 +111,7 @@ impl Kernel {
     ///
     /// # Errors
     /// When it was taken already.
-    pub fn take_map(&mut self, name: &'static str) -> Result<aya::maps::Map, KernelError> {
+    pub fn take_map(&mut self, name: &'static str) -> Result<Map, KernelError> {
         self.ebpf.take_map(name).ok_or(KernelError::Unsupported(format!("the object has no map {name}")))
     }
 
@@ -149,6 +152,60 @@ impl Kernel {
         Array::try_from(map).map_err(|source| KernelError::Map { map: name, source })
     }
 
+    /// File descriptor of a hash map.
+    ///
+    /// # Errors
+    /// When the object has no such map.
+    pub fn map_fd(&self, name: &'static str) -> Result<&MapFd, KernelError> {
+        match self.ebpf.map(name) {
+            Some(Map::HashMap(data)) => Ok(data.fd()),
+            _ => Err(no_map(name)),
+        }
+    }
+
+    /// Runs a program that is never attached, with these words as its arguments; returns its answer.
+    ///
+    /// # Errors
+    /// When it is not loaded, or the kernel refuses.
+    pub fn run(&self, program: &'static str, arguments: &[u64]) -> Result<u32, KernelError> {
+        /// The part of `union bpf_attr` for BPF_PROG_TEST_RUN, of include/uapi/linux/bpf.h.
+        #[repr(C)]
+        #[derive(Default)]
+        struct TestRun {
+            prog_fd: u32,
+            retval: u32,
+            data_size_in: u32,
+            data_size_out: u32,
+            data_in: u64,
+            data_out: u64,
+            repeat: u32,
+            duration: u32,
+            ctx_size_in: u32,
+            ctx_size_out: u32,
+            ctx_in: u64,
+            ctx_out: u64,
+            flags: u32,
+            cpu: u32,
+        }
+        const BPF_PROG_TEST_RUN: libc::c_long = 10;
+        let loaded = self.ebpf.program(program).ok_or_else(|| no_program(program))?;
+        let fd = loaded.fd().map_err(|error| refused(program, &error))?.as_fd().as_raw_fd();
+        let mut attr = TestRun {
+            prog_fd: fd.cast_unsigned(),
+            ctx_size_in: size_of_val(arguments) as u32,
+            ctx_in: arguments.as_ptr() as u64,
+            ..TestRun::default()
+        };
+        // SAFETY: the kernel reads `attr` of the size given and `ctx_size_in` bytes at `ctx_in`, and writes to `attr`.
+        let result =
+            unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attr, size_of::<TestRun>()) };
+        if result != 0 {
+            let source = std::io::Error::last_os_error();
+            return Err(KernelError::Io { what: "cannot run a program of the agent's own", source });
+        }
+        Ok(attr.retval)
+    }
+
     /// Sets or clears a slot's bit in a word of an array.
     ///
     /// # Errors
@@ -158,15 +215,6 @@ impl Kernel {
         let word = array.get(&index, 0).map_err(|source| KernelError::Map { map, source })?;
         let word = if on { word | 1 << slot } else { word & !(1 << slot) };
         array.set(index, word, 0).map_err(|source| KernelError::Map { map, source })
-    }
-
-    /// File descriptor of a loaded program.
-    ///
-    /// # Errors
-    /// When it is not loaded.
-    pub fn program_fd(&self, program: &'static str) -> Result<&ProgramFd, KernelError> {
-        let loaded = self.ebpf.program(program).ok_or_else(|| no_program(program))?;
-        loaded.fd().map_err(|error| refused(program, &error))
     }
 
     /// Loads and attaches what the collector needs, unless another session has had that done.
@@ -187,8 +235,8 @@ impl Kernel {
                 }
                 self.targets_attached = true;
             }
-            if let Err(error) = self.attach_hooks(collector, &types) {
-                self.unload(collector);
+            if let Err(error) = self.attach_hooks(index, &types) {
+                self.unload(index);
                 return Err(error);
             }
         }
@@ -196,32 +244,44 @@ impl Kernel {
         Ok(())
     }
 
-    fn attach_hooks(&mut self, collector: &dyn Collector, types: &aya::Btf) -> Result<(), KernelError> {
+    fn attach_hooks(&mut self, index: usize, types: &aya::Btf) -> Result<(), KernelError> {
         let mut left_out = Vec::new();
-        for hook in collector.hooks() {
+        for hook in ALL[index].hooks() {
             if left_out.contains(&hook.program) {
                 continue;
             }
             match hook.role {
-                Role::Needed => self.attach_hook(hook, types)?,
-                Role::Better(better) if (better.on)(&self.btf) => match self.attach_hook(hook, types) {
+                Role::Needed => self.attach_for(index, hook, types)?,
+                Role::Better(better) if (better.on)(&self.btf) => match self.attach_for(index, hook, types) {
                     Ok(()) => left_out.push(better.than),
                     Err(error) => {
-                        self.unload_hook(hook);
                         tracing::info!(%error, instead = better.than, "this kernel gives the lesser hook only");
                     }
                 },
                 Role::Better(_) => {}
                 Role::Extra => {
-                    if let Err(error) = self.attach_hook(hook, types) {
-                        self.unload_hook(hook);
-                        let collector = collector.info().name;
+                    if let Err(error) = self.attach_for(index, hook, types) {
+                        let collector = ALL[index].info().name;
                         tracing::info!(%error, collector, "some columns stay null on this kernel");
                     }
                 }
             }
         }
         Ok(())
+    }
+
+    /// Attaches a program for a collector, unless another one has it attached already.
+    fn attach_for(&mut self, index: usize, hook: &Hook, types: &aya::Btf) -> Result<(), KernelError> {
+        if !self.is_attached(hook) {
+            self.attach_hook(hook, types).inspect_err(|_| self.unload_hook(hook))?;
+        }
+        self.attached[index].insert(hook.program);
+        Ok(())
+    }
+
+    /// Whether some collector has the program attached.
+    pub fn is_attached(&self, hook: &Hook) -> bool {
+        self.attached.iter().any(|programs| programs.contains(hook.program))
     }
 
     fn attach_hook(&mut self, hook: &Hook, types: &aya::Btf) -> Result<(), KernelError> {
@@ -257,12 +317,17 @@ impl Kernel {
     pub fn detach(&mut self, index: usize) {
         self.users[index] = self.users[index].saturating_sub(1);
         if self.users[index] == 0 {
-            self.unload(ALL[index]);
+            self.unload(index);
         }
     }
 
-    fn unload(&mut self, collector: &dyn Collector) {
-        collector.hooks().iter().for_each(|hook| self.unload_hook(hook));
+    /// Unloads the collector's programs, but those that another one has attached as well.
+    fn unload(&mut self, index: usize) {
+        for hook in ALL[index].hooks() {
+            if self.attached[index].remove(hook.program) && !self.is_attached(hook) {
+                self.unload_hook(hook);
+            }
+        }
     }
 
     fn unload_hook(&mut self, hook: &Hook) {
@@ -295,10 +360,22 @@ impl Kernel {
         Ok(output)
     }
 
+    /// As [`iterate`](Self::iterate), for a program that tells by the number of the pass what it has met already: processes
+    /// share files.
+    ///
+    /// # Errors
+    /// When the number cannot be raised, or the pass cannot be made.
+    pub fn pass(&mut self, program: &'static str, passes: &'static str) -> Result<(), KernelError> {
+        let failed = |source| KernelError::Map { map: passes, source };
+        let mut numbers = self.array::<u64>(passes)?;
+        let next = numbers.get(&0, 0).map_err(failed)? + 1;
+        numbers.set(0, next, 0).map_err(failed)?;
+        self.iterate(program).map(drop)
+    }
+
     /// How the collector's programs meet the kernel here, as in the coverage: `tp_btf`, or `tp_btf,fentry`.
     pub fn hook_words(&self, index: usize) -> String {
-        let loaded =
-            |hook: &&Hook| self.ebpf.program(hook.program).is_some_and(|program| program.fd().is_ok());
+        let loaded = |hook: &&Hook| self.attached[index].contains(hook.program);
         let words: BTreeSet<_> =
             ALL[index].hooks().iter().filter(loaded).filter_map(|hook| hook.attach.word()).collect();
         words.into_iter().rev().collect::<Vec<_>>().join(",")
@@ -307,7 +384,9 @@ impl Kernel {
     /// Times that the collector's programs were skipped because they ran on that CPU already, since they were loaded. An
     /// extra one that is skipped costs a column's value, no event.
     pub fn recursion_misses(&self, index: usize) -> u64 {
-        let hooks = ALL[index].hooks().iter().filter(|hook| !matches!(hook.role, Role::Extra));
+        let attached = |hook: &&Hook| self.attached[index].contains(hook.program);
+        let hooks =
+            ALL[index].hooks().iter().filter(attached).filter(|hook| !matches!(hook.role, Role::Extra));
         let programs = hooks.filter_map(|hook| self.ebpf.program(hook.program)?.fd().ok());
         programs.map(|fd| recursion_misses(fd.as_fd().as_raw_fd()).unwrap_or(0)).sum()
     }

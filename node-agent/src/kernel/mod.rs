@@ -3,5 +3,7 @@
 
 pub mod btf;
 pub mod clock;
+pub mod entries;
 pub mod load;
+pub mod names;
 pub mod probe;

@@ -12,15 +12,15 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use arrow_array::builder::{
-    BooleanBuilder, Float64Builder, Int32Builder, Int64Builder, StringBuilder, StringDictionaryBuilder,
-    TimestampMicrosecondBuilder,
+    BooleanBuilder, Float64Builder, Int32Builder, Int64Builder, ListBuilder, StringBuilder,
+    StringDictionaryBuilder, TimestampMicrosecondBuilder,
 };
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Int32Type, Int64Type};
 use arrow_array::{ArrayRef, BooleanArray, RecordBatch};
 use arrow_schema::SchemaRef;
 use node_agent_common::event::until_nul;
-use node_agent_common::table::{AFTER_COMMON, COMMON_COLUMNS, ColumnType, Table, position};
+use node_agent_common::table::{COMMON_COLUMNS, ColumnType, Table, position};
 
 /// Positions of the common columns.
 pub mod common {
@@ -66,6 +66,7 @@ enum Builder {
     Dict(StringDictionaryBuilder<Int32Type>),
     Time(TimestampMicrosecondBuilder),
     Float64(Float64Builder),
+    Histogram(ListBuilder<Int64Builder>),
 }
 
 /// One row's value, kept until the row is accepted.
@@ -77,6 +78,8 @@ enum Cell {
     Float(f64),
     /// Range in the scratch text.
     Text(u32, u32),
+    /// Range in the scratch slots.
+    Slots(u32, u32),
 }
 
 /// The rows of one table that are not sealed yet.
@@ -85,6 +88,10 @@ pub struct Columns {
     builders: Vec<Builder>,
     cells: Vec<Cell>,
     scratch: String,
+    slots: Vec<i64>,
+    /// Where the columns of the process begin, and those of the flow, where the table has them.
+    process: Option<usize>,
+    flow: Option<usize>,
     rows: usize,
     weight: u64,
     bytes: u64,
@@ -109,13 +116,21 @@ impl Columns {
                     Builder::Time(TimestampMicrosecondBuilder::new().with_timezone(dataset::schema::UTC))
                 }
                 ColumnType::Float64 => Builder::Float64(Float64Builder::new()),
+                ColumnType::Histogram => {
+                    let slots = ListBuilder::new(Int64Builder::new());
+                    Builder::Histogram(slots.with_field(dataset::schema::histogram_slot()))
+                }
             })
             .collect();
+        let first = |name| table.columns.iter().position(|column| column.name == name);
         Columns {
             schema: dataset::schema::of(table),
             builders,
             cells: vec![Cell::Null; table.columns.len()],
             scratch: String::new(),
+            slots: Vec::new(),
+            process: first("pid"),
+            flow: first("family"),
             rows: 0,
             weight: 0,
             bytes: 0,
@@ -147,6 +162,7 @@ impl Columns {
     pub fn row(&mut self) -> Row<'_> {
         self.cells.fill(Cell::Null);
         self.scratch.clear();
+        self.slots.clear();
         Row { columns: self }
     }
 
@@ -244,6 +260,7 @@ impl Builder {
             Builder::Dict(builder) => Arc::new(builder.finish()),
             Builder::Time(builder) => Arc::new(builder.finish()),
             Builder::Float64(builder) => Arc::new(builder.finish()),
+            Builder::Histogram(builder) => Arc::new(builder.finish()),
         }
     }
 }
@@ -274,6 +291,15 @@ impl Row<'_> {
         self.columns.cells[column] = Cell::Float(value);
     }
 
+    /// Sets a histogram, without the zeros at its end.
+    pub fn histogram(&mut self, column: usize, slots: &[u64]) {
+        let used = slots.iter().rposition(|&count| count != 0).map_or(0, |last| last + 1);
+        let start = self.columns.slots.len() as u32;
+        let counts = slots.iter().take(used).map(|&count| i64::try_from(count).unwrap_or(i64::MAX));
+        self.columns.slots.extend(counts);
+        self.columns.cells[column] = Cell::Slots(start, self.columns.slots.len() as u32);
+    }
+
     /// Sets text.
     pub fn text(&mut self, column: usize, value: &str) {
         let start = self.columns.scratch.len() as u32;
@@ -300,16 +326,28 @@ impl Row<'_> {
     }
 
     /// Sets the process columns.
+    ///
+    /// # Panics
+    /// When the table has none.
     pub fn process(&mut self, pid: u32, tid: u32, start_ns: u64, comm: &[u8]) {
-        self.int(AFTER_COMMON, i64::from(pid));
-        self.int(AFTER_COMMON + 1, i64::from(tid));
-        self.uint(AFTER_COMMON + 2, start_ns);
-        self.bytes(AFTER_COMMON + 3, comm);
+        let first = self.columns.process.expect("the table has columns of a process");
+        self.int(first, i64::from(pid));
+        self.int(first + 1, i64::from(tid));
+        self.uint(first + 2, start_ns);
+        self.bytes(first + 3, comm);
+    }
+
+    /// Position of the first column of the flow.
+    ///
+    /// # Panics
+    /// When the table has none.
+    pub fn flow(&self) -> usize {
+        self.columns.flow.expect("the table has columns of a flow")
     }
 
     /// Appends the row.
     pub fn push(self, weight: u64) {
-        let Columns { builders, cells, scratch, rows, weight: total, bytes, .. } = self.columns;
+        let Columns { builders, cells, scratch, slots, rows, weight: total, bytes, .. } = self.columns;
         cells[common::WEIGHT] = Cell::Int(weight as i64);
         for (builder, cell) in builders.iter_mut().zip(cells.iter()) {
             match (builder, *cell) {
@@ -326,6 +364,10 @@ impl Row<'_> {
                 (Builder::Dict(builder), Cell::Text(start, end)) => {
                     builder.append_value(&scratch[start as usize..end as usize]);
                 }
+                (Builder::Histogram(builder), Cell::Slots(start, end)) => {
+                    builder.values().append_slice(&slots[start as usize..end as usize]);
+                    builder.append(true);
+                }
                 (Builder::Int64(builder), _) => builder.append_null(),
                 (Builder::Int32(builder), _) => builder.append_null(),
                 (Builder::Bool(builder), _) => builder.append_null(),
@@ -333,11 +375,12 @@ impl Row<'_> {
                 (Builder::Float64(builder), _) => builder.append_null(),
                 (Builder::Text(builder), _) => builder.append_null(),
                 (Builder::Dict(builder), _) => builder.append_null(),
+                (Builder::Histogram(builder), _) => builder.append_null(),
             }
         }
         *rows += 1;
         *total += weight;
         // Dictionary text is counted each time: an estimate from above, and without a lookup.
-        *bytes += (builders.len() * 8 + scratch.len()) as u64;
+        *bytes += ((builders.len() + slots.len()) * 8 + scratch.len()) as u64;
     }
 }

@@ -15,12 +15,13 @@ use std::time::{Duration, Instant};
 use aya::maps::{MapData, PerCpuArray, RingBuf};
 use node_agent_common::counters::{Counters, slot_table};
 use node_agent_common::event::{Attribution, Event, Header, until_nul};
-use node_agent_common::table::Table;
+use node_agent_common::table::{AFTER_COMMON, Table};
 use node_agent_common::target::{CgroupGone, CgroupMade, SLOTS};
 use rand::Rng;
 
 use super::batch::{Columns, common};
 use super::unsealed::Unsealed;
+use super::window::Window;
 use crate::collectors::Decoder;
 use crate::coverage::{TargetCoverage, Windows};
 use crate::engine::{Batch, Output, TableCounters};
@@ -56,8 +57,8 @@ pub struct TableState {
     pub collector: usize,
     /// The table.
     pub table: &'static Table,
-    /// Its collector's tags.
-    pub tags: &'static [u16],
+    /// Tags of the records that become its rows.
+    pub tags: Vec<u16>,
     /// Makes rows of records, with the session's parameters.
     pub decoder: Box<dyn Decoder>,
     /// Rows not sealed yet.
@@ -68,6 +69,8 @@ pub struct TableState {
     pub kept_back: Duration,
     /// Which rows a crash would lose.
     pub unsealed: Unsealed,
+    /// What is added up, if the kernel side adds up for this table.
+    pub window: Option<Window>,
     /// Events that a row stands for.
     pub weight: u64,
     /// Events left out here, by parameters or as rows of containers that are not wanted.
@@ -151,6 +154,28 @@ impl Link {
     /// Makes the drain thread look now.
     pub fn wake(&self) {
         self.wake.notify_all();
+    }
+
+    /// Waits until some session has a window, and returns when the next one is due; none when it is told to stop.
+    pub fn wait_for_windows(&self) -> Option<u64> {
+        let mut shared = self.lock();
+        loop {
+            if shared.stop {
+                return None;
+            }
+            if let Some(due_ns) = shared.next_window() {
+                return Some(due_ns);
+            }
+            shared = self.wake.wait(shared).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Waits so long, or until something is to be looked at.
+    pub fn rest(&self, duration: Duration) {
+        let shared = self.lock();
+        if !shared.stop {
+            drop(self.wake.wait_timeout(shared, duration));
+        }
     }
 
     /// Waits for the next pass.
@@ -283,7 +308,9 @@ impl Shared {
             TableCounters {
                 table: state.table.name,
                 // A skipped run may have been a hit on a target or not; it is counted as one that was lost.
-                emitted: sum(|c| c.emitted) + state.recursion,
+                emitted: sum(|c| c.emitted)
+                    + state.recursion
+                    + state.window.as_ref().map_or(0, |window| window.gathered),
                 sampled_out: sum(|c| c.sampled_out),
                 rate_limited: sum(|c| c.rate_limited),
                 filtered: state.filtered,
@@ -291,10 +318,11 @@ impl Shared {
                 map_full: sum(|c| c.map_full),
                 recursion: state.recursion,
                 decode_error: state.decode_error,
-                sealed_ns: state
-                    .unsealed
-                    .oldest()
-                    .map_or(self.drained_ns, |oldest| oldest.min(self.drained_ns)),
+                // What is added up is in no file before its window ends.
+                sealed_ns: [state.unsealed.oldest(), state.window.as_ref().map(|window| window.began_ns)]
+                    .into_iter()
+                    .flatten()
+                    .fold(self.drained_ns, u64::min),
             }
         };
         session.tables.iter().map(table_counters).collect()
@@ -309,7 +337,7 @@ fn dispatch(
     sessions: &mut [Option<Session>],
     directory: &mut Directory,
 ) -> bool {
-    let Some(header) = header(record) else { return false };
+    let Some(header) = Header::of(record) else { return false };
     if header.tag == CgroupMade::TAG {
         let Some(made) = CgroupMade::read(record) else { return false };
         let name = String::from_utf8_lossy(until_nul(&made.name));
@@ -330,48 +358,89 @@ fn dispatch(
             continue;
         };
         known = true;
-        state.append(&header, record, node, offset_ns, session.rollover_interval);
+        let place = Place { node, offset_ns, interval: session.rollover_interval };
+        state.append(&header, record, state.weight, None, place);
     }
     known
 }
 
-fn header(record: &[u8]) -> Option<Header> {
-    let bytes = record.first_chunk::<{ size_of::<Header>() }>()?;
-    // SAFETY: as many bytes as the header has; it is made of integers.
-    Some(unsafe { bytes.as_ptr().cast::<Header>().read_unaligned() })
+/// Where and when rows are made.
+#[derive(Clone, Copy)]
+pub struct Place<'a> {
+    /// Name of the node.
+    pub node: &'a str,
+    /// From boot time to UTC.
+    pub offset_ns: i64,
+    /// How long rows wait before they are sealed.
+    pub interval: Duration,
+}
+
+impl Place<'_> {
+    fn utc_us(&self, boot_ns: u64) -> i64 {
+        (boot_ns.cast_signed() + self.offset_ns).div_euclid(1000)
+    }
 }
 
 impl TableState {
-    fn append(&mut self, header: &Header, record: &[u8], node: &str, offset_ns: i64, interval: Duration) {
+    /// Ends the window, if the table has one, and makes its rows.
+    pub fn end_window(&mut self, now_ns: u64, place: Place<'_>) {
+        let Some(window) = &mut self.window else { return };
+        let ended = window.end(now_ns);
+        let span = (ended.began_ns, ended.ended_ns);
+        let mut records: Vec<_> = ended.records().collect();
+        self.decoder.window(span, &mut records);
+        for (record, events) in records {
+            if let Some(header) = Header::of(&record) {
+                self.append(&Header { ts_ns: now_ns, ..header }, &record, events, Some(span), place);
+            }
+        }
+    }
+
+    /// Makes a row of a record that stands for so many events, of a window or alone.
+    fn append(
+        &mut self,
+        header: &Header,
+        record: &[u8],
+        weight: u64,
+        window: Option<(u64, u64)>,
+        place: Place<'_>,
+    ) {
         let mut row = self.columns.row();
         match self.decoder.decode(header, record, &mut row) {
             Ok(crate::collectors::Verdict::Row) => {}
             Ok(crate::collectors::Verdict::Filtered) => {
-                self.filtered += self.weight;
+                self.filtered += weight;
                 return;
             }
             Err(error) => {
                 if self.decode_error == 0 {
                     tracing::error!(%error, table = self.table.name, "record does not decode; further ones are counted only");
                 }
-                self.decode_error += self.weight;
+                self.decode_error += weight;
                 return;
             }
         }
-        row.int(common::TIME_UTC, (header.ts_ns.cast_signed() + offset_ns).div_euclid(1000));
+        row.int(common::TIME_UTC, place.utc_us(header.ts_ns));
         row.uint(common::TS_NS, header.ts_ns);
-        row.text(common::NODE, node);
+        row.text(common::NODE, place.node);
         row.uint(common::CGROUP_ID, header.cgroup_id);
         if header.netns != 0 {
             row.uint(common::NETNS, header.netns);
         }
         row.text(common::ATTRIBUTION, Attribution::name(header.attribution).unwrap_or("none"));
-        row.int(common::CPU, header.cpu.into());
-        row.push(self.weight);
-        self.unsealed.saw(header.ts_ns);
+        match window {
+            None => row.int(common::CPU, header.cpu.into()),
+            Some((began_ns, ended_ns)) => {
+                row.int(AFTER_COMMON, place.utc_us(began_ns));
+                row.uint(AFTER_COMMON + 1, ended_ns.saturating_sub(began_ns));
+            }
+        }
+        row.push(weight);
+        self.unsealed.saw(window.map_or(header.ts_ns, |(began_ns, _)| began_ns));
         if self.deadline.is_none() {
             // Jittered, so that the nodes of a cluster do not upload in step.
-            self.deadline = Some(Instant::now() + interval.mul_f64(rand::rng().random_range(0.9..=1.0)));
+            self.deadline =
+                Some(Instant::now() + place.interval.mul_f64(rand::rng().random_range(0.9..=1.0)));
         }
     }
 
@@ -420,6 +489,12 @@ impl TableState {
 }
 
 impl Session {
+    /// Ends the windows of all its tables.
+    pub fn end_windows(&mut self, now_ns: u64, node: &str) {
+        let place = Place { node, offset_ns: clock::utc_offset_ns(), interval: self.rollover_interval };
+        self.tables.iter_mut().for_each(|state| state.end_window(now_ns, place));
+    }
+
     fn seal_due(&mut self, now: Instant, directory: &Directory, outputs: &mut Vec<Output>) {
         let limit = self.rollover_bytes.min(BATCH_BYTES);
         for state in &mut self.tables {

@@ -25,6 +25,7 @@ pub mod segment;
 pub mod spool;
 pub mod unsealed;
 pub mod upload;
+pub mod window;
 
 /// Outputs of the engine that may wait for the segment thread: some seconds of a slow disk; at the engine's size of
 /// batches a few tens of megabytes.

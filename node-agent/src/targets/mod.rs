@@ -210,7 +210,8 @@ impl Directory {
     /// To whom rows of a cgroup belong, and whether a session that records only `containers` (empty: all) keeps them.
     pub fn identity(&self, id: u64, containers: &[String]) -> Identity<'_> {
         let Some(cgroup) = self.cgroups.get(&id) else {
-            return Identity { keep: containers.is_empty(), ..Identity::default() };
+            // Rows about the node are nobody's, and everybody's.
+            return Identity { keep: containers.is_empty() || id == 0, ..Identity::default() };
         };
         let pod = cgroup.pod.as_ref().and_then(|uid| self.pods.get(uid));
         let container = self.container_name(cgroup);

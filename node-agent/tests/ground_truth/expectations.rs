@@ -8,7 +8,7 @@
 use tracelake_node_agent::engine::Engine;
 
 /// What a machine does with a collector.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Expected {
     /// It records.
     Runs,
@@ -19,15 +19,27 @@ enum Expected {
 
 use Expected::Runs;
 
-const COLLECTORS: [&str; 2] = ["processes", "tcpConnections"];
+const COLLECTORS: [&str; 11] = [
+    "cpuSched",
+    "memoryRss",
+    "nodeInfo",
+    "packetDrops",
+    "pageFaults",
+    "processes",
+    "tcpConnections",
+    "tcpListenQueue",
+    "tcpRetransmits",
+    "tcpStates",
+    "tcpThroughput",
+];
 
 /// Environment, then what each of [`COLLECTORS`] does there.
-const TABLE: &[(&str, [Expected; 2])] = &[
-    ("host", [Runs, Runs]),
-    ("vm-6.1", [Runs, Runs]),
-    ("vm-6.12", [Runs, Runs]),
-    ("vm-6.18", [Runs, Runs]),
-    ("vm-7", [Runs, Runs]),
+const TABLE: &[(&str, [Expected; 11])] = &[
+    ("host", [Runs; 11]),
+    ("vm-6.1", [Runs; 11]),
+    ("vm-6.12", [Runs; 11]),
+    ("vm-6.18", [Runs; 11]),
+    ("vm-7", [Runs; 11]),
 ];
 
 #[test]

@@ -4,10 +4,17 @@
 
 #![allow(clippy::zombie_processes, reason = "they are reaped by wait4, which also says what they used")]
 
+mod cpu_sched;
 mod expectations;
+mod memory_rss;
+mod node_info;
+mod page_faults;
 mod processes;
 mod support;
 mod tcp_connections;
+mod tcp_listen_queue;
+mod tcp_loss;
+mod tcp_throughput;
 
 /// Runs before the test harness: this binary is also the workload.
 #[used]

@@ -15,7 +15,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
 use arrow_array::cast::AsArray;
-use arrow_array::types::{Int32Type, Int64Type};
+use arrow_array::types::{Float64Type, Int32Type, Int64Type};
 use arrow_array::{Array, RecordBatch, StringArray};
 use arrow_schema::DataType;
 use tracelake_node_agent::engine::{
@@ -91,8 +91,90 @@ pub(crate) fn workload() {
             let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
             std::process::exit(number);
         }
+        "faults" => crate::page_faults::workload(),
+        "sched" => crate::cpu_sched::workload(),
+        "memory" => crate::memory_rss::workload(),
+        "listen" => crate::tcp_listen_queue::workload(),
+        "lossy" => crate::tcp_loss::workload(),
+        "stream" => crate::tcp_throughput::workload(),
         other => panic!("no workload {other}"),
     }
+}
+
+/// A program in a cgroup that does something known each time it is told to, and sleeps in between: what the kernel says of it
+/// then does not change until the next time.
+pub(crate) struct Burst {
+    pub(crate) child: Child,
+    orders: std::process::ChildStdin,
+    answers: std::io::Lines<std::io::BufReader<std::process::ChildStdout>>,
+}
+
+impl Burst {
+    /// Starts this binary with a workload that answers each line of its input with one of its output; see [`answer`].
+    pub(crate) fn start(what: &str, cgroup: &Path) -> Burst {
+        use std::io::BufRead;
+        use std::process::Stdio;
+        let mut command = program(what);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = start_in(cgroup, command);
+        let orders = child.stdin.take().expect("is piped");
+        let answers = std::io::BufReader::new(child.stdout.take().expect("is piped")).lines();
+        let mut burst = Burst { child, orders, answers };
+        // Its own start is behind it after the first answer.
+        burst.go("start");
+        burst
+    }
+
+    /// Has it do its work once; what it answers.
+    pub(crate) fn go(&mut self, order: &str) -> String {
+        use std::io::Write;
+        writeln!(self.orders, "{order}").expect("the workload listens");
+        let answer = self.answers.next().expect("it answers").expect("in UTF-8");
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !self.stat().contains(" S ") {
+            assert!(Instant::now() < deadline, "it waits for the next order");
+            std::thread::yield_now();
+        }
+        answer
+    }
+
+    fn stat(&self) -> String {
+        self.proc("stat")
+    }
+
+    /// A file of /proc about it.
+    pub(crate) fn proc(&self, file: &str) -> String {
+        fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).expect("it lives")
+    }
+
+    /// Major and minor faults of all its threads, by /proc.
+    pub(crate) fn faults(&self) -> (i64, i64) {
+        let stat = self.stat();
+        let after_name = stat.rsplit_once(')').expect("a name in parentheses").1;
+        let fields: Vec<&str> = after_name.split_whitespace().collect();
+        let field = |number: usize| fields[number - 3].parse().expect("a number");
+        (field(12), field(10))
+    }
+}
+
+impl Drop for Burst {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The workload's side of [`Burst`]: answers each order with what `work` returns, until there are none any more.
+pub(crate) fn answer(mut work: impl FnMut(&str) -> String) -> ! {
+    use std::io::Write;
+    let mut order = String::new();
+    while std::io::stdin().read_line(&mut order).expect("the test speaks") > 0 {
+        let answer = if order.trim() == "start" { String::new() } else { work(order.trim()) };
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "{answer}").and_then(|()| out.flush()).expect("the test listens");
+        order.clear();
+    }
+    std::process::exit(0);
 }
 
 /// Has nothing preempt this process and its programs, where that costs events: the kernel may preempt a program on fentry,
@@ -329,21 +411,28 @@ impl Recording {
             }
         }
         let counters = self.engine.counters(session);
-        assert_eq!(counters.len(), 1);
-        let c = counters[0].clone();
         let own: Vec<_> = self.batches.iter().filter(|batch| &*batch.session == session).collect();
-        let rows: u64 = own.iter().map(|batch| batch.weight).sum();
-        let named = c.sampled_out
-            + c.rate_limited
-            + c.filtered
-            + c.ring_full
-            + c.map_full
-            + c.recursion
-            + c.decode_error;
-        assert_eq!(c.emitted, rows + named, "the ledger balances: {c:?} with {rows} in rows");
-        let mut rows: Vec<Row> = own.iter().flat_map(|batch| rows_of(&batch.rows)).collect();
+        for c in &counters {
+            let rows: u64 = own.iter().filter(|b| b.table == c.table).map(|batch| batch.weight).sum();
+            let named = c.sampled_out
+                + c.rate_limited
+                + c.filtered
+                + c.ring_full
+                + c.map_full
+                + c.recursion
+                + c.decode_error;
+            assert_eq!(c.emitted, rows + named, "the ledger balances: {c:?} with {rows} in rows");
+        }
+        let mut rows: Vec<Row> = Vec::new();
+        for batch in own {
+            let of_table = |mut row: Row| {
+                row.insert(TABLE.to_owned(), batch.table.to_owned());
+                row
+            };
+            rows.extend(rows_of(&batch.rows).into_iter().map(of_table));
+        }
         rows.sort_by_key(|row| number(row, "ts_ns"));
-        (rows, c)
+        (rows, counters[0].clone())
     }
 }
 
@@ -363,6 +452,9 @@ fn open(engine: &mut Engine, session: &str, collector: CollectorSpec, containers
         assert_eq!(outcome.state, CollectorState::Running, "{}", outcome.collector);
     }
 }
+
+/// Key of the table's name in a row of [`Recording`].
+pub(crate) const TABLE: &str = "(table)";
 
 /// One row: column to value as text; nulls are left out.
 pub(crate) type Row = BTreeMap<String, String>;
@@ -392,6 +484,12 @@ pub(crate) fn rows_of(batch: &RecordBatch) -> Vec<Row> {
                         .value(word)
                         .to_owned()
                 }
+                DataType::List(_) => {
+                    let slots = array.as_list::<i32>().value(index);
+                    let slots = slots.as_primitive::<Int64Type>().values().iter().map(i64::to_string);
+                    slots.collect::<Vec<_>>().join(" ")
+                }
+                DataType::Float64 => array.as_primitive::<Float64Type>().value(index).to_string(),
                 DataType::Timestamp(..) => continue,
                 other => panic!("no column has type {other}"),
             };

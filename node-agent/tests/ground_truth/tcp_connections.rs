@@ -418,32 +418,38 @@ fn say(line: &str) {
     writeln!(out, "{line}").and_then(|()| out.flush()).expect("the test listens");
 }
 
-/// The namespace's counters of connections.
-struct Snmp {
+/// The namespace's counters of TCP.
+pub(crate) struct Snmp {
     active_opens: u64,
     passive_opens: u64,
+    pub(crate) retransmitted: u64,
 }
 
 impl Snmp {
-    fn now() -> Snmp {
+    pub(crate) fn now() -> Snmp {
         let text = fs::read_to_string("/proc/thread-self/net/snmp").expect("the kernel counts");
         let mut lines = text.lines().filter_map(|line| line.strip_prefix("Tcp: "));
         let names = lines.next().expect("names of TCP's counters").split(' ');
         let values: BTreeMap<_, _> = names.zip(lines.next().expect("their values").split(' ')).collect();
         let value = |name| values[name].parse().expect("is a number");
-        Snmp { active_opens: value("ActiveOpens"), passive_opens: value("PassiveOpens") }
+        Snmp {
+            active_opens: value("ActiveOpens"),
+            passive_opens: value("PassiveOpens"),
+            retransmitted: value("RetransSegs"),
+        }
     }
 
-    fn since(self, before: &Snmp) -> Snmp {
+    pub(crate) fn since(self, before: &Snmp) -> Snmp {
         Snmp {
             active_opens: self.active_opens - before.active_opens,
             passive_opens: self.passive_opens - before.passive_opens,
+            retransmitted: self.retransmitted - before.retransmitted,
         }
     }
 }
 
 /// Moves this thread, and what it starts from now on, into a network namespace with a loopback device.
-fn own_network() {
+pub(crate) fn own_network() {
     #[repr(C)]
     struct Request {
         name: [u8; 16],
@@ -471,20 +477,23 @@ fn own_network() {
 /// The beginning of `struct tcp_info`, of include/uapi/linux/tcp.h; what libc declares ends earlier.
 #[repr(C)]
 #[derive(Default)]
-struct TcpInfo {
+pub(crate) struct TcpInfo {
     bytes: [u8; 8],
     before_unacked: [u32; 4],
     unacked: u32,
-    before_pacing: [u32; 19],
+    before_total: [u32; 18],
+    pub(crate) total_retrans: u32,
     pacing: [u64; 2],
     bytes_acked: u64,
     bytes_received: u64,
     segments: [u32; 2],
     notsent_bytes: u32,
     min_rtt: u32,
+    pub(crate) data_segs_in: u32,
+    pub(crate) data_segs_out: u32,
 }
 
-fn tcp_info(stream: &TcpStream) -> TcpInfo {
+pub(crate) fn tcp_info(stream: &TcpStream) -> TcpInfo {
     let mut info = TcpInfo::default();
     let mut length = size_of::<TcpInfo>() as libc::socklen_t;
     // SAFETY: the kernel writes at most `length` bytes to `info`, which is made of integers.
@@ -515,7 +524,7 @@ fn cookie(stream: &TcpStream) -> u64 {
 }
 
 /// Closing the socket sends a reset.
-fn close_by_reset(stream: TcpStream) {
+pub(crate) fn close_by_reset(stream: TcpStream) {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     // SAFETY: the kernel reads the struct.
     let result = unsafe {

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+//! The `page_faults` table: page faults of each process and window, or each by itself.
+
+use crate::table::{
+    self, COMMON_COLUMNS, CollectorInfo, Column, PROCESS_COLUMNS, Param, ParamType, Table, WINDOW_COLUMNS,
+};
+use crate::{aggregate, event, fields};
+
+/// Position of the table in the kernel's counters.
+pub const INDEX: u32 = 4;
+
+/// Processes that can have faults in one window; beyond it they are counted as lost (`map_full`).
+pub const MAX_PROCESSES: u32 = 65_536;
+/// Threads that can be followed at the same time.
+pub const MAX_THREADS: u32 = 131_072;
+
+/// Position in the map of options: slots that want each fault by itself.
+pub const OPTION_EVENTS: u32 = 0;
+/// How many options there are.
+pub const OPTIONS: u32 = 1;
+
+/// Bits of the processor's error code: the protocol between it and the kernel, for each architecture its own.
+pub mod cause {
+    /// The access was a write.
+    pub const WRITE: u64 = 1 << 1;
+    /// The access fetched an instruction.
+    pub const EXEC: u64 = 1 << 4;
+}
+
+aggregate! {
+    /// Faults of one process in one window.
+    pub struct PageFaults: tag 64, table INDEX, columns after table::AFTER_WINDOW_PROCESS =>
+    key PageFaultsKey {
+        /// When the process began, nanoseconds since boot.
+        start_ns: u64,
+        /// Thread group.
+        pid: u32,
+        /// Zero.
+        reserved: u32,
+        /// Name of the first thread.
+        comm: [u8; 16],
+    }
+    value PageFaultsValue {
+        /// Faults that needed I/O; null for a row about a single fault.
+        Sum major: u64 => Int64 "faults" null,
+        /// Faults without I/O; null for a row about a single fault.
+        Sum minor: u64 => Int64 "faults" null,
+    }
+    derived {
+        /// Address that was accessed; only for a row about a single fault.
+        address => Int64 "B" null,
+        /// Address of the instruction; only for a row about a single fault.
+        ip => Int64 "B" null,
+        /// Whether the access was a write; only for a row about a single fault.
+        write => Bool "" null,
+        /// Whether the access fetched an instruction; only for a row about a single fault.
+        exec => Bool "" null,
+    }
+}
+
+event! {
+    /// One fault in user mode.
+    pub struct PageFaultEvent: tag 65, table INDEX => {
+        /// When the process began, nanoseconds since boot.
+        start_ns: u64,
+        /// Address that was accessed.
+        address: u64,
+        /// Address of the instruction.
+        ip: u64,
+        /// The processor's error code.
+        error_code: u64,
+        /// Thread group.
+        pid: u32,
+        /// Thread.
+        tid: u32,
+        /// Name of the thread.
+        comm: [u8; 16],
+    }
+}
+
+fields! {
+    /// What the hook of single faults reads of the registers.
+    pub REGS_FIELDS, declare_regs_fields {
+        REGS_IP: "pt_regs", "ip";
+    }
+}
+
+const COLUMNS: [Column;
+    COMMON_COLUMNS.len() + WINDOW_COLUMNS.len() + PROCESS_COLUMNS.len() + PageFaults::COLUMNS.len()] =
+    table::concat(&[&COMMON_COLUMNS, &WINDOW_COLUMNS, &PROCESS_COLUMNS, PageFaults::COLUMNS]);
+
+/// The table.
+pub const TABLE: Table = Table {
+    name: "page_faults",
+    collector: "pageFaults",
+    doc: "One row per process and window with its page faults; with the parameter events one row per fault in user mode.",
+    columns: &COLUMNS,
+    index: INDEX,
+};
+
+/// The collector.
+pub const COLLECTOR: CollectorInfo = CollectorInfo {
+    name: "pageFaults",
+    doc: "How many page faults each process of the target had, with and without I/O. Exact, and without a hook on the fault \
+          itself: the kernel counts faults of every thread as getrusage reports them, and the collector takes the difference \
+          at the end of each window and when a thread ends; faults while another process's memory is accessed count for who \
+          accesses. With the parameter events, each fault in user mode is a row of its own, with address and instruction, and \
+          rows per window are left out; whether a fault was major is not known then, and faults inside the kernel (as read(2) \
+          into a new page) have no row.",
+    tables: &[&TABLE],
+    params: &[Param {
+        name: "events",
+        ty: ParamType::Bool,
+        default: "false",
+        doc: "Each fault by itself, instead of sums per process. Can be millions a second: combine it with sampleEvery.",
+    }],
+    events: true,
+};

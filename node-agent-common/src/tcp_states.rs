@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+//! The `tcp_states` table: one row per change of a TCP socket's state, and per reset.
+
+use crate::event;
+use crate::sock::Flow;
+use crate::table::{self, COMMON_COLUMNS, CollectorInfo, Column, FLOW_COLUMNS, Param, ParamType, Table};
+
+/// Position of the table in the kernel's counters.
+pub const INDEX: u32 = 2;
+
+/// Sockets whose time in their state is known at the same time; beyond it `in_state_ns` is null.
+pub const MAX_SOCKETS: u32 = 131_072;
+
+/// [`TcpStateEvent::reset_reason_raw`] where the kernel tells none.
+pub const NO_REASON: u32 = u32::MAX;
+
+/// What happened; the `kind` column has the word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Kind {
+    /// The socket changed its state.
+    Transition = 1,
+    /// It sent a reset.
+    RstSent = 2,
+    /// It accepted a reset.
+    RstReceived = 3,
+    /// A mini-socket took over, to wait for late segments.
+    TimeWait = 4,
+}
+
+impl Kind {
+    /// The words of the column, in the order of the values, which begin with 1.
+    pub const NAMES: &[&str] = &["transition", "rst_sent", "rst_received", "time_wait"];
+}
+
+event! {
+    /// A change of state, or a reset.
+    pub struct TcpStateEvent: tag 48, table INDEX, columns after table::AFTER_FLOW => {
+        /// Both ends.
+        flow: Flow,
+        /// When the socket entered the state it leaves; 0 where that is not known.
+        since_ns: u64,
+        /// A Kind.
+        what: u32,
+        /// State before, or now.
+        old: u32,
+        /// State after.
+        new: u32,
+        /// Why a reset was sent: enum sk_rst_reason.
+        reset_reason_raw: u32,
+        /// The socket's error (sk_err) at that moment, 0 for none.
+        error: i32 => Int32 "errno",
+        /// Zero.
+        reserved: u32,
+    }
+    derived {
+        /// transition (the socket changed its state), rst_sent, rst_received (an accepted one) or time_wait (a mini-socket took
+        /// over the connection to wait for late segments; the socket itself goes to CLOSE).
+        kind => Dict "",
+        /// State before, as the kernel calls it without TCP_; for resets the state they found.
+        old_state => Dict "" null,
+        /// State after; null for resets.
+        new_state => Dict "" null,
+        /// How long the socket was in old_state; null where its beginning was not seen, and for resets.
+        in_state_ns => Int64 "ns" null,
+        /// Why the reset was sent, as the kernel calls it without SK_RST_REASON_; null before kernel 6.10, and for other kinds.
+        reset_reason => Dict "" null,
+    }
+}
+
+const COLUMNS: [Column; COMMON_COLUMNS.len() + FLOW_COLUMNS.len() + TcpStateEvent::COLUMNS.len()] =
+    table::concat(&[&COMMON_COLUMNS, &FLOW_COLUMNS, TcpStateEvent::COLUMNS]);
+
+/// The table.
+pub const TABLE: Table = Table {
+    name: "tcp_states",
+    collector: "tcpStates",
+    doc: "One row per change of a TCP socket's state, and per reset that a socket sent or accepted.",
+    columns: &COLUMNS,
+    index: INDEX,
+};
+
+/// The collector.
+pub const COLLECTOR: CollectorInfo = CollectorInfo {
+    name: "tcpStates",
+    doc: "Which states the target's TCP sockets went through, how long they stayed in each, and which resets they sent and \
+          accepted. Exact: kernel tracepoints, about six rows for each end of a connection. A row belongs to the cgroup that \
+          made the socket (an accepted one to its listener's), never to the process that the change happened to run in. \
+          NEW_SYN_RECV and TIME_WAIT are states of mini-sockets: the first has no row, the second has one of kind time_wait where \
+          the kernel has fentry (coverage: hooks). Resets that no socket sends, as to a port where nobody listens, have no row.",
+    tables: &[&TABLE],
+    params: &[
+        Param {
+            name: "kinds",
+            ty: ParamType::Words(Kind::NAMES),
+            default: "",
+            doc: "Only rows of these kinds.",
+        },
+        Param {
+            name: "ports",
+            ty: ParamType::Ports { max: 64 },
+            default: "",
+            doc: "Only sockets whose local or remote port is among these, such as 443,8000-8080.",
+        },
+    ],
+    events: true,
+};

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+//! The `tcp_throughput` table: payload of each TCP connection in each window.
+
+use crate::aggregate;
+use crate::sock::Flow;
+use crate::table::{
+    self, COMMON_COLUMNS, CollectorInfo, Column, OPTIONAL_FLOW_COLUMNS, PROCESS_COLUMNS, Param, ParamType,
+    Table, WINDOW_COLUMNS,
+};
+
+/// Position of the table in the kernel's counters.
+pub const INDEX: u32 = 8;
+
+/// Connections that can be followed at the same time; beyond it a connection is not seen before it ends, and then counted as
+/// lost (`map_full`).
+pub const MAX_CONNECTIONS: u32 = 131_072;
+/// Connections that can have payload in one window.
+pub const MAX_ROWS: u32 = 65_536;
+
+aggregate! {
+    /// Payload of one connection in one window.
+    pub struct Throughput: tag 92, table INDEX, columns after table::AFTER_WINDOW_PROCESS_FLOW =>
+    key ThroughputKey {
+        /// Both ends.
+        flow: Flow,
+        /// When the process began, nanoseconds since boot; 0 where it is not known.
+        start_ns: u64,
+        /// Thread group.
+        pid: u32,
+        /// Zero.
+        reserved: u32,
+        /// Name of the process's first thread.
+        comm: [u8; 16],
+    }
+    value ThroughputValue {
+        /// Payload received in order.
+        Sum rx_bytes: u64 => Int64 "B",
+        /// Payload handed to IP, retransmissions included.
+        Sum tx_bytes: u64 => Int64 "B",
+        /// Payload that the peer acknowledged.
+        Sum acked_bytes: u64 => Int64 "B",
+        /// Payload sent again.
+        Sum retrans_bytes: u64 => Int64 "B",
+    }
+    derived {
+        /// Payload received per second, over the whole window.
+        rx_bps => Float64 "bit/s",
+        /// Payload sent per second, over the whole window.
+        tx_bps => Float64 "bit/s",
+        /// Place among the window's connections of the target's node, by payload in both directions, from 1; null for others.
+        rank => Int32 "id" null,
+        /// Whether the row is the sum of all connections beyond topN; its process and flow columns are null.
+        others => Bool "",
+    }
+}
+
+const COLUMNS: [Column;
+    COMMON_COLUMNS.len()
+        + WINDOW_COLUMNS.len()
+        + PROCESS_COLUMNS.len()
+        + OPTIONAL_FLOW_COLUMNS.len()
+        + Throughput::COLUMNS.len()] = table::concat(&[
+    &COMMON_COLUMNS,
+    &WINDOW_COLUMNS,
+    &PROCESS_COLUMNS,
+    &OPTIONAL_FLOW_COLUMNS,
+    Throughput::COLUMNS,
+]);
+
+/// The table.
+pub const TABLE: Table = Table {
+    name: "tcp_throughput",
+    collector: "tcpThroughput",
+    doc: "One row per window and TCP connection with payload in it, the topN busiest of each target's node; one more row sums up \
+          the others of each cgroup.",
+    columns: &COLUMNS,
+    index: INDEX,
+};
+
+/// The collector.
+pub const COLLECTOR: CollectorInfo = CollectorInfo {
+    name: "tcpThroughput",
+    doc: "How much payload the target's TCP connections carry, over time. Exact, without a hook in the path of data: the kernel \
+          counts for each socket, whoever sends and by whatever call (sendfile, splice and io_uring among them), and the \
+          collector takes the difference at the end of each window and of the connection. The process is the one with the \
+          lowest id that holds the socket at a window's end, else the one that connected. Connections that no process holds (not \
+          accepted yet, or closed and still sending) have their row when they end.",
+    tables: &[&TABLE],
+    params: &[
+        Param {
+            name: "ports",
+            ty: ParamType::Ports { max: 64 },
+            default: "",
+            doc: "Only connections whose local or remote port is among these, such as 443,8000-8080.",
+        },
+        Param {
+            name: "topN",
+            ty: ParamType::Integer { min: 1, max: 10_000 },
+            default: "50",
+            doc: "Connections per window that have a row of their own.",
+        },
+    ],
+    events: false,
+};

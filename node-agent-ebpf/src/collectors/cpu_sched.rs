@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+//! Time on a CPU and time waiting for one, of the targets' threads, added up per process and window.
+//!
+//! Hooks: tp_btf `sched_switch` (preempt, prev, next[, prev_state]), `sched_wakeup`, `sched_wakeup_new`; `iter/task` at each
+//! window's end for threads that are on a CPU just then. The state of `prev` is read from the task: the hook runs before it
+//! can change, and the fourth argument came with 5.18 only.
+//! Cost: one hash lookup for tasks that are nobody's; some 250 ns for each slice of a target's.
+//! Not seen: waiting of a thread that woke up before its session began.
+
+use core::ptr::addr_of_mut;
+
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::macros::{btf_tracepoint, map};
+use aya_ebpf::maps::{Array, HashMap};
+use aya_ebpf::programs::BtfTracePointContext;
+use node_agent_common::cpu_sched::{
+    CpuSlices, CpuSlicesKey, CpuSlicesValue, INDEX, MAX_ROWS, MAX_THREADS, OPTION_PER_THREAD, OPTIONS,
+};
+use node_agent_common::event::Attribution;
+
+use super::processes::{TASK_EXIT_STATE, TASK_PID, Task};
+use crate::aggregate::{self, Sums};
+use crate::kernel::{self, load};
+use crate::ring::{self, Hit};
+use crate::sock::{Direct, Read};
+use crate::{atomic, counters, target};
+
+node_agent_common::declare_sched_fields!();
+
+/// Where a target's thread stands. A time of 0 is not known, or not the case.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Thread {
+    /// Since when it could run and does not.
+    ready_ns: u64,
+    /// When it was put on its CPU.
+    slice_ns: u64,
+    /// Up to when its time on the CPU is added up.
+    added_ns: u64,
+    /// How long it waited before this slice.
+    waited_ns: u64,
+    /// The CPU of its last slice, plus one.
+    cpu: u64,
+    /// 1 when this slice began on another CPU than the one before.
+    moved: u64,
+}
+
+/// Thread id to where it stands. Not preallocated: most nodes use little of it.
+#[map]
+static THREADS: HashMap<u32, Thread> = HashMap::with_max_entries(MAX_THREADS, BPF_F_NO_PREALLOC);
+
+/// What is added up.
+#[map]
+static CPU_SLICES: HashMap<CpuSlicesKey, CpuSlicesValue> =
+    HashMap::with_max_entries(MAX_ROWS, BPF_F_NO_PREALLOC);
+#[map]
+static CPU_SLICES_ZEROS: Array<CpuSlicesValue> = Array::with_max_entries(1, 0);
+
+const SUMS: Sums<CpuSlices> = Sums { entries: &CPU_SLICES, zeros: &CPU_SLICES_ZEROS };
+
+/// Slots that have an option on: [`OPTION_PER_THREAD`].
+#[map]
+static CPU_SCHED_OPTIONS: Array<u64> = Array::with_max_entries(OPTIONS, 0);
+
+/// Tasks with this id are the idle ones, of which each CPU has one.
+const IDLE: u32 = 0;
+
+#[inline(always)]
+fn wanted(cgroup_id: u64) -> u64 {
+    counters::enabled(target::slots(cgroup_id), INDEX)
+}
+
+/// Where a thread stands, entered as unknown if need be.
+#[inline(always)]
+fn thread(tid: u32) -> Option<*mut Thread> {
+    if let Some(known) = THREADS.get_ptr_mut(tid) {
+        return Some(known);
+    }
+    let unknown = Thread { ready_ns: 0, slice_ns: 0, added_ns: 0, waited_ns: 0, cpu: 0, moved: 0 };
+    let _ = THREADS.insert(tid, unknown, 0);
+    THREADS.get_ptr_mut(tid)
+}
+
+#[inline(always)]
+fn hit(slots: u64, cgroup_id: u64) -> Hit {
+    Hit { slots, cgroup_id, netns: 0, attribution: Attribution::Task }
+}
+
+/// # Safety
+/// `task` was made from a typed pointer; `key` may be written.
+#[inline(always)]
+unsafe fn identity(task: &Task, per_thread: bool, key: *mut CpuSlicesKey) {
+    // SAFETY: as promised.
+    unsafe {
+        (*key).start_ns = task.start_ns;
+        (*key).pid = task.pid;
+        if per_thread {
+            (*key).tid = task.tid;
+            task.comm(addr_of_mut!((*key).comm));
+        } else {
+            (*key).tid = task.pid;
+            task.leader_comm(addr_of_mut!((*key).comm));
+        }
+    }
+}
+
+/// What a slice, or the part of one, adds.
+#[derive(Clone, Copy)]
+struct Share {
+    run_ns: u64,
+    /// The slice is over: its length, the time before it, and whether it could have gone on.
+    ended: Option<(u64, u64, bool)>,
+    moved: u64,
+}
+
+/// # Safety
+/// `value` is a map's.
+#[inline(always)]
+unsafe fn add(value: *mut CpuSlicesValue, share: Share) {
+    // SAFETY: words of the map's value.
+    unsafe {
+        atomic::add(addr_of_mut!((*value).run_sum), share.run_ns);
+        let Some((slice_ns, waited_ns, could_go_on)) = share.ended else { return };
+        atomic::add(addr_of_mut!((*value).wait_sum), waited_ns);
+        let end =
+            if could_go_on { addr_of_mut!((*value).involuntary) } else { addr_of_mut!((*value).voluntary) };
+        atomic::add(end, 1);
+        atomic::add(addr_of_mut!((*value).migrations), share.moved);
+        aggregate::count(addr_of_mut!((*value).run_hist), slice_ns);
+        aggregate::count(addr_of_mut!((*value).wait_hist), waited_ns);
+    }
+}
+
+/// Adds a share for the sessions that want rows per thread, or for the others.
+///
+/// # Safety
+/// `task` was made from a typed pointer.
+#[inline(always)]
+unsafe fn give(task: &Task, hit: &Hit, per_thread: bool, share: Share) {
+    if hit.slots == 0 {
+        return;
+    }
+    // SAFETY: as promised by the caller.
+    let (key, value) =
+        (|key| unsafe { identity(task, per_thread, key) }, |value| unsafe { add(value, share) });
+    if share.ended.is_some() {
+        aggregate::add(&SUMS, hit, key, value);
+    } else {
+        aggregate::amend(&SUMS, hit, 0, key, value);
+    }
+}
+
+/// # Safety
+/// `task` was made from a typed pointer.
+#[inline(always)]
+unsafe fn give_all(task: &Task, cgroup_id: u64, slots: u64, share: Share) {
+    let per_thread = CPU_SCHED_OPTIONS.get(OPTION_PER_THREAD).copied().unwrap_or(0);
+    // SAFETY: as promised by the caller.
+    unsafe {
+        give(task, &hit(slots & !per_thread, cgroup_id), false, share);
+        give(task, &hit(slots & per_thread, cgroup_id), true, share);
+    }
+}
+
+/// Time on the CPU that nobody has added up yet.
+///
+/// # Safety
+/// `thread` is a map's value.
+#[inline(always)]
+unsafe fn claim(thread: *mut Thread, now: u64) -> u64 {
+    // SAFETY: a word of the map's value.
+    let added_ns = unsafe { atomic::swap(addr_of_mut!((*thread).added_ns), now) };
+    if added_ns == 0 || added_ns > now { 0 } else { now - added_ns }
+}
+
+/// A CPU goes from one task to another.
+#[btf_tracepoint(function = "sched_switch")]
+pub fn cpu_switch(ctx: BtfTracePointContext) -> i32 {
+    let (prev, next): (*const u8, *const u8) = (ctx.arg(1), ctx.arg(2));
+    // SAFETY: (whether it was preempted, `struct task_struct *` twice).
+    unsafe {
+        leave(prev, ctx.arg::<u64>(0) & 0xff != 0);
+        enter(next);
+    }
+    0
+}
+
+/// # Safety
+/// `prev` is a typed pointer to a task.
+#[inline(always)]
+unsafe fn leave(prev: *const u8, preempted: bool) {
+    // SAFETY: members of the type; the entry is the map's.
+    unsafe {
+        let tid: u32 = load(prev, &TASK_PID);
+        if tid == IDLE {
+            return;
+        }
+        let cgroup_id = kernel::task_cgroup_id(prev);
+        let slots = wanted(cgroup_id);
+        if slots == 0 {
+            return;
+        }
+        let Some(thread) = thread(tid) else { return };
+        let now = ring::now();
+        let could_go_on = preempted || Direct::number(prev, &TASK_STATE) == 0;
+        let slice_ns = (*thread).slice_ns;
+        if slice_ns != 0 {
+            let ended = Some((now.wrapping_sub(slice_ns), (*thread).waited_ns, could_go_on));
+            let share = Share { run_ns: claim(thread, now), ended, moved: (*thread).moved };
+            give_all(&Task::new(prev), cgroup_id, slots, share);
+        }
+        (*thread).slice_ns = 0;
+        (*thread).added_ns = 0;
+        (*thread).ready_ns = if could_go_on { now } else { 0 };
+        if load::<i32>(prev, &TASK_EXIT_STATE) != 0 {
+            let _ = THREADS.remove(tid);
+        }
+    }
+}
+
+/// # Safety
+/// `next` is a typed pointer to a task.
+#[inline(always)]
+unsafe fn enter(next: *const u8) {
+    // SAFETY: members of the type; the entry is the map's.
+    unsafe {
+        let tid: u32 = load(next, &TASK_PID);
+        if tid == IDLE || wanted(kernel::task_cgroup_id(next)) == 0 {
+            return;
+        }
+        let Some(thread) = thread(tid) else { return };
+        let (now, cpu) = (ring::now(), u64::from(kernel::cpu()) + 1);
+        let ready_ns = (*thread).ready_ns;
+        (*thread).waited_ns = if ready_ns == 0 || ready_ns > now { 0 } else { now - ready_ns };
+        (*thread).moved = u64::from((*thread).cpu != 0 && (*thread).cpu != cpu);
+        (*thread).cpu = cpu;
+        (*thread).ready_ns = 0;
+        (*thread).slice_ns = now;
+        (*thread).added_ns = now;
+    }
+}
+
+/// # Safety
+/// `task` is a typed pointer to a task.
+#[inline(always)]
+unsafe fn wake(task: *const u8) -> i32 {
+    // SAFETY: members of the type; the entry is the map's.
+    unsafe {
+        if wanted(kernel::task_cgroup_id(task)) == 0 {
+            return 0;
+        }
+        if let Some(thread) = thread(load(task, &TASK_PID))
+            // One that is woken before it was taken off its CPU goes on.
+            && (*thread).slice_ns == 0
+        {
+            (*thread).ready_ns = ring::now();
+        }
+    }
+    0
+}
+
+/// A task wakes up.
+#[btf_tracepoint(function = "sched_wakeup")]
+pub fn cpu_wakeup(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: the first argument is a `struct task_struct *`.
+    unsafe { wake(ctx.arg(0)) }
+}
+
+/// A new task wakes up for the first time.
+#[btf_tracepoint(function = "sched_wakeup_new")]
+pub fn cpu_wakeup_new(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: as above.
+    unsafe { wake(ctx.arg(0)) }
+}
+
+/// A window ends: the context is (meta, task). Threads that are on a CPU give what they have run so far.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+pub unsafe extern "C" fn cpu_pass(ctx: *mut u64) -> i32 {
+    // SAFETY: the iterator's context is two pointers, the second of them to a task, or null at the end.
+    unsafe {
+        let this = *ctx.add(1) as *const u8;
+        if this.is_null() || load::<i32>(this, &TASK_ON_CPU) == 0 {
+            return 0;
+        }
+        let cgroup_id = kernel::task_cgroup_id(this);
+        let slots = wanted(cgroup_id);
+        if slots == 0 {
+            return 0;
+        }
+        let Some(thread) = THREADS.get_ptr_mut(load::<u32>(this, &TASK_PID)) else { return 0 };
+        if (*thread).slice_ns == 0 {
+            return 0;
+        }
+        let run_ns = claim(thread, ring::now());
+        give_all(&Task::new(this), cgroup_id, slots, Share { run_ns, ended: None, moved: 0 });
+    }
+    0
+}

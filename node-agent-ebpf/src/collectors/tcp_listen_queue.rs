@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+//! How full the queues of the targets' TCP listeners are, and what they drop.
+//!
+//! Hooks: `iter/task_file` at each window's end, tp_btf `inet_sock_set_state` for beginnings and ends. Drops are the socket's
+//! own counter (`sk_drops`). Where the kernel has fentry: `tcp_conn_request(.., sk, skb)` and `tcp_v4_syn_recv_sock(sk, skb, ..)`,
+//! `tcp_v6_syn_recv_sock`, the places that find the queue of connections full; the sums are the kernel's ListenOverflows.
+//! Cost: nothing per connection but a hash lookup per SYN and per handshake of any listener, where there is fentry.
+
+use core::ptr::addr_of_mut;
+
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::helpers::generated::{bpf_get_current_task_btf, bpf_sock_from_file};
+use aya_ebpf::macros::{btf_tracepoint, fentry, map};
+use aya_ebpf::maps::{Array, HashMap};
+use aya_ebpf::programs::{BtfTracePointContext, FEntryContext};
+use node_agent_common::sock::{Flow, state};
+use node_agent_common::tcp_listen_queue::{
+    INDEX, ListenQueue, ListenQueueKey, ListenQueueValue, MAX_LISTENERS,
+};
+
+use super::processes::Task;
+use crate::aggregate::{self, Sums};
+use crate::atomic;
+use crate::kernel::{self, follow};
+use crate::sock::{self, Direct, Read, SK_PROTOCOL, SK_STATE, SOCKET_SK};
+
+node_agent_common::declare_listen_fields!();
+
+/// What is known of a listener.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Listener {
+    /// Tells it from another at the same address.
+    sock_id: u64,
+    /// The last pass that met it.
+    pass: u64,
+    /// How many of its drops have a row.
+    drops: u64,
+    /// Overflows that have no row yet.
+    overflows: u64,
+    /// Who holds it; 0 where nobody looked yet.
+    start_ns: u64,
+    pid: u64,
+    comm: [u8; 16],
+}
+
+/// Address of a listener to what is known of it.
+#[map]
+static LISTENERS: HashMap<u64, Listener> = HashMap::with_max_entries(MAX_LISTENERS, BPF_F_NO_PREALLOC);
+
+/// Number of the pass, raised by the agent before each.
+#[map]
+static LISTEN_PASSES: Array<u64> = Array::with_max_entries(1, 0);
+
+/// What is added up.
+#[map]
+static LISTEN_QUEUE: HashMap<ListenQueueKey, ListenQueueValue> =
+    HashMap::with_max_entries(MAX_LISTENERS, BPF_F_NO_PREALLOC);
+#[map]
+static LISTEN_QUEUE_ZEROS: Array<ListenQueueValue> = Array::with_max_entries(1, 0);
+
+const SUMS: Sums<ListenQueue> = Sums { entries: &LISTEN_QUEUE, zeros: &LISTEN_QUEUE_ZEROS };
+
+/// The protocol of a packet whose handshake the IPv6 code hands on to the IPv4 code.
+const IPV6: u64 = 0x86dd;
+
+/// Enters a listener; of one that is not new, what it dropped before is not the session's.
+///
+/// # Safety
+/// `sk` is a typed pointer to a TCP socket.
+#[inline(always)]
+unsafe fn enter(sk: *const u8, sock_id: u64) -> Option<*mut Listener> {
+    // SAFETY: members of the type.
+    let drops = unsafe { Direct::number(sk, &SK_DROPS) };
+    let known = Listener { sock_id, pass: 0, drops, overflows: 0, start_ns: 0, pid: 0, comm: [0; 16] };
+    let _ = LISTENERS.insert(sk as u64, known, 0);
+    LISTENERS.get_ptr_mut(sk as u64)
+}
+
+/// Adds what a listener has now, for the sessions that record it.
+///
+/// # Safety
+/// `tcp` is a typed `struct tcp_sock`, `listener` a map's value.
+#[inline(always)]
+unsafe fn report(tcp: *const u8, listener: *mut Listener) {
+    // SAFETY: as promised; the flow is filled in.
+    unsafe {
+        let Some(hit) = sock::owner(tcp, INDEX) else { return };
+        let drops = Direct::number(tcp, &SK_DROPS);
+        let dropped = drops.wrapping_sub(atomic::swap(addr_of_mut!((*listener).drops), drops)) as u32;
+        let overflows = atomic::swap(addr_of_mut!((*listener).overflows), 0);
+        let mut flow =
+            Flow { sock_id: 0, laddr: [0; 16], raddr: [0; 16], lport: 0, rport: 0, family: 0, protocol: 0 };
+        sock::flow(tcp, addr_of_mut!(flow));
+        aggregate::add(
+            &SUMS,
+            &hit,
+            |key: *mut ListenQueueKey| {
+                (*key).sock_id = (*listener).sock_id;
+                (*key).start_ns = (*listener).start_ns;
+                (*key).pid = (*listener).pid as u32;
+                (*key).lport = flow.lport;
+                (*key).family = flow.family;
+                (*key).comm = (*listener).comm;
+                (*key).laddr_raw = flow.laddr;
+            },
+            |value: *mut ListenQueueValue| {
+                (*value).accept_len = Direct::number(tcp, &SK_ACK_BACKLOG);
+                (*value).accept_max = Direct::number(tcp, &SK_MAX_ACK_BACKLOG);
+                (*value).syn_len = Direct::number(tcp, &ICSK_QUEUE_LEN);
+                (*value).syn_young = Direct::number(tcp, &ICSK_QUEUE_YOUNG);
+                atomic::add(addr_of_mut!((*value).drops), u64::from(dropped));
+                atomic::add(addr_of_mut!((*value).overflows), overflows);
+            },
+        );
+    }
+}
+
+/// Takes down who holds the listener.
+///
+/// # Safety
+/// `task` is a typed pointer, `listener` a map's value.
+#[inline(always)]
+unsafe fn hold(task: *const u8, listener: *mut Listener) {
+    // SAFETY: as promised.
+    unsafe {
+        let task = Task::new(task);
+        (*listener).start_ns = task.start_ns;
+        (*listener).pid = u64::from(task.pid);
+        task.leader_comm(addr_of_mut!((*listener).comm));
+    }
+}
+
+/// A window ends: the context is (meta, task, fd, file).
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task_file")]
+pub unsafe extern "C" fn listen_pass(ctx: *mut u64) -> i32 {
+    // SAFETY: the words of the iterator's context, the last of them null at the end.
+    unsafe {
+        let (task, file) = (*ctx.add(1) as *const u8, *ctx.add(3) as *const u8);
+        if task.is_null() || file.is_null() {
+            return 0;
+        }
+        let socket: *const u8 = bpf_sock_from_file(file.cast_mut().cast()).cast_const().cast();
+        if socket.is_null() {
+            return 0;
+        }
+        let sk = follow(socket, &SOCKET_SK);
+        if sk.is_null()
+            || Direct::number(sk, &SK_STATE) as u32 != state::LISTEN
+            || Direct::number(sk, &SK_PROTOCOL) != sock::TCP
+            || sock::owner(sk, INDEX).is_none()
+        {
+            return 0;
+        }
+        let tcp = sock::tcp_sock(sk);
+        if tcp.is_null() {
+            return 0;
+        }
+        let (sock_id, pass) = (sock::cookie(tcp), LISTEN_PASSES.get(0).copied().unwrap_or(1));
+        let known = LISTENERS.get_ptr_mut(sk as u64).filter(|known| (**known).sock_id == sock_id);
+        let Some(listener) = known.or_else(|| enter(sk, sock_id)) else { return 0 };
+        // Processes share listeners; the first one that is met holds it, as long as it lives.
+        if (*listener).pass != pass {
+            (*listener).pass = pass;
+            hold(task, listener);
+            report(tcp, listener);
+        }
+    }
+    0
+}
+
+/// A listener begins or ends.
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub fn listen_change(ctx: BtfTracePointContext) -> i32 {
+    let sk: *const u8 = ctx.arg(0);
+    let (old, new) = (ctx.arg::<i32>(1) as u32, ctx.arg::<i32>(2) as u32);
+    // SAFETY: (`struct sock *`, old state, new state); the current task is one.
+    unsafe {
+        let ends = old == state::LISTEN && new == state::CLOSE;
+        if !(ends || new == state::LISTEN) || Direct::number(sk, &SK_PROTOCOL) != sock::TCP {
+            return 0;
+        }
+        let Some(hit) = sock::owner(sk, INDEX) else { return 0 };
+        let tcp = sock::tcp_sock(sk);
+        if tcp.is_null() {
+            return 0;
+        }
+        let sock_id = sock::cookie(tcp);
+        if !ends {
+            let _ = enter(sk, sock_id);
+            return 0;
+        }
+        if let Some(listener) = LISTENERS.get_ptr_mut(sk as u64)
+            && (*listener).sock_id == sock_id
+        {
+            let task = bpf_get_current_task_btf().cast_const().cast::<u8>();
+            if (*listener).pid == 0 && kernel::task_cgroup_id(task) == hit.cgroup_id {
+                hold(task, listener);
+            }
+            report(tcp, listener);
+        }
+        let _ = LISTENERS.remove(sk as u64);
+    }
+    0
+}
+
+/// Counts an overflow, if the queue of connections is full as the kernel reckons it.
+///
+/// # Safety
+/// `sk` is a typed pointer to a listener.
+#[inline(always)]
+unsafe fn arrive(sk: *const u8) -> i32 {
+    let Some(listener) = LISTENERS.get_ptr_mut(sk as u64) else { return 0 };
+    // SAFETY: members of the type; a word of the map's value.
+    unsafe {
+        if Direct::number(sk, &SK_ACK_BACKLOG) > Direct::number(sk, &SK_MAX_ACK_BACKLOG) {
+            atomic::add(addr_of_mut!((*listener).overflows), 1);
+        }
+    }
+    0
+}
+
+/// A SYN arrives: entry of `tcp_conn_request(request_ops, af_ops, sk, skb)`.
+#[fentry]
+pub fn listen_syn(ctx: FEntryContext) -> i32 {
+    // SAFETY: the third argument is the listener.
+    unsafe { arrive(ctx.arg(2)) }
+}
+
+/// A handshake's last segment arrives: entry of `tcp_v4_syn_recv_sock(sk, skb, ..)`.
+#[fentry]
+pub fn listen_ack_v4(ctx: FEntryContext) -> i32 {
+    // SAFETY: the first argument is the listener.
+    unsafe { arrive(ctx.arg(0)) }
+}
+
+/// The same for IPv6; IPv4 through IPv6 sockets goes on to the one above.
+#[fentry]
+pub fn listen_ack_v6(ctx: FEntryContext) -> i32 {
+    let skb: *const u8 = ctx.arg(1);
+    // SAFETY: (the listener, `struct sk_buff *`).
+    unsafe {
+        if u64::from(u16::from_be(Direct::number(skb, &LISTEN_SKB_PROTOCOL) as u16)) != IPV6 {
+            return 0;
+        }
+        arrive(ctx.arg(0))
+    }
+}

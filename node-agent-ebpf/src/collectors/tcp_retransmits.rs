@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+//! One record per packet that a target's TCP socket sends again.
+//!
+//! Hooks: tp_btf `tcp_retransmit_skb` (6.1 to 7.x; since 6.17 with the result, also of what failed), `tcp_retransmit_synack`.
+//! The kernel counts RetransSegs in segments, of which one packet may be several: so does `segments`.
+//! Cost: one hash lookup for sockets that are nobody's. Retransmissions are rare where the network is well.
+
+use aya_ebpf::macros::btf_tracepoint;
+use aya_ebpf::programs::BtfTracePointContext;
+use node_agent_common::fields;
+use node_agent_common::sock::state;
+use node_agent_common::tcp_retransmits::{INDEX, Kind, TcpRetransmitEvent};
+
+use crate::kernel::{address, constant};
+use crate::ring;
+use crate::sock::{
+    self, Direct, ICSK_CA_STATE, ICSK_PENDING, ICSK_RTO, Probe, Read, SK_STATE, TCP_PACKETS_OUT,
+    TCP_SND_CWND, TCP_SRTT_US, TCP_TOTAL_RETRANS,
+};
+
+node_agent_common::declare_tcp_skb_fields!();
+
+/// Not 0 where `tcp_retransmit_skb` says whether it was sent.
+#[unsafe(no_mangle)]
+static RETRANSMIT_HAS_ERR: u64 = 0;
+/// `TCP_CA_Recovery` and `TCP_CA_Loss` of enum `tcp_ca_state`.
+#[unsafe(no_mangle)]
+static CA_RECOVERY: u64 = fields::MISSING;
+#[unsafe(no_mangle)]
+static CA_LOSS: u64 = fields::MISSING;
+
+/// `ICSK_TIME_LOSS_PROBE` of include/net/inet_connection_sock.h: a macro, and so not in the BTF.
+const TIME_LOSS_PROBE: u64 = 5;
+/// The bit of SYN among the flags of a segment: the protocol's.
+const FLAG_SYN: u64 = 2;
+
+/// A packet was sent again.
+#[btf_tracepoint(function = "tcp_retransmit_skb")]
+pub fn tcp_retransmit_skb(ctx: BtfTracePointContext) -> i32 {
+    let (sk, skb): (*const u8, *const u8) = (ctx.arg(0), ctx.arg(1));
+    let err = if constant(&RETRANSMIT_HAS_ERR) != 0 { ctx.arg::<i32>(2) } else { 0 };
+    // SAFETY: (`struct sock *`, `struct sk_buff *`, and where the constant says so the result).
+    unsafe {
+        let Some(hit) = sock::owner(sk, INDEX) else { return 0 };
+        let tcp = sock::tcp_sock(sk);
+        if tcp.is_null() {
+            return 0;
+        }
+        ring::emit::<TcpRetransmitEvent>(&hit, |record| {
+            let control = address(skb, &SKB_CB);
+            sock::flow(tcp, &raw mut (*record).flow);
+            (*record).flow.sock_id = sock::cookie(tcp);
+            let flags = Probe::number(control, &TCP_CB_FLAGS);
+            let congestion = Direct::number(tcp, &ICSK_CA_STATE);
+            let kind = if flags & FLAG_SYN != 0 {
+                Kind::Syn
+            } else if Direct::number(tcp, &ICSK_PENDING) == TIME_LOSS_PROBE {
+                Kind::Tlp
+            } else if congestion == constant(&CA_LOSS) {
+                Kind::Rto
+            } else if congestion == constant(&CA_RECOVERY) {
+                Kind::Fast
+            } else {
+                Kind::Other
+            };
+            (*record).what = kind as u32;
+            (*record).state_raw = Direct::number(tcp, &SK_STATE) as u32;
+            (*record).segments = Probe::number(control, &TCP_CB_SEGS) as u32;
+            (*record).bytes = Direct::number(skb, &SKB_LEN) as u32;
+            (*record).seq = Probe::number(control, &TCP_CB_SEQ) as u32;
+            (*record).err = err;
+            (*record).srtt_raw = Direct::number(tcp, &TCP_SRTT_US) as u32;
+            (*record).rto_ticks = Direct::number(tcp, &ICSK_RTO) as u32;
+            (*record).snd_cwnd = Direct::number(tcp, &TCP_SND_CWND) as u32;
+            (*record).packets_out = Direct::number(tcp, &TCP_PACKETS_OUT) as u32;
+            (*record).total_retrans = Direct::number(tcp, &TCP_TOTAL_RETRANS) as u32;
+            (*record).reserved = 0;
+        });
+    }
+    0
+}
+
+/// A listener answers a SYN again.
+#[btf_tracepoint(function = "tcp_retransmit_synack")]
+pub fn tcp_retransmit_synack(ctx: BtfTracePointContext) -> i32 {
+    let (sk, request): (*const u8, *const u8) = (ctx.arg(0), ctx.arg(1));
+    // SAFETY: (the listener, a `struct sock *`; `struct request_sock *`).
+    unsafe {
+        let Some(hit) = sock::owner(sk, INDEX) else { return 0 };
+        ring::emit::<TcpRetransmitEvent>(&hit, |record| {
+            sock::request_flow(request, &raw mut (*record).flow);
+            (*record).what = Kind::SynAck as u32;
+            (*record).state_raw = state::NEW_SYN_RECV;
+            (*record).segments = 1;
+            (*record).bytes = 0;
+            (*record).seq = 0;
+            (*record).err = 0;
+            (*record).srtt_raw = 0;
+            (*record).rto_ticks = 0;
+            (*record).snd_cwnd = 0;
+            (*record).packets_out = 0;
+            (*record).total_retrans = 0;
+            (*record).reserved = 0;
+        });
+    }
+    0
+}

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+//! One record per change of a target's TCP socket's state, and per reset it sends or accepts.
+//!
+//! Hooks: tp_btf `inet_sock_set_state`, `tcp_send_reset`, `tcp_receive_reset` (6.1 to 7.x; `reason` of `tcp_send_reset` where the
+//! tracepoint has it); where the kernel has fentry, `tcp_time_wait`.
+//! Cost: one hash lookup for sockets that are nobody's.
+//! Not seen: resets without a socket, or from a mini-socket: nothing there says whose they are.
+
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::macros::{btf_tracepoint, fentry, map};
+use aya_ebpf::maps::HashMap;
+use aya_ebpf::programs::{BtfTracePointContext, FEntryContext};
+use node_agent_common::sock::state;
+use node_agent_common::tcp_states::{INDEX, Kind, MAX_SOCKETS, NO_REASON, TcpStateEvent};
+
+use crate::kernel::constant;
+use crate::ring::{self, Hit};
+use crate::sock::{self, Direct, Read, SK_ERR, SK_PROTOCOL, SK_STATE};
+
+/// Address of a target's socket to when it came into its state. A full map costs a column's value.
+#[map]
+static SINCE: HashMap<u64, u64> = HashMap::with_max_entries(MAX_SOCKETS, BPF_F_NO_PREALLOC);
+
+/// Not 0 where `tcp_send_reset` says why.
+#[unsafe(no_mangle)]
+static SEND_RESET_HAS_REASON: u64 = 0;
+
+/// What happened.
+#[derive(Clone, Copy)]
+struct Change {
+    kind: Kind,
+    old: u32,
+    new: u32,
+    since_ns: u64,
+    reason: u32,
+}
+
+/// # Safety
+/// `tcp` is a typed `struct tcp_sock`.
+#[inline(always)]
+unsafe fn send(tcp: *const u8, hit: &Hit, ts_ns: u64, change: Change) {
+    ring::emit_at::<TcpStateEvent>(hit, ts_ns, |record| {
+        // SAFETY: the record is ours, the socket as promised.
+        unsafe {
+            sock::flow(tcp, &raw mut (*record).flow);
+            (*record).flow.sock_id = sock::cookie(tcp);
+            (*record).since_ns = change.since_ns;
+            (*record).what = change.kind as u32;
+            (*record).old = change.old;
+            (*record).new = change.new;
+            (*record).reset_reason_raw = change.reason;
+            (*record).error = Direct::number(tcp, &SK_ERR) as i32;
+            (*record).reserved = 0;
+        }
+    });
+}
+
+/// A socket is about to change its state.
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub fn tcp_state_change(ctx: BtfTracePointContext) -> i32 {
+    let sk: *const u8 = ctx.arg(0);
+    let (old, new) = (ctx.arg::<i32>(1) as u32, ctx.arg::<i32>(2) as u32);
+    // SAFETY: (`struct sock *`, old state, new state).
+    unsafe {
+        if Direct::number(sk, &SK_PROTOCOL) != sock::TCP {
+            return 0;
+        }
+        let Some(hit) = sock::owner(sk, INDEX) else { return 0 };
+        let tcp = sock::tcp_sock(sk);
+        if tcp.is_null() {
+            return 0;
+        }
+        let (key, now) = (sk as u64, ring::now());
+        // A socket begins in CLOSE or, one that a listener makes, in SYN_RECV: what stands at its address is another's.
+        let is_new = old == state::CLOSE || new == state::SYN_RECV;
+        let since_ns = if is_new { 0 } else { SINCE.get(key).copied().unwrap_or(0) };
+        if new == state::CLOSE {
+            let _ = SINCE.remove(key);
+        } else {
+            let _ = SINCE.insert(key, now, 0);
+        }
+        send(tcp, &hit, now, Change { kind: Kind::Transition, old, new, since_ns, reason: NO_REASON });
+    }
+    0
+}
+
+/// # Safety
+/// `sk` is a typed pointer to a `struct sock`, or null.
+#[inline(always)]
+unsafe fn reset(sk: *const u8, kind: Kind, reason: u32) -> i32 {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        if !sock::is_full(sk) {
+            return 0;
+        }
+        let Some(hit) = sock::owner(sk, INDEX) else { return 0 };
+        let tcp = sock::tcp_sock(sk);
+        if tcp.is_null() {
+            return 0;
+        }
+        let old = Direct::number(sk, &SK_STATE) as u32;
+        send(tcp, &hit, ring::now(), Change { kind, old, new: 0, since_ns: 0, reason });
+    }
+    0
+}
+
+/// A reset is sent.
+#[btf_tracepoint(function = "tcp_send_reset")]
+pub fn tcp_state_reset_sent(ctx: BtfTracePointContext) -> i32 {
+    let reason = if constant(&SEND_RESET_HAS_REASON) != 0 { ctx.arg::<i32>(2) as u32 } else { NO_REASON };
+    // SAFETY: (`struct sock *` or null, `struct sk_buff *`, and where the constant says so the reason).
+    unsafe { reset(ctx.arg(0), Kind::RstSent, reason) }
+}
+
+/// A reset was accepted; CLOSE follows.
+#[btf_tracepoint(function = "tcp_receive_reset")]
+pub fn tcp_state_reset_received(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: (`struct sock *`).
+    unsafe { reset(ctx.arg(0), Kind::RstReceived, NO_REASON) }
+}
+
+/// A mini-socket takes over: entry of `tcp_time_wait(sk, state, timeout)`.
+#[fentry]
+pub fn tcp_state_time_wait(ctx: FEntryContext) -> i32 {
+    let sk: *const u8 = ctx.arg(0);
+    // SAFETY: the first argument is a `struct sock *`.
+    unsafe {
+        let Some(hit) = sock::owner(sk, INDEX) else { return 0 };
+        let tcp = sock::tcp_sock(sk);
+        if tcp.is_null() {
+            return 0;
+        }
+        let old = Direct::number(sk, &SK_STATE) as u32;
+        // The second argument is FIN_WAIT2 where the mini-socket is to stay in that state for a while.
+        let new = ctx.arg::<i32>(1) as u32;
+        let since_ns = SINCE.get(sk as u64).copied().unwrap_or(0);
+        send(tcp, &hit, ring::now(), Change { kind: Kind::TimeWait, old, new, since_ns, reason: NO_REASON });
+    }
+    0
+}

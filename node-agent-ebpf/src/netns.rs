@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+//! Which network namespaces are targets', for packets that no socket claims.
+//!
+//! Hooks: tp_btf `sched_process_exec` (what runs in a pod has entered its namespace by then), `iter/task` for what runs
+//! already. Namespaces are told apart by their cookie, which is never used again, unlike the inode. The node's own is left out:
+//! pods that live in it share it with everything else; the agent says which one that is.
+//! A pod's rows have the pod's own cgroup, as all its containers are in the namespace.
+
+use aya_ebpf::helpers::generated::bpf_get_current_task_btf;
+use aya_ebpf::macros::{btf_tracepoint, map, raw_tracepoint};
+use aya_ebpf::maps::{Array, LruHashMap};
+use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
+use node_agent_common::event::Attribution;
+
+use crate::kernel::{self, CGROUP_PARENT, CSS_CGROUP, CSS_SET_DFL_CGRP, TASK_CGROUPS, follow};
+use crate::ring::Hit;
+use crate::sock::{Direct, NET_INUM, Read};
+use crate::{counters, target};
+
+node_agent_common::declare_netns_fields!();
+
+/// Cookie of a network namespace to the target that it is of.
+#[map]
+static NETNS: LruHashMap<u64, u64> = LruHashMap::with_max_entries(4096, 0);
+
+/// Cookie of the node's own namespace.
+#[map]
+static NETNS_OF_NODE: Array<u64> = Array::with_max_entries(1, 0);
+
+/// # Safety
+/// `task` is a typed pointer to a task.
+#[inline(always)]
+unsafe fn learn(task: *const u8) {
+    // SAFETY: each step loads a member of the type before.
+    unsafe {
+        let cgroup_id = kernel::task_cgroup_id(task);
+        if target::slots(cgroup_id) == 0 {
+            return;
+        }
+        let namespaces = follow(task, &TASK_NSPROXY);
+        let net = follow(namespaces, &NSPROXY_NET);
+        let cookie = Direct::number(net, &NET_COOKIE);
+        if namespaces.is_null() || cookie == 0 || NETNS_OF_NODE.get(0).is_none_or(|node| *node == cookie) {
+            return;
+        }
+        let own = follow(follow(task, &TASK_CGROUPS), &CSS_SET_DFL_CGRP);
+        let above = kernel::cgroup_id(follow(follow(own, &CGROUP_PARENT), &CSS_CGROUP));
+        let owner = if target::slots(above) != 0 { above } else { cgroup_id };
+        let _ = NETNS.insert(cookie, owner, 0);
+    }
+}
+
+/// Whose the namespace is, if a session records `table` for it.
+///
+/// # Safety
+/// `net` is a typed pointer to a `struct net`.
+#[inline(always)]
+pub(crate) unsafe fn owner(net: *const u8, table: u32) -> Option<Hit> {
+    // SAFETY: as promised; the value is one word, read once.
+    unsafe {
+        let cgroup_id = NETNS.get(Direct::number(net, &NET_COOKIE)).copied()?;
+        let slots = counters::enabled(target::slots(cgroup_id), table);
+        if slots == 0 {
+            return None;
+        }
+        let netns = Direct::number(net, &NET_INUM);
+        Some(Hit { slots, cgroup_id, netns, attribution: Attribution::Netns })
+    }
+}
+
+/// A program begins in the namespace that it will use.
+#[btf_tracepoint(function = "sched_process_exec")]
+pub fn netns_exec(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: the first argument is a `struct task_struct *`.
+    unsafe { learn(ctx.arg(0)) };
+    0
+}
+
+/// What runs already: the context is (meta, task).
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+pub unsafe extern "C" fn netns_scan(ctx: *mut u64) -> i32 {
+    // SAFETY: the iterator's context is two pointers, the second of them to a task, or null at the end.
+    unsafe {
+        let this = *ctx.add(1) as *const u8;
+        if !this.is_null() {
+            learn(this);
+        }
+    }
+    0
+}
+
+/// Takes down the node's own namespace: that of the first process of the agent's pid namespace, which is the node's. The
+/// agent runs this once.
+#[raw_tracepoint]
+pub fn netns_of_node(_ctx: RawTracePointContext) -> i32 {
+    // SAFETY: the current task is one; each step loads a member of the type before.
+    unsafe {
+        let this = bpf_get_current_task_btf().cast_const().cast::<u8>();
+        let pids = follow(follow(this, &TASK_NSPROXY), &NSPROXY_PID);
+        let first = follow(pids, &PID_NS_REAPER);
+        let net = follow(follow(first, &TASK_NSPROXY), &NSPROXY_NET);
+        if let Some(node) = NETNS_OF_NODE.get_ptr_mut(0) {
+            *node = Direct::number(net, &NET_COOKIE);
+        }
+    }
+    0
+}

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `tcpRetransmits`: what the targets' TCP sockets sent again, and why.
+//!
+//! In: [`TcpRetransmitEvent`] records. Out: rows of `tcp_retransmits`.
+
+use node_agent_common::event::{Event, Header};
+use node_agent_common::fields::Field;
+use node_agent_common::sock::{SOCK_FIELDS, TCP_FIELDS, state};
+use node_agent_common::table::CollectorInfo;
+use node_agent_common::tcp_retransmits::{COLLECTOR, Kind, TCP_SKB_FIELDS, TcpRetransmitEvent, at};
+
+use super::{Collector, DecodeError, Decoder, Hook, Ports, Values, Verdict, flow, record, word};
+use crate::kernel::btf::{Btf, BtfError};
+use crate::kernel::clock;
+use crate::pipeline::batch::Row;
+
+/// The collector.
+pub struct TcpRetransmits;
+
+impl Collector for TcpRetransmits {
+    fn info(&self) -> &'static CollectorInfo {
+        &COLLECTOR
+    }
+
+    fn hooks(&self) -> &'static [Hook] {
+        const { &[Hook::tracepoint("tcp_retransmit_skb"), Hook::tracepoint("tcp_retransmit_synack")] }
+    }
+
+    fn fields(&self) -> &'static [&'static [Field]] {
+        &[SOCK_FIELDS, TCP_FIELDS, TCP_SKB_FIELDS]
+    }
+
+    fn constants(&self, btf: &Btf) -> Result<Vec<(&'static str, u64)>, BtfError> {
+        let mut constants = flow::constants(btf)?;
+        let retransmit = btf.tracepoint("tcp_retransmit_skb");
+        let has_err = retransmit.is_some_and(|prototype| prototype.args.len() >= 3);
+        constants.extend([
+            ("RETRANSMIT_HAS_ERR", u64::from(has_err)),
+            ("CA_RECOVERY", btf.enumerator(Some("tcp_ca_state"), "TCP_CA_Recovery")?.cast_unsigned()),
+            ("CA_LOSS", btf.enumerator(Some("tcp_ca_state"), "TCP_CA_Loss")?.cast_unsigned()),
+        ]);
+        Ok(constants)
+    }
+
+    fn records(&self) -> &'static [(u16, u32)] {
+        const { &[record::<TcpRetransmitEvent>()] }
+    }
+
+    fn decoder(&self, values: &Values) -> Box<dyn Decoder> {
+        Box::new(RetransmitDecoder {
+            kinds: values.words("kinds").to_vec(),
+            ports: values.ports("ports"),
+            tick_ns: clock::tick_ns(),
+        })
+    }
+}
+
+struct RetransmitDecoder {
+    kinds: Vec<&'static str>,
+    ports: Ports,
+    tick_ns: u64,
+}
+
+impl Decoder for RetransmitDecoder {
+    fn decode(&mut self, _header: &Header, raw: &[u8], row: &mut Row<'_>) -> Result<Verdict, DecodeError> {
+        let event = TcpRetransmitEvent::read(raw).ok_or(DecodeError::Length)?;
+        let kind = word(Kind::NAMES, event.what, "what")?;
+        if !(self.kinds.is_empty() || self.kinds.contains(&kind)) || !self.ports.want(&event.flow) {
+            return Ok(Verdict::Filtered);
+        }
+        flow::set(row, &event.flow)?;
+        row.text(at::kind, kind);
+        row.text(at::state, state::name(event.state_raw).ok_or(DecodeError::Value("state"))?);
+        row.int(at::segments, event.segments.into());
+        row.int(at::bytes, event.bytes.into());
+        row.int(at::seq, event.seq.into());
+        row.int(at::err, event.err.into());
+        if event.srtt_raw != 0 {
+            row.int(at::srtt_us, (event.srtt_raw >> 3).into());
+        }
+        if event.rto_ticks != 0 {
+            row.uint(at::rto_ms, u64::from(event.rto_ticks) * self.tick_ns / 1_000_000);
+        }
+        row.int(at::snd_cwnd, event.snd_cwnd.into());
+        row.int(at::packets_out, event.packets_out.into());
+        row.int(at::total_retrans, event.total_retrans.into());
+        Ok(Verdict::Row)
+    }
+}

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `tcpStates`: changes of state of the targets' TCP sockets, and their resets.
+//!
+//! In: [`TcpStateEvent`] records. Out: rows of `tcp_states`. Reasons of resets have the running kernel's own names.
+
+use node_agent_common::event::{Event, Header};
+use node_agent_common::fields::Field;
+use node_agent_common::sock::{SOCK_FIELDS, TCP_FIELDS, state};
+use node_agent_common::table::CollectorInfo;
+use node_agent_common::tcp_states::{COLLECTOR, Kind, NO_REASON, TcpStateEvent, at};
+
+use super::{
+    Attach, Collector, DecodeError, Decoder, Hook, Ports, Role, Values, Verdict, flow, record, word,
+};
+use crate::kernel::btf::{Btf, BtfError};
+use crate::kernel::names::Names;
+use crate::pipeline::batch::Row;
+
+/// The collector.
+pub struct TcpStates;
+
+impl Collector for TcpStates {
+    fn info(&self) -> &'static CollectorInfo {
+        &COLLECTOR
+    }
+
+    fn hooks(&self) -> &'static [Hook] {
+        const {
+            &[
+                Hook::on("tcp_state_change", "inet_sock_set_state"),
+                Hook::on("tcp_state_reset_sent", "tcp_send_reset"),
+                Hook::on("tcp_state_reset_received", "tcp_receive_reset"),
+                Hook {
+                    program: "tcp_state_time_wait",
+                    attach: Attach::Entry(&["tcp_time_wait"]),
+                    role: Role::Extra,
+                },
+            ]
+        }
+    }
+
+    fn fields(&self) -> &'static [&'static [Field]] {
+        &[SOCK_FIELDS, TCP_FIELDS]
+    }
+
+    fn constants(&self, btf: &Btf) -> Result<Vec<(&'static str, u64)>, BtfError> {
+        let mut constants = flow::constants(btf)?;
+        let reset = btf.tracepoint("tcp_send_reset");
+        constants.push((
+            "SEND_RESET_HAS_REASON",
+            u64::from(reset.is_some_and(|prototype| prototype.args.len() >= 3)),
+        ));
+        Ok(constants)
+    }
+
+    fn records(&self) -> &'static [(u16, u32)] {
+        const { &[record::<TcpStateEvent>()] }
+    }
+
+    fn decoder(&self, values: &Values) -> Box<dyn Decoder> {
+        Box::new(StateDecoder {
+            kinds: values.words("kinds").to_vec(),
+            ports: values.ports("ports"),
+            reasons: Names::of("sk_rst_reason", "SK_RST_REASON_"),
+        })
+    }
+}
+
+struct StateDecoder {
+    kinds: Vec<&'static str>,
+    ports: Ports,
+    reasons: Names,
+}
+
+impl Decoder for StateDecoder {
+    fn decode(&mut self, header: &Header, raw: &[u8], row: &mut Row<'_>) -> Result<Verdict, DecodeError> {
+        let event = TcpStateEvent::read(raw).ok_or(DecodeError::Length)?;
+        let kind = word(Kind::NAMES, event.what, "what")?;
+        if !(self.kinds.is_empty() || self.kinds.contains(&kind)) || !self.ports.want(&event.flow) {
+            return Ok(Verdict::Filtered);
+        }
+        flow::set(row, &event.flow)?;
+        row.text(at::kind, kind);
+        row.text(at::old_state, state::name(event.old).ok_or(DecodeError::Value("old"))?);
+        if event.new != 0 {
+            row.text(at::new_state, state::name(event.new).ok_or(DecodeError::Value("new"))?);
+        }
+        if event.since_ns != 0 {
+            row.uint(at::in_state_ns, header.ts_ns.saturating_sub(event.since_ns));
+        }
+        if event.reset_reason_raw != NO_REASON {
+            self.reasons.set(row, at::reset_reason, event.reset_reason_raw.into());
+        }
+        row.int(at::error, event.error.into());
+        Ok(Verdict::Row)
+    }
+}

@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `tcpThroughput`: payload of the targets' TCP connections in each window.
+//!
+//! In: entries of [`Throughput`]. Out: rows of `tcp_throughput`: the busiest connections of a window, ranked, and one row
+//! for the others of each cgroup. What is put together keeps its number of events.
+
+use std::collections::BTreeMap;
+
+use node_agent_common::event::{Event, Header};
+use node_agent_common::fields::{Field, TASK_FIELDS};
+use node_agent_common::sock::{Flow, SOCK_FIELDS, TCP_FIELDS};
+use node_agent_common::table::CollectorInfo;
+use node_agent_common::tcp_throughput::{COLLECTOR, Throughput, at};
+
+use super::{Collector, DecodeError, Decoder, Hook, Ports, Values, Verdict, flow};
+use crate::kernel::btf::{Btf, BtfError};
+use crate::kernel::load::{Kernel, KernelError};
+use crate::pipeline::batch::Row;
+use crate::pipeline::window::Aggregation;
+
+/// The collector.
+pub struct TcpThroughput;
+
+const PASS: &str = "throughput_pass";
+const PASSES: &str = "THROUGHPUT_PASSES";
+
+impl Collector for TcpThroughput {
+    fn info(&self) -> &'static CollectorInfo {
+        &COLLECTOR
+    }
+
+    fn hooks(&self) -> &'static [Hook] {
+        const { &[Hook::on("throughput_change", "inet_sock_set_state"), Hook::iterator(PASS, "task_file")] }
+    }
+
+    fn fields(&self) -> &'static [&'static [Field]] {
+        &[SOCK_FIELDS, TCP_FIELDS, TASK_FIELDS]
+    }
+
+    fn constants(&self, btf: &Btf) -> Result<Vec<(&'static str, u64)>, BtfError> {
+        flow::constants(btf)
+    }
+
+    fn aggregations(&self) -> &'static [Aggregation] {
+        const { &[Aggregation::of::<Throughput>("THROUGHPUT")] }
+    }
+
+    fn decoder(&self, values: &Values) -> Box<dyn Decoder> {
+        Box::new(ThroughputDecoder {
+            ports: values.ports("ports"),
+            top: usize::try_from(values.integer("topN")).unwrap_or(usize::MAX),
+            seconds: 0.0,
+            rank: 0,
+        })
+    }
+
+    fn join(&self, kernel: &mut Kernel, _slot: u32, _cgroups: &[u64]) -> Result<(), KernelError> {
+        self.sample(kernel)
+    }
+
+    fn sample(&self, kernel: &mut Kernel) -> Result<(), KernelError> {
+        kernel.pass(PASS, PASSES)
+    }
+}
+
+struct ThroughputDecoder {
+    ports: Ports,
+    top: usize,
+    /// Length of the window.
+    seconds: f64,
+    /// Of the last connection that had its row.
+    rank: i64,
+}
+
+/// Whether a record is the sum of several connections: it has no port, which a connection always has.
+fn is_sum(record: &Throughput) -> bool {
+    record.flow == Flow::default()
+}
+
+impl Decoder for ThroughputDecoder {
+    fn window(&mut self, span: (u64, u64), records: &mut Vec<(Vec<u8>, u64)>) {
+        self.seconds = span.1.saturating_sub(span.0) as f64 / 1e9;
+        self.rank = 0;
+        let read = records.iter().filter_map(|(raw, events)| Some((Throughput::read(raw)?, *events)));
+        let (mut wanted, filtered): (Vec<_>, Vec<_>) = read.partition(|(one, _)| self.ports.want(&one.flow));
+        let payload = |one: &Throughput| one.rx_bytes.saturating_add(one.tx_bytes);
+        wanted.sort_unstable_by_key(|(one, _)| (std::cmp::Reverse(payload(one)), one.flow.sock_id));
+        let mut others: BTreeMap<(u64, u64), (Throughput, u64)> = BTreeMap::new();
+        for (one, events) in wanted.split_off(self.top.min(wanted.len())) {
+            let nobody = Throughput { flow: Flow::default(), start_ns: 0, pid: 0, comm: [0; 16], ..one };
+            others
+                .entry((one.header.cgroup_id, one.header.netns))
+                .and_modify(|(sum, all)| {
+                    sum.count += one.count;
+                    sum.rx_bytes += one.rx_bytes;
+                    sum.tx_bytes += one.tx_bytes;
+                    sum.acked_bytes += one.acked_bytes;
+                    sum.retrans_bytes += one.retrans_bytes;
+                    *all += events;
+                })
+                .or_insert((nobody, events));
+        }
+        let all = wanted.into_iter().chain(others.into_values()).chain(filtered);
+        *records = all.map(|(one, events)| (one.bytes().to_vec(), events)).collect();
+    }
+
+    fn decode(&mut self, _header: &Header, raw: &[u8], row: &mut Row<'_>) -> Result<Verdict, DecodeError> {
+        let carried = Throughput::read(raw).ok_or(DecodeError::Length)?;
+        let is_sum = is_sum(&carried);
+        if !is_sum {
+            if !self.ports.want(&carried.flow) {
+                return Ok(Verdict::Filtered);
+            }
+            flow::set(row, &carried.flow)?;
+            self.rank += 1;
+            row.int(at::rank, self.rank);
+        }
+        if carried.pid != 0 {
+            row.process(carried.pid, carried.pid, carried.start_ns, &carried.comm);
+        }
+        row.uint(at::rx_bytes, carried.rx_bytes);
+        row.uint(at::tx_bytes, carried.tx_bytes);
+        row.uint(at::acked_bytes, carried.acked_bytes);
+        row.uint(at::retrans_bytes, carried.retrans_bytes);
+        let per_second =
+            |bytes: u64| if self.seconds > 0.0 { bytes as f64 * 8.0 / self.seconds } else { 0.0 };
+        row.float(at::rx_bps, per_second(carried.rx_bytes));
+        row.float(at::tx_bps, per_second(carried.tx_bytes));
+        row.bool(at::others, is_sum);
+        Ok(Verdict::Row)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one(port: u16, cgroup_id: u64, bytes: u64) -> (Vec<u8>, u64) {
+        let zeros = [0; size_of::<Throughput>()];
+        let mut one = Throughput::read(&zeros).expect("has the record's length");
+        one.header.cgroup_id = cgroup_id;
+        (one.flow.lport, one.flow.family, one.rx_bytes) = (port, 2, bytes);
+        (one.bytes().to_vec(), 1)
+    }
+
+    #[test]
+    fn the_busiest_have_rows_and_the_others_are_put_together_by_cgroup() {
+        let params = [("topN".to_owned(), "2".to_owned()), ("ports".to_owned(), "1-9".to_owned())].into();
+        let mut decoder = TcpThroughput.decoder(&Values::parse(&COLLECTOR, &params).expect("is valid"));
+        let mut records =
+            vec![one(1, 7, 10), one(2, 7, 40), one(3, 8, 30), one(4, 7, 20), one(5, 8, 5), one(10, 7, 99)];
+        decoder.window((0, 1_000_000_000), &mut records);
+        let found: Vec<_> = records
+            .iter()
+            .map(|(raw, events)| {
+                let one = Throughput::read(raw).expect("has the record's length");
+                (one.flow.lport, one.header.cgroup_id, one.rx_bytes, *events)
+            })
+            .collect();
+        assert_eq!(found, [(2, 7, 40, 1), (3, 8, 30, 1), (0, 7, 30, 2), (0, 8, 5, 1), (10, 7, 99, 1)]);
+    }
+}

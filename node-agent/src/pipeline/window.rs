@@ -1,0 +1,324 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Ends windows: takes what the kernel side has added up out of its maps, and makes rows of it.
+//!
+//! In: entries of the maps that [`Aggregation`]s name, and what collectors sample at a window's end. Out: rows in the
+//! sessions' tables, one per key and window.
+//! Loses: nothing. What found a full map was counted there; a session with more keys than [`MOST_KEYS`] has its window ended early.
+//! Invariants: the number of the kernel's window is raised, and every program that saw the old one has ended, before
+//! entries are taken out: an event is in one window. Sessions have windows of their own length: what is taken out is added
+//! up for each until its own window ends.
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::AsFd;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use node_agent_common::aggregate::{Aggregate, Merge};
+use node_agent_common::event::Header;
+
+use super::decode::{Link, Place, Shared};
+use crate::collectors::ALL;
+use crate::kernel::load::{Kernel, KernelError, wait_for_programs};
+use crate::kernel::{clock, entries};
+
+/// Keys of one session and table; with more its window ends.
+const MOST_KEYS: usize = 1 << 16;
+
+/// One map that the kernel side adds up, without its types.
+#[derive(Clone, Copy, Debug)]
+pub struct Aggregation {
+    /// Name of the map in the object.
+    pub map: &'static str,
+    /// Position of the table.
+    pub table: u32,
+    /// Tag of the record that an entry makes.
+    pub tag: u16,
+    /// Whether its events are never sampled: the kernel itself counted them.
+    pub exact: bool,
+    /// Whether the first window's rows are the only ones.
+    pub once: bool,
+    key_bytes: usize,
+    value_bytes: usize,
+    merges: &'static [(usize, Merge)],
+}
+
+impl Aggregation {
+    /// The entries of that map.
+    pub const fn of<A: Aggregate>(map: &'static str) -> Aggregation {
+        Aggregation {
+            map,
+            table: A::TABLE,
+            tag: A::TAG,
+            exact: false,
+            once: false,
+            key_bytes: size_of::<A::Key>(),
+            value_bytes: size_of::<A::Value>(),
+            merges: A::MERGES,
+        }
+    }
+
+    /// The same, of events that the kernel itself counted.
+    pub const fn exact(self) -> Aggregation {
+        Aggregation { exact: true, ..self }
+    }
+
+    /// Not a map: what a collector itself reads at each window's end ([`Collector::gather`](crate::collectors::Collector::gather)).
+    pub const fn gathered<A: Aggregate>() -> Aggregation {
+        Aggregation { exact: true, ..Self::of::<A>("") }
+    }
+
+    /// The same, for the first window only.
+    pub const fn once(self) -> Aggregation {
+        Aggregation { once: true, ..self }
+    }
+
+    const fn is_gathered(&self) -> bool {
+        self.map.is_empty()
+    }
+
+    /// Joins the words of an entry to those of an earlier one.
+    fn join(&self, old: &mut [u64], new: impl Iterator<Item = u64>, weight: u64) {
+        let ops = self.merges.iter().flat_map(|&(words, merge)| std::iter::repeat_n(merge, words));
+        for ((old, new), merge) in old.iter_mut().zip(new).zip(ops) {
+            *old = merge.join(*old, new, weight);
+        }
+    }
+}
+
+/// What a session's table has added up since its window began.
+pub struct Window {
+    aggregation: &'static Aggregation,
+    interval_ns: u64,
+    /// Beginning of the window, nanoseconds since boot.
+    pub began_ns: u64,
+    /// When it is to end: a multiple of the interval, so that all nodes and sessions have the same.
+    pub due_ns: u64,
+    sums: HashMap<Box<[u8]>, Box<[u64]>>,
+    /// Entries that no program counted as emitted, because a collector read them.
+    pub gathered: u64,
+    is_first: bool,
+}
+
+impl Window {
+    /// A window that begins now.
+    pub fn new(aggregation: &'static Aggregation, interval: Duration) -> Window {
+        let interval_ns = u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX).max(1);
+        let mut window = Window {
+            aggregation,
+            interval_ns,
+            began_ns: 0,
+            due_ns: 0,
+            sums: HashMap::new(),
+            gathered: 0,
+            is_first: true,
+        };
+        window.begin(clock::boot_ns());
+        window
+    }
+
+    /// The map that it takes from.
+    pub fn aggregation(&self) -> &'static Aggregation {
+        self.aggregation
+    }
+
+    fn begin(&mut self, now_ns: u64) {
+        self.began_ns = now_ns;
+        self.due_ns = (now_ns / self.interval_ns + 1).saturating_mul(self.interval_ns);
+    }
+
+    /// Adds an entry. `key` has no sessions and no window.
+    fn add(&mut self, key: &[u8], value: &[u8], weight: u64) {
+        let words = value.chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().expect("8 bytes")));
+        let weight = if self.aggregation.exact { 1 } else { weight };
+        if self.aggregation.once && !self.is_first {
+            return;
+        }
+        if self.aggregation.is_gathered() {
+            self.gathered += 1;
+        }
+        let sums = match self.sums.get_mut(key) {
+            Some(sums) => sums,
+            None => self.sums.entry(key.into()).or_insert_with(|| vec![0; value.len() / 8].into()),
+        };
+        self.aggregation.join(sums, words, weight);
+    }
+
+    /// Ends the window and returns its records, with their number of events; the next one begins.
+    pub fn end(&mut self, now_ns: u64) -> Ended {
+        let began_ns = self.began_ns;
+        self.begin(now_ns);
+        self.is_first &= self.sums.is_empty();
+        Ended { began_ns, ended_ns: now_ns, sums: std::mem::take(&mut self.sums) }
+    }
+
+    fn is_due(&self, now_ns: u64) -> bool {
+        now_ns >= self.due_ns || self.sums.len() >= MOST_KEYS
+    }
+}
+
+/// A window that is over.
+pub struct Ended {
+    /// Its beginning, nanoseconds since boot.
+    pub began_ns: u64,
+    /// Its end.
+    pub ended_ns: u64,
+    sums: HashMap<Box<[u8]>, Box<[u64]>>,
+}
+
+impl Ended {
+    /// Each record with the events that it stands for.
+    pub fn records(self) -> impl Iterator<Item = (Vec<u8>, u64)> {
+        self.sums.into_iter().map(|(key, words)| {
+            let mut record = key.into_vec();
+            record.extend(words.iter().flat_map(|word| word.to_ne_bytes()));
+            (record, words[0])
+        })
+    }
+}
+
+/// Runs until told to stop: ends each window when it is due.
+pub fn run(link: &Link, kernel: &Mutex<Option<Kernel>>, node: &str) {
+    loop {
+        let Some(due_ns) = link.wait_for_windows() else { return };
+        let now_ns = clock::boot_ns();
+        if now_ns < due_ns {
+            link.rest(Duration::from_nanos(due_ns - now_ns));
+            continue;
+        }
+        let mut guard = kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(kernel) = &mut *guard else { continue };
+        // Looked at again under both locks: a session may have ended meanwhile.
+        let tables = link.lock().due_tables(clock::boot_ns());
+        if let Err(error) = turn(kernel, link, &tables) {
+            tracing::error!(%error, "what the kernel added up cannot be taken out, will retry");
+        }
+        link.lock().end_windows(clock::boot_ns(), node);
+    }
+}
+
+/// Takes out what was added up for these tables since the last time, and adds it up for the sessions.
+///
+/// # Errors
+/// When a map cannot be read or written. Nothing is lost: the next turn takes out what this one left.
+pub fn turn(kernel: &mut Kernel, link: &Link, tables: &[u32]) -> Result<(), KernelError> {
+    if tables.is_empty() {
+        return Ok(());
+    }
+    let mut first = Ok(());
+    for collector in ALL.iter().filter(|c| c.info().tables.iter().any(|table| tables.contains(&table.index)))
+    {
+        first = first.and(collector.sample(kernel));
+    }
+    let failed = |source| KernelError::Map { map: "WINDOWS", source };
+    let mut raised = BTreeMap::new();
+    for &table in tables {
+        let mut windows = kernel.array::<u64>("WINDOWS")?;
+        let next = windows.get(&table, 0).map_err(failed)? + 1;
+        windows.set(table, next, 0).map_err(failed)?;
+        raised.insert(table, next);
+    }
+    wait_for_programs();
+    for collector in ALL {
+        let wanted = collector.aggregations().iter().filter(|one| one.is_gathered());
+        for aggregation in wanted.filter(|one| tables.contains(&one.table)) {
+            let mut shared = link.lock();
+            collector.gather(aggregation, &mut |record| {
+                let (key, value) = record.split_at(aggregation.key_bytes);
+                shared.add_up(aggregation, u64::MAX, key, value);
+            });
+        }
+    }
+    let all = ALL.iter().flat_map(|collector| collector.aggregations()).filter(|one| !one.is_gathered());
+    for aggregation in all.filter(|aggregation| tables.contains(&aggregation.table)) {
+        first = first.and(take(kernel, link, aggregation, raised[&aggregation.table]));
+    }
+    let mut shared = link.lock();
+    let states = shared.sessions.iter_mut().flatten().flat_map(|session| &mut session.tables);
+    for state in states.filter(|state| tables.contains(&state.table.index)) {
+        first = first.and(ALL[state.collector].refresh(kernel, &mut *state.decoder));
+    }
+    first
+}
+
+/// Takes the entries of windows before `window` out of a map.
+fn take(
+    kernel: &Kernel,
+    link: &Link,
+    aggregation: &'static Aggregation,
+    window: u64,
+) -> Result<(), KernelError> {
+    let failed = |source| KernelError::Io { what: "cannot take out what was added up", source };
+    let map = kernel.map_fd(aggregation.map)?;
+    let (mut keys, mut values) = (Vec::new(), Vec::new());
+    entries::read(map.as_fd(), aggregation.key_bytes, aggregation.value_bytes, |key, value| {
+        if Header::of(key).is_some_and(|header| header.ts_ns < window) {
+            keys.extend_from_slice(key);
+            values.extend_from_slice(value);
+        }
+    })
+    .map_err(failed)?;
+    // Out of the map first: an entry that could not be deleted would be counted again with the next window.
+    entries::delete(map.as_fd(), aggregation.key_bytes, &keys).map_err(failed)?;
+    let mut shared = link.lock();
+    let records = keys.chunks_exact_mut(aggregation.key_bytes);
+    for (key, value) in records.zip(values.chunks_exact(aggregation.value_bytes)) {
+        let Some(mut header) = Header::of(key) else { continue };
+        let slots = std::mem::take(&mut header.slots);
+        header.ts_ns = 0;
+        header.write(key);
+        shared.add_up(aggregation, slots, key, value);
+    }
+    Ok(())
+}
+
+impl Shared {
+    /// When the next window of any session is due, nanoseconds since boot.
+    pub fn next_window(&self) -> Option<u64> {
+        let sessions = self.sessions.iter().flatten().filter(|session| session.closing.is_none());
+        sessions.flat_map(|session| session.tables.iter().flat_map(|t| &t.window)).map(|w| w.due_ns).min()
+    }
+
+    /// Tables of which some session's window is due.
+    fn due_tables(&self, now_ns: u64) -> Vec<u32> {
+        let sessions = self.sessions.iter().flatten().filter(|session| session.closing.is_none());
+        let due = sessions
+            .flat_map(|session| &session.tables)
+            .filter(|table| table.window.as_ref().is_some_and(|window| window.is_due(now_ns)));
+        let mut tables: Vec<u32> = due.map(|table| table.table.index).collect();
+        tables.sort_unstable();
+        tables.dedup();
+        tables
+    }
+
+    /// Adds an entry up for each of the slots.
+    fn add_up(&mut self, aggregation: &Aggregation, slots: u64, key: &[u8], value: &[u8]) {
+        let mut rest = slots;
+        while rest != 0 {
+            let slot = rest.trailing_zeros() as usize;
+            rest &= rest - 1;
+            // What comes after its end is not a session's, though it has its slot still.
+            let session = self.sessions.get_mut(slot).and_then(Option::as_mut);
+            let session = session.filter(|session| session.closing.is_none());
+            let tables = session.map(|session| &mut session.tables).into_iter().flatten();
+            for state in tables.filter(|state| state.table.index == aggregation.table) {
+                let weight = state.weight;
+                if let Some(window) = &mut state.window {
+                    window.add(key, value, weight);
+                }
+            }
+        }
+    }
+
+    /// Makes rows of the windows that are due.
+    fn end_windows(&mut self, now_ns: u64, node: &str) {
+        let offset_ns = clock::utc_offset_ns();
+        for session in self.sessions.iter_mut().flatten().filter(|session| session.closing.is_none()) {
+            let place = Place { node, offset_ns, interval: session.rollover_interval };
+            for state in &mut session.tables {
+                if state.window.as_ref().is_some_and(|window| window.is_due(now_ns)) {
+                    state.end_window(now_ns, place);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Slices of a known program, against the scheduler's own account in /proc/PID/schedstat and /proc/PID/status.
+
+use std::time::{Duration, Instant};
+
+use tracelake_node_agent::engine::CollectorSpec;
+
+use crate::support::{Burst, Recording, Row, TestCgroup, answer, number};
+
+/// Naps of the workload at an order, and how long it works then.
+const NAPS: usize = 50;
+const WORK: Duration = Duration::from_millis(150);
+
+/// What the kernel says of a sleeping program.
+#[derive(Clone, Copy, Debug)]
+struct Account {
+    run_ns: i64,
+    wait_ns: i64,
+    slices: i64,
+    voluntary: i64,
+    involuntary: i64,
+}
+
+fn account(burst: &Burst) -> Account {
+    let schedstat = burst.proc("schedstat");
+    let numbers: Vec<i64> =
+        schedstat.split_whitespace().map(|word| word.parse().expect("a number")).collect();
+    let status = burst.proc("status");
+    let switches = |name: &str| -> i64 {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("the kernel counts");
+        line.trim_start_matches(':').trim().parse().expect("a number")
+    };
+    Account {
+        run_ns: numbers[0],
+        wait_ns: numbers[1],
+        slices: numbers[2],
+        voluntary: switches("voluntary_ctxt_switches"),
+        involuntary: switches("nonvoluntary_ctxt_switches"),
+    }
+}
+
+#[test]
+fn slices_and_waiting_are_the_schedulers_own() {
+    let cgroup = TestCgroup::new();
+    let mut burst = Burst::start("sched", &cgroup.path);
+    let spec = CollectorSpec {
+        name: "cpuSched".into(),
+        interval: Duration::from_millis(100),
+        ..CollectorSpec::default()
+    };
+    let mut recording = Recording::start(spec, &[]);
+    recording.targets(&[cgroup.target()]);
+    let before = account(&burst);
+    burst.go("work");
+    let after = account(&burst);
+    let pid = i64::from(burst.child.id());
+    let (rows, counters) = recording.finish();
+
+    let rows: Vec<Row> = rows.into_iter().filter(|row| number(row, "pid") == pid).collect();
+    let sum = |column: &str| rows.iter().map(|row| number(row, column)).sum::<i64>();
+    let slices = after.slices - before.slices;
+    assert!(slices > NAPS as i64, "{before:?} {after:?}");
+    assert_eq!(sum("weight"), slices, "{before:?} {after:?} {counters:?}");
+    assert_eq!(sum("voluntary"), after.voluntary - before.voluntary);
+    assert_eq!(sum("involuntary"), after.involuntary - before.involuntary);
+    let near = |what: &str, ours: i64, kernels: i64, slack_ns: i64| {
+        let off = (ours - kernels).abs();
+        assert!(off <= kernels / 100 + slack_ns, "{what}: {ours} here, {kernels} by the kernel");
+    };
+    // The kernel's clock is read a moment before or after the hook, at each end of a slice.
+    near("run", sum("run_sum"), after.run_ns - before.run_ns, slices * 2_000);
+    near("wait", sum("wait_sum"), after.wait_ns - before.wait_ns, slices * 5_000);
+    assert!(rows.len() >= 2, "windows of 100 ms");
+    let counted = |column: &str| -> i64 {
+        let slots = rows.iter().flat_map(|row| row[column].split(' ').map(str::to_owned).collect::<Vec<_>>());
+        slots.filter(|slot| !slot.is_empty()).map(|slot| slot.parse::<i64>().expect("a number")).sum()
+    };
+    assert_eq!((counted("run_hist"), counted("wait_hist")), (slices, slices));
+}
+
+/// The program of this test.
+pub(crate) fn workload() -> ! {
+    answer(|_| {
+        for _ in 0..NAPS {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let end = Instant::now() + WORK;
+        while Instant::now() < end {
+            std::hint::spin_loop();
+        }
+        String::new()
+    })
+}

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Page faults of known programs, against /proc and getrusage, which read the thread's and the process's own counters at
+//! other moments and by other ways, and against the number of pages that were touched.
+
+use std::time::Duration;
+
+use tracelake_node_agent::engine::CollectorSpec;
+
+use crate::support::{Burst, Recording, Row, TestCgroup, answer, number, usage};
+
+/// Pages that are touched at an order.
+const PAGES: usize = 2_000;
+/// Children that the workload forks, and pages that each of them touches.
+const CHILDREN: usize = 20;
+const CHILD_PAGES: usize = 100;
+
+fn faults(events: bool) -> CollectorSpec {
+    CollectorSpec {
+        name: "pageFaults".into(),
+        params: [("events".to_owned(), events.to_string())].into(),
+        interval: Duration::from_millis(300),
+        ..CollectorSpec::default()
+    }
+}
+
+fn sum<'a>(rows: impl IntoIterator<Item = &'a Row>, column: &str) -> i64 {
+    rows.into_iter().map(|row| number(row, column)).sum()
+}
+
+#[test]
+fn faults_of_a_process_and_its_children_are_those_that_the_kernel_reports() {
+    let cgroup = TestCgroup::new();
+    let mut burst = Burst::start("faults", &cgroup.path);
+    // Before the session: not its faults.
+    burst.go("touch");
+    let mut recording = Recording::start(faults(false), &[]);
+    recording.targets(&[cgroup.target()]);
+    let before = burst.faults();
+    burst.go("touch");
+    // Into another window.
+    std::thread::sleep(Duration::from_millis(700));
+    burst.go("touch");
+    let after = burst.faults();
+    let children: i64 = burst.go("fork").parse().expect("minor faults of the children");
+    let done = burst.faults();
+    let pid = i64::from(burst.child.id());
+    let (rows, counters) = recording.finish();
+
+    let (own, others): (Vec<Row>, Vec<Row>) = rows.into_iter().partition(|row| number(row, "pid") == pid);
+    assert!(after.1 - before.1 >= 2 * PAGES as i64, "every page was touched: {before:?} {after:?}");
+    assert_eq!((sum(&own, "major"), sum(&own, "minor")), (done.0 - before.0, done.1 - before.1));
+    assert!(own.len() >= 2, "windows of 300 ms: {own:?}");
+    assert!(children >= (CHILDREN * CHILD_PAGES) as i64);
+    assert_eq!(sum(&others, "minor"), children, "children's faults");
+    let all = own.iter().chain(&others);
+    assert_eq!(all.clone().map(|row| number(row, "weight")).sum::<i64>().cast_unsigned(), counters.emitted);
+    for row in all {
+        assert_eq!(number(row, "weight"), number(row, "major") + number(row, "minor"));
+        assert!(number(row, "window_ns") > 0 && !row.contains_key("cpu") && !row.contains_key("address"));
+        assert_eq!(number(row, "cgroup_id"), cgroup.id().cast_signed());
+    }
+}
+
+#[test]
+fn each_fault_by_itself_has_its_address() {
+    let cgroup = TestCgroup::new();
+    let mut burst = Burst::start("faults", &cgroup.path);
+    let mut recording = Recording::start(faults(true), &[]);
+    recording.targets(&[cgroup.target()]);
+    let place = burst.go("touch");
+    let (start, page) = place.split_once(' ').expect("address and page size");
+    let (start, page): (i64, i64) = (start.parse().expect("a number"), page.parse().expect("a number"));
+    let (rows, _) = recording.finish();
+    let range = start..start + PAGES as i64 * page;
+    let mut touched: Vec<i64> =
+        rows.iter().map(|row| number(row, "address")).filter(|at| range.contains(at)).collect();
+    touched.sort_unstable();
+    let expected: Vec<i64> = (0..PAGES as i64).map(|index| start + index * page).collect();
+    assert_eq!(touched, expected, "one fault for each page, at the address that was written");
+    for row in rows.iter().filter(|row| range.contains(&number(row, "address"))) {
+        assert_eq!((row["write"].as_str(), row["exec"].as_str()), ("true", "false"));
+        assert!(!row.contains_key("minor") && !row.contains_key("window_ns") && number(row, "ip") != 0);
+    }
+}
+
+/// A new mapping of so many pages without huge ones.
+fn map(pages: usize) -> (*mut u8, usize) {
+    // SAFETY: asks for memory of this process's own; the length is right.
+    unsafe {
+        let page = usize::try_from(libc::sysconf(libc::_SC_PAGESIZE)).expect("a size");
+        let memory = libc::mmap(
+            std::ptr::null_mut(),
+            pages * page,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        );
+        assert_ne!(memory, libc::MAP_FAILED);
+        assert_eq!(libc::madvise(memory, pages * page, libc::MADV_NOHUGEPAGE), 0);
+        (memory.cast(), page)
+    }
+}
+
+fn touch(memory: *mut u8, page: usize, pages: usize) {
+    for index in 0..pages {
+        // SAFETY: inside the mapping.
+        unsafe { memory.add(index * page).write_volatile(1) };
+    }
+}
+
+/// The program of these tests.
+pub(crate) fn workload() -> ! {
+    answer(|order| match order {
+        "touch" => {
+            let (memory, page) = map(PAGES);
+            touch(memory, page, PAGES);
+            // SAFETY: the mapping that was made above.
+            unsafe { libc::munmap(memory.cast(), PAGES * page) };
+            format!("{} {page}", memory as usize)
+        }
+        "fork" => {
+            let before = usage(libc::RUSAGE_CHILDREN).min_flt;
+            for _ in 0..CHILDREN {
+                // SAFETY: the child only touches memory and leaves.
+                match unsafe { libc::fork() } {
+                    0 => {
+                        let (memory, page) = map(CHILD_PAGES);
+                        touch(memory, page, CHILD_PAGES);
+                        // SAFETY: ends this process.
+                        unsafe { libc::_exit(0) }
+                    }
+                    child => {
+                        // SAFETY: waits for that child.
+                        unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
+                    }
+                }
+            }
+            (usage(libc::RUSAGE_CHILDREN).min_flt - before).to_string()
+        }
+        other => panic!("no order {other}"),
+    })
+}

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A program that loses packets, is refused and resets connections, as often as it says: against the collectors of
+//! retransmissions, drops and states. Independent sources: `TCP_INFO`, the namespace's RetransSegs, and what the program did.
+//!
+//! Packets are lost by a socket filter that drops all: it needs no device, so it works on every kernel and in a bare machine.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+use tracelake_node_agent::engine::CollectorSpec;
+
+use crate::support::{Burst, Recording, Row, TestCgroup, answer, number};
+use crate::tcp_connections::{Snmp, close_by_reset, own_network, tcp_info};
+
+/// Connects to a port where nobody listens.
+const REFUSED: usize = 10;
+/// Retransmissions that the program waits for.
+const RETRANSMITS: u32 = 3;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Runs the program once under a session of one collector; its rows, and what the program says: retransmissions of the
+/// client, packets that the server's filter dropped.
+fn run(collector: &str) -> (Vec<Row>, TestCgroup, [i64; 2], Snmp) {
+    // On a thread of its own, which takes its namespace with it.
+    let collector = collector.to_owned();
+    let test = std::thread::spawn(move || {
+        own_network();
+        let cgroup = TestCgroup::new();
+        let spec = CollectorSpec {
+            name: collector,
+            interval: Duration::from_millis(500),
+            ..CollectorSpec::default()
+        };
+        let mut recording = Recording::start(spec, &[]);
+        recording.targets(&[cgroup.target()]);
+        let mut burst = Burst::start("lossy", &cgroup.path);
+        let before = Snmp::now();
+        let answer = burst.go("lose");
+        let delta = Snmp::now().since(&before);
+        let (rows, _) = recording.finish();
+        let numbers: Vec<i64> = answer.split(' ').map(|number| number.parse().expect("a number")).collect();
+        (rows, cgroup, numbers.try_into().expect("two numbers"), delta)
+    });
+    test.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+#[test]
+fn retransmitted_segments_are_those_that_the_kernel_counts() {
+    let (rows, cgroup, [retransmitted, _], delta) = run("tcpRetransmits");
+    let segments: i64 = rows.iter().map(|row| number(row, "segments")).sum();
+    assert_eq!((segments, segments.cast_unsigned()), (retransmitted, delta.retransmitted));
+    assert!(segments >= i64::from(RETRANSMITS));
+    for row in &rows {
+        assert_eq!(number(row, "cgroup_id"), cgroup.id().cast_signed());
+        assert_eq!((row["state"].as_str(), number(row, "bytes"), number(row, "err")), ("ESTABLISHED", 1, 0));
+        assert!(["rto", "tlp"].contains(&row["kind"].as_str()), "nothing else was lost: {row:?}");
+        assert!(number(row, "rto_ms") >= 200, "the kernel's smallest timeout: {row:?}");
+    }
+    let totals: Vec<i64> = rows.iter().map(|row| number(row, "total_retrans")).collect();
+    assert!(totals.is_sorted() && totals.last() == Some(&retransmitted), "{totals:?}");
+}
+
+#[test]
+fn drops_have_their_reason_and_their_owner() {
+    let (rows, cgroup, [_, dropped], _) = run("packetDrops");
+    let mut packets: BTreeMap<(&str, &str), i64> = BTreeMap::new();
+    for row in &rows {
+        *packets.entry((row["reason"].as_str(), row["class"].as_str())).or_default() += number(row, "weight");
+        assert_eq!(number(row, "cgroup_id"), cgroup.id().cast_signed());
+        assert_eq!((number(row, "ethertype"), number(row, "ip_proto")), (0x800, 6));
+        assert!(number(row, "window_ns") > 0 && number(row, "bytes") >= 40);
+        let location = row.get("location").unwrap_or_else(|| panic!("a place with a name: {row:?}"));
+        assert!(location.contains("tcp"), "{location}");
+    }
+    assert_eq!(packets.get(&("SOCKET_FILTER", "policy")), Some(&dropped), "{packets:?}");
+    assert_eq!(packets.get(&("NO_SOCKET", "refused")), Some(&(REFUSED as i64)), "{packets:?}");
+    for row in rows.iter().filter(|row| row["reason"] == "NO_SOCKET") {
+        assert_eq!(row["attribution"], "netns", "no socket says whose they are");
+    }
+}
+
+#[test]
+fn every_change_of_state_has_a_row() {
+    let (rows, cgroup, _, _) = run("tcpStates");
+    let word = |row: &Row, column: &str| row.get(column).cloned().unwrap_or_default();
+    let mut found: BTreeMap<String, usize> = BTreeMap::new();
+    for row in &rows {
+        assert_eq!(number(row, "cgroup_id"), cgroup.id().cast_signed());
+        let what = match row["kind"].as_str() {
+            "transition" => format!("{} {}", word(row, "old_state"), word(row, "new_state")),
+            kind => format!("{kind} {}", word(row, "old_state")),
+        };
+        *found.entry(what).or_default() += 1;
+    }
+    // Two connections: one that the client ends by a FIN, one that it ends by a reset.
+    let mut expected: BTreeMap<String, usize> = [
+        ("CLOSE LISTEN", 1),
+        ("LISTEN CLOSE", 1),
+        ("CLOSE SYN_SENT", 2 + REFUSED),
+        ("SYN_SENT ESTABLISHED", 2),
+        ("SYN_SENT CLOSE", REFUSED),
+        ("LISTEN SYN_RECV", 2),
+        ("SYN_RECV ESTABLISHED", 2),
+        ("ESTABLISHED FIN_WAIT1", 1),
+        ("FIN_WAIT1 FIN_WAIT2", 1),
+        ("FIN_WAIT2 CLOSE", 1),
+        ("ESTABLISHED CLOSE_WAIT", 1),
+        ("CLOSE_WAIT LAST_ACK", 1),
+        ("LAST_ACK CLOSE", 1),
+        // Both ends of the reset.
+        ("ESTABLISHED CLOSE", 2),
+        // Who aborts goes to CLOSE first, and sends the reset then.
+        ("rst_sent CLOSE", 1),
+        ("rst_received ESTABLISHED", 1),
+        ("rst_received SYN_SENT", REFUSED),
+    ]
+    .into_iter()
+    .map(|(what, times)| (what.to_owned(), times))
+    .collect();
+    let environment = std::env::var("TRACELAKE_ENVIRONMENT").unwrap_or_default();
+    if environment.starts_with("vm-") {
+        // Debian's kernels have fentry.
+        expected.insert("time_wait FIN_WAIT2".to_owned(), 1);
+    }
+    assert_eq!(found, expected);
+    let stayed = |old: &str, new: &str| {
+        let row = rows.iter().find(|row| word(row, "old_state") == old && word(row, "new_state") == new);
+        row.expect("checked above").get("in_state_ns").map(|ns| ns.parse::<i64>().expect("a number"))
+    };
+    assert!(
+        stayed("ESTABLISHED", "FIN_WAIT1").expect("its beginning was seen") > 100_000_000,
+        "while packets were lost"
+    );
+    assert_eq!(stayed("CLOSE", "LISTEN"), None);
+}
+
+/// Has a socket drop all that arrives for it, or none any more.
+fn drop_all(stream: &TcpStream, on: bool) {
+    let mut refuse = libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0 };
+    let program = libc::sock_fprog { len: 1, filter: &raw mut refuse };
+    let option = if on { libc::SO_ATTACH_FILTER } else { libc::SO_DETACH_FILTER };
+    // SAFETY: the kernel reads the struct and the one instruction that it points to.
+    let result = unsafe {
+        let (at, length) = ((&raw const program).cast(), size_of::<libc::sock_fprog>() as libc::socklen_t);
+        libc::setsockopt(stream.as_raw_fd(), libc::SOL_SOCKET, option, at, length)
+    };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// The program of these tests.
+pub(crate) fn workload() -> ! {
+    answer(|_| {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let port = listener.local_addr().expect("is bound").port();
+        let connect = || {
+            let client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("it listens");
+            (client, listener.accept().expect("a connection").0)
+        };
+        let (mut client, mut server) = connect();
+        drop_all(&server, true);
+        client.write_all(b"x").expect("is open");
+        let deadline = Instant::now() + PATIENCE;
+        while tcp_info(&client).total_retrans < RETRANSMITS {
+            assert!(Instant::now() < deadline, "the client sends again");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        drop_all(&server, false);
+        server.read_exact(&mut [0]).expect("it comes at last");
+        let (sent, arrived) = (tcp_info(&client), tcp_info(&server));
+        let dropped = sent.data_segs_out - arrived.data_segs_in;
+        drop(client);
+        assert_eq!(server.read(&mut [0]).expect("the client closed"), 0);
+        drop(server);
+
+        let (client, mut server) = connect();
+        close_by_reset(client);
+        server.read(&mut [0]).expect_err("a reset");
+        drop((server, listener));
+        for _ in 0..REFUSED {
+            TcpStream::connect((Ipv4Addr::LOCALHOST, 1)).expect_err("nobody listens there");
+        }
+        format!("{} {dropped}", sent.total_retrans)
+    })
+}
