@@ -4,7 +4,7 @@
 use crate::table::{CollectorInfo, Table};
 use crate::{
     cpu_sched, memory_rss, node_info, packet_drops, page_faults, processes, tcp_connections,
-    tcp_listen_queue, tcp_retransmits, tcp_states, tcp_throughput,
+    tcp_listen_queue, tcp_receive, tcp_retransmits, tcp_states, tcp_throughput,
 };
 
 /// Every table, ordered by [`Table::index`].
@@ -22,6 +22,7 @@ pub const TABLES: &[&Table] = &[
     &node_info::MEMORY,
     &node_info::NET,
     &memory_rss::TABLE,
+    &tcp_receive::TABLE,
 ];
 
 /// Every collector, sorted by name.
@@ -34,6 +35,7 @@ pub const COLLECTORS: &[&CollectorInfo] = &[
     &processes::COLLECTOR,
     &tcp_connections::COLLECTOR,
     &tcp_listen_queue::COLLECTOR,
+    &tcp_receive::COLLECTOR,
     &tcp_retransmits::COLLECTOR,
     &tcp_states::COLLECTOR,
     &tcp_throughput::COLLECTOR,

@@ -2,7 +2,7 @@
 //! The `packet_drops` table: packets that the kernel dropped, by reason and place, in each window.
 
 use crate::table::{self, COMMON_COLUMNS, CollectorInfo, Column, Param, ParamType, Table, WINDOW_COLUMNS};
-use crate::{aggregate, fields};
+use crate::aggregate;
 
 /// Position of the table in the kernel's counters.
 pub const INDEX: u32 = 6;
@@ -52,21 +52,6 @@ aggregate! {
         ip_proto => Int32 "id" null,
         /// State of the TCP socket that it was for or from, as the kernel calls it without TCP_; null without one.
         sk_state => Dict "" null,
-    }
-}
-
-fields! {
-    /// What the hook of drops reads of a packet.
-    pub SKB_FIELDS, declare_skb_fields {
-        DROP_SKB_LEN: "sk_buff", "len";
-        DROP_SKB_SK: "sk_buff", "sk";
-        DROP_SKB_DEV: "sk_buff", "dev";
-        DROP_SKB_PROTOCOL: "sk_buff", "protocol";
-        DROP_SKB_HEAD: "sk_buff", "head";
-        DROP_SKB_END: "sk_buff", "end";
-        DROP_SKB_NETWORK: "sk_buff", "network_header";
-        SHINFO_GSO_SEGS: "skb_shared_info", "gso_segs";
-        DEV_NET: "net_device", "nd_net.net";
     }
 }
 

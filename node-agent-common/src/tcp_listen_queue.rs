@@ -59,7 +59,6 @@ fields! {
         SK_DROPS: "sock", "sk_drops.counter";
         ICSK_QUEUE_LEN: "tcp_sock", "inet_conn.icsk_accept_queue.qlen.counter";
         ICSK_QUEUE_YOUNG: "tcp_sock", "inet_conn.icsk_accept_queue.young.counter";
-        LISTEN_SKB_PROTOCOL: "sk_buff", "protocol";
     }
 }
 

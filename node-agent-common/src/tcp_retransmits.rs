@@ -2,7 +2,6 @@
 //! The `tcp_retransmits` table: one row per retransmission of a TCP socket.
 
 use crate::event;
-use crate::fields;
 use crate::sock::Flow;
 use crate::table::{self, COMMON_COLUMNS, CollectorInfo, Column, FLOW_COLUMNS, Param, ParamType, Table};
 
@@ -72,17 +71,6 @@ event! {
         srtt_us => Int64 "us" null,
         /// Retransmission timeout at that moment; null for synack.
         rto_ms => Int64 "ms" null,
-    }
-}
-
-fields! {
-    /// What the hooks read of a packet that TCP sends.
-    pub TCP_SKB_FIELDS, declare_tcp_skb_fields {
-        SKB_CB: "sk_buff", "cb";
-        SKB_LEN: "sk_buff", "len";
-        TCP_CB_SEQ: "tcp_skb_cb", "seq";
-        TCP_CB_SEGS: "tcp_skb_cb", "tcp_gso_segs";
-        TCP_CB_FLAGS: "tcp_skb_cb", "tcp_flags";
     }
 }
 

@@ -19,6 +19,7 @@ mod counters;
 mod kernel;
 mod netns;
 mod ring;
+mod skb;
 mod sock;
 mod target;
 

@@ -85,6 +85,25 @@ impl Read for Probe {
     }
 }
 
+/// The word at any address; a bad one reads as 0.
+#[inline(always)]
+pub(crate) fn peek(at: *const u8) -> u64 {
+    let mut word = 0u64;
+    // SAFETY: 8 bytes into 8.
+    unsafe { bpf_probe_read_kernel((&raw mut word).cast(), 8, at.cast()) };
+    word
+}
+
+/// Whether the socket is one of TCP.
+///
+/// # Safety
+/// `sk` is a typed pointer to a full `struct sock`.
+#[inline(always)]
+pub(crate) unsafe fn is_tcp(sk: *const u8) -> bool {
+    // SAFETY: a member of the type.
+    unsafe { Direct::number(sk, &SK_PROTOCOL) == TCP }
+}
+
 /// Id of the cgroup that made the socket.
 ///
 /// # Safety

@@ -21,6 +21,7 @@ use super::processes::{TASK_MM, TASK_PID, TASK_TGID, Task};
 use crate::aggregate::{self, Sums};
 use crate::kernel::{self, address, constant, follow, load};
 use crate::ring::Hit;
+use crate::sock::peek;
 use crate::{counters, target};
 
 node_agent_common::declare_rss_fields!();
@@ -48,15 +49,6 @@ static MEMORY_RSS_ZEROS: Array<MemoryRssValue> = Array::with_max_entries(1, 0);
 
 const SUMS: Sums<MemoryRss> = Sums { entries: &MEMORY_RSS, zeros: &MEMORY_RSS_ZEROS };
 
-/// The word at any address; a bad one reads as 0.
-#[inline(always)]
-fn peek(at: u64) -> u64 {
-    let mut word = 0u64;
-    // SAFETY: 8 bytes into 8.
-    unsafe { bpf_probe_read_kernel((&raw mut word).cast(), 8, at as *const _) };
-    word
-}
-
 /// What the CPUs hold of a counter whose shares are at `shares`.
 ///
 /// Exported, so that the verifier checks the loop once.
@@ -68,7 +60,7 @@ extern "C" fn rss_shares(shares: u64, offsets: u64) -> i64 {
         if cpu >= constant(&RSS_CPUS) {
             break;
         }
-        let offset = peek(offsets.wrapping_add(cpu * 8));
+        let offset = peek(offsets.wrapping_add(cpu * 8) as *const u8);
         let mut share = 0i32;
         // SAFETY: 4 bytes into 4.
         unsafe { bpf_probe_read_kernel((&raw mut share).cast(), 4, shares.wrapping_add(offset) as *const _) };
@@ -103,10 +95,10 @@ pub unsafe extern "C" fn rss_pass(ctx: *mut u64) -> i32 {
         while member < MEMBERS.len() as u64 {
             let counter = stat.wrapping_add(member * constant(&RSS_STRIDE));
             let pages = if constant(&RSS_HAS_SHARES) == 0 {
-                peek(counter).cast_signed()
+                peek(counter as *const u8).cast_signed()
             } else {
-                let count = peek(address(counter as *const u8, &PERCPU_COUNT) as u64).cast_signed();
-                let shares = peek(address(counter as *const u8, &PERCPU_COUNTERS) as u64);
+                let count = peek(address(counter as *const u8, &PERCPU_COUNT)).cast_signed();
+                let shares = peek(address(counter as *const u8, &PERCPU_COUNTERS));
                 let held = if offsets == 0 { 0 } else { rss_shares(shares, offsets) };
                 count.wrapping_add(held)
             };

@@ -8,6 +8,7 @@ mod page_faults;
 mod processes;
 mod tcp_connections;
 mod tcp_listen_queue;
+mod tcp_receive;
 mod tcp_retransmits;
 mod tcp_states;
 mod tcp_throughput;

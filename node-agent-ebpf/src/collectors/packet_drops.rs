@@ -11,7 +11,7 @@
 use core::ptr::addr_of_mut;
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_snprintf};
+use aya_ebpf::helpers::generated::bpf_snprintf;
 use aya_ebpf::macros::{btf_tracepoint, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap};
 use aya_ebpf::programs::BtfTracePointContext;
@@ -22,10 +22,9 @@ use node_agent_common::packet_drops::{
 use crate::aggregate::{self, Sums};
 use crate::kernel::{constant, follow};
 use crate::ring::Hit;
-use crate::sock::{self, Direct, Probe, Read, SK_NET, SK_PROTOCOL, SK_STATE};
+use crate::skb::{self, SKB_LEN, SKB_SK};
+use crate::sock::{self, Direct, Read, SK_NET, SK_STATE};
 use crate::{atomic, netns};
-
-node_agent_common::declare_skb_fields!();
 
 /// Not 0 where `kfree_skb` names the socket that the packet was for.
 #[unsafe(no_mangle)]
@@ -48,39 +47,30 @@ static DROP_LOCATIONS: LruHashMap<u64, [u8; LOCATION]> = LruHashMap::with_max_en
 #[unsafe(no_mangle)]
 static DROP_FORMAT: [u8; 4] = *b"%ps\0";
 
-/// `ETH_P_IP` and `ETH_P_IPV6`, and where their headers have the protocol above: all of the protocols themselves.
-const IPV4: u64 = 0x0800;
-const IPV6: u64 = 0x86dd;
-const ARP: u64 = 0x0806;
-const IPV4_PROTOCOL: u64 = 9;
-const IPV6_NEXT_HEADER: u64 = 6;
-
 /// A packet is dropped.
 #[btf_tracepoint(function = "kfree_skb")]
 pub fn packet_drop(ctx: BtfTracePointContext) -> i32 {
-    let (skb, location, reason): (*const u8, u64, u32) = (ctx.arg(0), ctx.arg(1), ctx.arg(2));
+    let (packet, location, reason): (*const u8, u64, u32) = (ctx.arg(0), ctx.arg(1), ctx.arg(2));
     // SAFETY: (`struct sk_buff *`, code address, reason, and where the constant says so `struct sock *` or null).
     unsafe {
-        let ethertype = u64::from(u16::from_be(Direct::number(skb, &DROP_SKB_PROTOCOL) as u16));
-        if ethertype != IPV4 && ethertype != IPV6 && ethertype != ARP {
+        let ethertype = skb::ethertype(packet);
+        if ethertype != skb::IPV4 && ethertype != skb::IPV6 && ethertype != skb::ARP {
             return 0;
         }
         let rx: *const u8 = if constant(&DROP_HAS_RX_SK) != 0 { ctx.arg(3) } else { core::ptr::null() };
-        let device = follow(skb, &DROP_SKB_DEV);
-        let net = follow(device, &DEV_NET);
-        let from = follow(skb, &DROP_SKB_SK);
+        let (net, from) = (skb::net(packet), follow(packet, &SKB_SK));
         // A packet of somebody's socket is not of the namespace's pod, whoever that somebody is.
         let (hit, state) = if sock::is_full(rx) {
             (sock::owner(rx, INDEX), tcp_state(rx))
-        } else if sock::is_full(from) && (device.is_null() || follow(from, &SK_NET) == net) {
+        } else if sock::is_full(from) && (net.is_null() || follow(from, &SK_NET) == net) {
             (sock::owner(from, INDEX), tcp_state(from))
-        } else if device.is_null() {
+        } else if net.is_null() {
             (None, 0)
         } else {
             (netns::owner(net, INDEX), 0)
         };
         if let Some(hit) = hit {
-            count(skb, &hit, Drop { location, reason, state, ethertype });
+            count(packet, &hit, Drop { location, reason, state, ethertype });
         }
     }
     0
@@ -94,7 +84,7 @@ pub fn packet_drop(ctx: BtfTracePointContext) -> i32 {
 unsafe fn tcp_state(sk: *const u8) -> u32 {
     // SAFETY: members of the type.
     unsafe {
-        if Direct::number(sk, &SK_PROTOCOL) == sock::TCP { Direct::number(sk, &SK_STATE) as u32 } else { 0 }
+        if sock::is_tcp(sk) { Direct::number(sk, &SK_STATE) as u32 } else { 0 }
     }
 }
 
@@ -103,33 +93,20 @@ struct Drop {
     location: u64,
     reason: u32,
     state: u32,
-    ethertype: u64,
+    ethertype: u32,
 }
 
 /// # Safety
-/// `skb` is a typed `struct sk_buff`.
+/// `packet` is a typed `struct sk_buff`.
 #[inline(always)]
-unsafe fn count(skb: *const u8, hit: &Hit, drop: Drop) {
-    // SAFETY: members of the type; the packet's own bytes are read by probes.
+unsafe fn count(packet: *const u8, hit: &Hit, drop: Drop) {
+    // SAFETY: as promised.
     unsafe {
         if DROP_LOCATIONS.get_ptr(drop.location).is_none() {
             name(drop.location);
         }
-        let head = follow(skb, &DROP_SKB_HEAD);
-        let header = Direct::number(skb, &DROP_SKB_NETWORK);
-        let at = match drop.ethertype {
-            IPV4 => header + IPV4_PROTOCOL,
-            IPV6 => header + IPV6_NEXT_HEADER,
-            _ => 0,
-        };
-        let mut ip_proto = 0u8;
-        if at != 0 {
-            bpf_probe_read_kernel((&raw mut ip_proto).cast(), 1, head.wrapping_add(at as usize).cast());
-        }
-        let shared = head.wrapping_add(Direct::number(skb, &DROP_SKB_END) as usize);
-        let segments = Probe::number(shared, &SHINFO_GSO_SEGS);
-        let segments = if segments == 0 { 1 } else { segments };
-        let bytes = Direct::number(skb, &DROP_SKB_LEN);
+        let (ip_proto, segments) = (skb::ip_proto(packet, drop.ethertype), skb::segments(packet));
+        let bytes = Direct::number(packet, &SKB_LEN);
         aggregate::add(
             &SUMS,
             hit,
@@ -137,7 +114,7 @@ unsafe fn count(skb: *const u8, hit: &Hit, drop: Drop) {
                 (*key).location_raw = drop.location;
                 (*key).reason_raw = drop.reason;
                 (*key).state_raw = drop.state;
-                (*key).ethertype_raw = drop.ethertype as u32;
+                (*key).ethertype_raw = drop.ethertype;
                 (*key).ip_proto_raw = u32::from(ip_proto);
             },
             |value: *mut PacketDropsValue| {

@@ -22,6 +22,7 @@ use super::processes::Task;
 use crate::aggregate::{self, Sums};
 use crate::atomic;
 use crate::kernel::{self, follow};
+use crate::skb;
 use crate::sock::{self, Direct, Read, SK_PROTOCOL, SK_STATE, SOCKET_SK};
 
 node_agent_common::declare_listen_fields!();
@@ -60,9 +61,6 @@ static LISTEN_QUEUE: HashMap<ListenQueueKey, ListenQueueValue> =
 static LISTEN_QUEUE_ZEROS: Array<ListenQueueValue> = Array::with_max_entries(1, 0);
 
 const SUMS: Sums<ListenQueue> = Sums { entries: &LISTEN_QUEUE, zeros: &LISTEN_QUEUE_ZEROS };
-
-/// The protocol of a packet whose handshake the IPv6 code hands on to the IPv4 code.
-const IPV6: u64 = 0x86dd;
 
 /// Enters a listener; of one that is not new, what it dropped before is not the session's.
 ///
@@ -238,10 +236,10 @@ pub fn listen_ack_v4(ctx: FEntryContext) -> i32 {
 /// The same for IPv6; IPv4 through IPv6 sockets goes on to the one above.
 #[fentry]
 pub fn listen_ack_v6(ctx: FEntryContext) -> i32 {
-    let skb: *const u8 = ctx.arg(1);
+    let packet: *const u8 = ctx.arg(1);
     // SAFETY: (the listener, `struct sk_buff *`).
     unsafe {
-        if u64::from(u16::from_be(Direct::number(skb, &LISTEN_SKB_PROTOCOL) as u16)) != IPV6 {
+        if skb::ethertype(packet) != skb::IPV6 {
             return 0;
         }
         arrive(ctx.arg(0))

@@ -13,12 +13,11 @@ use node_agent_common::tcp_retransmits::{INDEX, Kind, TcpRetransmitEvent};
 
 use crate::kernel::{address, constant};
 use crate::ring;
+use crate::skb::{SKB_CB, SKB_LEN, TCP_CB_FLAGS, TCP_CB_SEGS, TCP_CB_SEQ};
 use crate::sock::{
     self, Direct, ICSK_CA_STATE, ICSK_PENDING, ICSK_RTO, Probe, Read, SK_STATE, TCP_PACKETS_OUT,
     TCP_SND_CWND, TCP_SRTT_US, TCP_TOTAL_RETRANS,
 };
-
-node_agent_common::declare_tcp_skb_fields!();
 
 /// Not 0 where `tcp_retransmit_skb` says whether it was sent.
 #[unsafe(no_mangle)]

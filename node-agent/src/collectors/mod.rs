@@ -23,12 +23,14 @@ use crate::pipeline::window::Aggregation;
 pub mod cpu_sched;
 pub mod flow;
 pub mod memory_rss;
+pub mod netns;
 pub mod node_info;
 pub mod packet_drops;
 pub mod page_faults;
 pub mod processes;
 pub mod tcp_connections;
 pub mod tcp_listen_queue;
+pub mod tcp_receive;
 pub mod tcp_retransmits;
 pub mod tcp_states;
 pub mod tcp_throughput;
@@ -43,6 +45,7 @@ pub const ALL: &[&dyn Collector] = &[
     &processes::Processes,
     &tcp_connections::TcpConnections,
     &tcp_listen_queue::TcpListenQueue,
+    &tcp_receive::TcpReceive,
     &tcp_retransmits::TcpRetransmits,
     &tcp_states::TcpStates,
     &tcp_throughput::TcpThroughput,
@@ -138,6 +141,8 @@ pub enum Attach {
     Tracepoint(&'static str),
     /// Entry of the first of these functions that the kernel has: one function under its names over time.
     Entry(&'static [&'static str]),
+    /// Exit of the first of these functions that the kernel has.
+    Exit(&'static [&'static str]),
     /// Iterator of that name (`task`, `task_file`); loaded only, each pass attaches it ([`Kernel::iterate`]).
     Iterator(&'static str),
     /// Raw tracepoint program that is never attached: the agent runs it itself.
@@ -149,7 +154,7 @@ impl Attach {
     pub const fn word(self) -> Option<&'static str> {
         match self {
             Attach::Tracepoint(_) => Some("tp_btf"),
-            Attach::Entry(_) => Some("fentry"),
+            Attach::Entry(_) | Attach::Exit(_) => Some("fentry"),
             Attach::Iterator(_) | Attach::Run => None,
         }
     }

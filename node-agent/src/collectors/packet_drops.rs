@@ -8,11 +8,12 @@ use std::collections::HashMap;
 
 use node_agent_common::event::{Event, Header, until_nul};
 use node_agent_common::fields::{Field, NETNS_FIELDS};
-use node_agent_common::packet_drops::{COLLECTOR, LOCATION, PacketDrops, SKB_FIELDS, at};
+use node_agent_common::packet_drops::{COLLECTOR, LOCATION, PacketDrops, at};
+use node_agent_common::skb::SKB_FIELDS;
 use node_agent_common::sock::{SOCK_FIELDS, TCP_FIELDS, state};
 use node_agent_common::table::CollectorInfo;
 
-use super::{Collector, DecodeError, Decoder, Hook, Values, Verdict, flow};
+use super::{Collector, DecodeError, Decoder, Hook, Values, Verdict, flow, netns};
 use crate::kernel::btf::{Btf, BtfError};
 use crate::kernel::load::{Kernel, KernelError};
 use crate::kernel::names::Names;
@@ -21,9 +22,6 @@ use crate::pipeline::window::Aggregation;
 
 /// The collector.
 pub struct PacketDropsCollector;
-
-const SCAN: &str = "netns_scan";
-const NODE: &str = "netns_of_node";
 
 const ETH_IPV4: u32 = 0x0800;
 const ETH_IPV6: u32 = 0x86dd;
@@ -75,9 +73,9 @@ impl Collector for PacketDropsCollector {
     fn hooks(&self) -> &'static [Hook] {
         const {
             &[
-                Hook::run(NODE),
-                Hook::on("netns_exec", "sched_process_exec"),
-                Hook::iterator(SCAN, "task"),
+                netns::HOOKS[0],
+                netns::HOOKS[1],
+                netns::HOOKS[2],
                 Hook::on("packet_drop", "kfree_skb"),
             ]
         }
@@ -108,11 +106,11 @@ impl Collector for PacketDropsCollector {
     }
 
     fn open(&self, kernel: &mut Kernel, _slot: u32, _values: &Values) -> Result<(), KernelError> {
-        kernel.run(NODE, &[]).map(drop)
+        netns::open(kernel)
     }
 
     fn join(&self, kernel: &mut Kernel, _slot: u32, _cgroups: &[u64]) -> Result<(), KernelError> {
-        kernel.iterate(SCAN).map(drop)
+        netns::join(kernel)
     }
 
     fn refresh(&self, kernel: &mut Kernel, decoder: &mut dyn Decoder) -> Result<(), KernelError> {

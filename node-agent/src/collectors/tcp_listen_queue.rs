@@ -5,6 +5,7 @@
 
 use node_agent_common::event::{Event, Header};
 use node_agent_common::fields::{Field, TASK_FIELDS};
+use node_agent_common::skb::SKB_FIELDS;
 use node_agent_common::sock::{SOCK_FIELDS, TCP_FIELDS};
 use node_agent_common::table::CollectorInfo;
 use node_agent_common::tcp_listen_queue::{COLLECTOR, LISTEN_FIELDS, ListenQueue, at};
@@ -45,7 +46,7 @@ impl Collector for TcpListenQueue {
     }
 
     fn fields(&self) -> &'static [&'static [Field]] {
-        &[SOCK_FIELDS, TCP_FIELDS, TASK_FIELDS, LISTEN_FIELDS]
+        &[SOCK_FIELDS, TCP_FIELDS, TASK_FIELDS, SKB_FIELDS, LISTEN_FIELDS]
     }
 
     fn constants(&self, btf: &Btf) -> Result<Vec<(&'static str, u64)>, BtfError> {

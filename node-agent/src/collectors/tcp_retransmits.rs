@@ -5,9 +5,10 @@
 
 use node_agent_common::event::{Event, Header};
 use node_agent_common::fields::Field;
+use node_agent_common::skb::SKB_FIELDS;
 use node_agent_common::sock::{SOCK_FIELDS, TCP_FIELDS, state};
 use node_agent_common::table::CollectorInfo;
-use node_agent_common::tcp_retransmits::{COLLECTOR, Kind, TCP_SKB_FIELDS, TcpRetransmitEvent, at};
+use node_agent_common::tcp_retransmits::{COLLECTOR, Kind, TcpRetransmitEvent, at};
 
 use super::{Collector, DecodeError, Decoder, Hook, Ports, Values, Verdict, flow, record, word};
 use crate::kernel::btf::{Btf, BtfError};
@@ -27,7 +28,7 @@ impl Collector for TcpRetransmits {
     }
 
     fn fields(&self) -> &'static [&'static [Field]] {
-        &[SOCK_FIELDS, TCP_FIELDS, TCP_SKB_FIELDS]
+        &[SOCK_FIELDS, TCP_FIELDS, SKB_FIELDS]
     }
 
     fn constants(&self, btf: &Btf) -> Result<Vec<(&'static str, u64)>, BtfError> {

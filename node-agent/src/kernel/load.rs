@@ -10,7 +10,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd};
 
 use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapFd, RingBuf};
-use aya::programs::{BtfTracePoint, FEntry, Iter, RawTracePoint};
+use aya::programs::{BtfTracePoint, FEntry, FExit, Iter, RawTracePoint};
 use aya::{Ebpf, EbpfLoader};
 use node_agent_common::fields::{BASE_FIELDS, Field, MISSING, pack};
 
@@ -293,14 +293,15 @@ impl Kernel {
                 program.attach().map(drop)
             }),
             Attach::Entry(functions) => {
-                let found = functions.iter().find(|function| self.btf.function(function).is_some());
-                let function = found.ok_or_else(|| {
-                    KernelError::Unsupported(format!(
-                        "this kernel has no function {}",
-                        functions.join(" or ")
-                    ))
-                })?;
+                let function = first_of(&self.btf, functions)?;
                 <&mut FEntry>::try_from(program).and_then(|program| {
+                    program.load(function, types)?;
+                    program.attach().map(drop)
+                })
+            }
+            Attach::Exit(functions) => {
+                let function = first_of(&self.btf, functions)?;
+                <&mut FExit>::try_from(program).and_then(|program| {
                     program.load(function, types)?;
                     program.attach().map(drop)
                 })
@@ -336,6 +337,7 @@ impl Kernel {
         let _ = match hook.attach {
             Attach::Tracepoint(_) => <&mut BtfTracePoint>::try_from(program).and_then(BtfTracePoint::unload),
             Attach::Entry(_) => <&mut FEntry>::try_from(program).and_then(FEntry::unload),
+            Attach::Exit(_) => <&mut FExit>::try_from(program).and_then(FExit::unload),
             Attach::Iterator(_) => <&mut Iter>::try_from(program).and_then(Iter::unload),
             Attach::Run => <&mut RawTracePoint>::try_from(program).and_then(RawTracePoint::unload),
         };
@@ -390,6 +392,14 @@ impl Kernel {
         let programs = hooks.filter_map(|hook| self.ebpf.program(hook.program)?.fd().ok());
         programs.map(|fd| recursion_misses(fd.as_fd().as_raw_fd()).unwrap_or(0)).sum()
     }
+}
+
+/// The first of these functions that the kernel has.
+fn first_of(btf: &Btf, functions: &[&'static str]) -> Result<&'static str, KernelError> {
+    let found = functions.iter().find(|function| btf.function(function).is_some());
+    found.copied().ok_or_else(|| {
+        KernelError::Unsupported(format!("this kernel has no function {}", functions.join(" or ")))
+    })
 }
 
 fn no_map(map: &'static str) -> KernelError {

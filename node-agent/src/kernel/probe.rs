@@ -50,7 +50,7 @@ pub fn missing(collector: &dyn Collector, btf: &Btf) -> Option<String> {
                 .function(&format!("bpf_iter_{name}"))
                 .is_none()
                 .then(|| format!("this kernel has no iterator {name}")),
-            Attach::Entry(functions) => functions
+            Attach::Entry(functions) | Attach::Exit(functions) => functions
                 .iter()
                 .all(|name| btf.function(name).is_none())
                 .then(|| format!("this kernel has no function {}", functions.join(" or "))),

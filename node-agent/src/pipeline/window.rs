@@ -322,3 +322,81 @@ impl Shared {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use node_agent_common::event::Event;
+    use node_agent_common::memory_rss::MemoryRss;
+    use node_agent_common::node_info::net::NodeNet;
+    use node_agent_common::page_faults::PageFaults;
+
+    use super::*;
+
+    static FAULTS: Aggregation = Aggregation::of::<PageFaults>("FAULTS");
+    static EXACT: Aggregation = Aggregation::of::<PageFaults>("FAULTS").exact();
+    static MEMORY: Aggregation = Aggregation::of::<MemoryRss>("MEMORY");
+    static ONCE: Aggregation = Aggregation::gathered::<NodeNet>().once();
+
+    const HOUR: Duration = Duration::from_secs(3_600);
+
+    /// An entry's key and value: zeros, and these words at the end.
+    fn entry(aggregation: &Aggregation, pid: u8, words: &[u64]) -> (Vec<u8>, Vec<u8>) {
+        let mut key = vec![0; aggregation.key_bytes];
+        key[aggregation.key_bytes - 1] = pid;
+        let value = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        (key, value)
+    }
+
+    fn add(window: &mut Window, pid: u8, words: &[u64], weight: u64) {
+        let (key, value) = entry(window.aggregation, pid, words);
+        window.add(&key, &value, weight);
+    }
+
+    fn end<E: Event>(window: &mut Window) -> Vec<(E, u64)> {
+        let records = window.end(clock::boot_ns()).records();
+        records.map(|(raw, events)| (E::read(&raw).expect("has the record's length"), events)).collect()
+    }
+
+    #[test]
+    fn entries_of_one_key_are_added_up_with_what_their_events_stand_for() {
+        let mut window = Window::new(&FAULTS, HOUR);
+        add(&mut window, 1, &[2, 0, 2], 10);
+        add(&mut window, 1, &[1, 1, 0], 10);
+        add(&mut window, 2, &[1, 0, 1], 10);
+        let mut records = end::<PageFaults>(&mut window);
+        records.sort_by_key(|(record, _)| record.count);
+        let found: Vec<_> = records.iter().map(|(r, events)| (*events, r.count, r.major, r.minor)).collect();
+        assert_eq!(found, [(10, 10, 0, 10), (30, 30, 10, 20)]);
+        assert!(end::<PageFaults>(&mut window).is_empty(), "the next window begins empty");
+        let mut exact = Window::new(&EXACT, HOUR);
+        add(&mut exact, 1, &[3, 1, 2], 10);
+        assert_eq!(end::<PageFaults>(&mut exact)[0].1, 3);
+    }
+
+    #[test]
+    fn what_is_no_sum_is_not_added() {
+        let mut window = Window::new(&MEMORY, HOUR);
+        add(&mut window, 1, &[1, 500, 700], 1);
+        add(&mut window, 1, &[1, 400, 600], 1);
+        let records = end::<MemoryRss>(&mut window);
+        assert_eq!((records[0].0.pages, records[0].0.peak_pages, records[0].1), (400, 700, 2));
+    }
+
+    #[test]
+    fn what_is_shown_once_is_in_the_first_window_only() {
+        let mut window = Window::new(&ONCE, HOUR);
+        assert!(end::<NodeNet>(&mut window).is_empty());
+        add(&mut window, 1, &[1; 9], 1);
+        assert_eq!((end::<NodeNet>(&mut window).len(), window.gathered), (1, 1));
+        add(&mut window, 1, &[1; 9], 1);
+        assert_eq!((end::<NodeNet>(&mut window).len(), window.gathered), (0, 1));
+    }
+
+    #[test]
+    fn windows_end_at_multiples_of_their_length() {
+        let mut window = Window::new(&FAULTS, Duration::from_secs(10));
+        window.begin(25_000_000_000);
+        assert_eq!((window.began_ns, window.due_ns), (25_000_000_000, 30_000_000_000));
+        assert!(!window.is_due(29_999_999_999) && window.is_due(30_000_000_000));
+    }
+}

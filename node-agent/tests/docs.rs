@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Every collector's page equals its declaration; `UPDATE=1` rewrites the pages.
+
+extern crate tracelake_node_agent as node_agent;
+
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use dataset::catalogue::expected;
+use node_agent::collectors::{ALL, Attach, Collector, Role};
+use node_agent_common::table::{COMMON_COLUMNS, Param, Table};
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/collectors")
+}
+
+/// A cell of a table in Markdown.
+fn cell(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|")
+}
+
+fn hooks(collector: &dyn Collector) -> String {
+    if collector.hooks().is_empty() {
+        return "None: the agent reads the kernel's own files.\n".to_owned();
+    }
+    let mut text = "| hook | how | without it |\n| --- | --- | --- |\n".to_owned();
+    for hook in collector.hooks() {
+        let (at, how) = match hook.attach {
+            Attach::Tracepoint(name) => (name.to_owned(), "BTF tracepoint (`tp_btf`)"),
+            Attach::Entry(names) => (names.join("` or `"), "entry of the function (`fentry`)"),
+            Attach::Exit(names) => (names.join("` or `"), "exit of the function (`fexit`)"),
+            Attach::Iterator(name) => (name.to_owned(), "iterator, at a session's begin or a window's end"),
+            Attach::Run => (hook.program.to_owned(), "run by the agent"),
+        };
+        let without = match hook.role {
+            Role::Needed => "the collector is unsupported".to_owned(),
+            Role::Better(better) => format!("`{}` takes its place", better.than),
+            Role::Extra => "some columns stay null".to_owned(),
+        };
+        writeln!(text, "| `{at}` | {how} | {without} |").expect("text grows");
+    }
+    text
+}
+
+fn params(params: &[Param]) -> String {
+    if params.is_empty() {
+        return "None of its own.\n".to_owned();
+    }
+    let mut text = "| parameter | default | takes | |\n| --- | --- | --- | --- |\n".to_owned();
+    for param in params {
+        let default = if param.default.is_empty() { "all" } else { param.default };
+        let (takes, doc) = (cell(&expected(&param.ty)), cell(param.doc));
+        writeln!(text, "| `{}` | {default} | {takes} | {doc} |", param.name).expect("text grows");
+    }
+    text
+}
+
+fn table(table: &Table) -> String {
+    let mut text = format!("### `{}`\n\n{}\n\n", table.name, cell(table.doc));
+    text += "| column | type | unit | |\n| --- | --- | --- | --- |\n";
+    for column in &table.columns[COMMON_COLUMNS.len()..] {
+        let null = if column.nullable { ", may be null" } else { "" };
+        let (ty, unit, doc) = (column.ty, column.unit, cell(column.doc));
+        writeln!(text, "| `{}` | {ty:?}{null} | {unit} | {doc} |", column.name).expect("text grows");
+    }
+    text
+}
+
+fn page(collector: &dyn Collector) -> String {
+    let info = collector.info();
+    let mut text = format!("# {}\n\n{}\n\n", info.name, cell(info.doc));
+    write!(text, "## Hooks\n\n{}\n## Parameters\n\n{}", hooks(collector), params(info.params)).expect("text grows");
+    if info.events {
+        text += "\n`sampleEvery` and `maxEventsPerSecond` act in the kernel.\n";
+    }
+    text += "\n## Tables\n\nEvery table begins with the columns of [common.md](common.md).\n";
+    for one in info.tables {
+        write!(text, "\n{}", table(one)).expect("text grows");
+    }
+    text
+}
+
+fn common() -> String {
+    let mut text = "# Columns of every table\n\n| column | type | unit | |\n| --- | --- | --- | --- |\n".to_owned();
+    for column in &COMMON_COLUMNS {
+        let null = if column.nullable { ", may be null" } else { "" };
+        let (ty, unit, doc) = (column.ty, column.unit, cell(column.doc));
+        writeln!(text, "| `{}` | {ty:?}{null} | {unit} | {doc} |", column.name).expect("text grows");
+    }
+    text
+}
+
+#[test]
+fn every_page_equals_its_declaration() {
+    let update = std::env::var_os("UPDATE").is_some_and(|value| value == "1");
+    let mut pages: Vec<(String, String)> =
+        ALL.iter().map(|collector| (format!("{}.md", collector.info().name), page(*collector))).collect();
+    pages.push(("common.md".to_owned(), common()));
+    let mut differing = Vec::new();
+    for (name, text) in &pages {
+        let path = folder().join(name);
+        if fs::read_to_string(&path).unwrap_or_default() == *text {
+            continue;
+        }
+        if update {
+            fs::create_dir_all(folder()).expect("a folder for pages");
+            fs::write(&path, text).expect("the page is written");
+        }
+        differing.push(name);
+    }
+    let known: Vec<&String> = pages.iter().map(|(name, _)| name).collect();
+    for entry in fs::read_dir(folder()).expect("the pages") {
+        let name = entry.expect("an entry").file_name().to_string_lossy().into_owned();
+        assert!(known.contains(&&name), "{name} is a page of no collector");
+    }
+    assert!(
+        differing.is_empty() || update,
+        "pages {differing:?} differ: run UPDATE=1 cargo test -p tracelake-node-agent --test docs"
+    );
+}
