@@ -423,6 +423,8 @@ pub(crate) struct Snmp {
     active_opens: u64,
     passive_opens: u64,
     pub(crate) retransmitted: u64,
+    /// Packets that reached TCP.
+    pub(crate) received: u64,
 }
 
 impl Snmp {
@@ -436,6 +438,7 @@ impl Snmp {
             active_opens: value("ActiveOpens"),
             passive_opens: value("PassiveOpens"),
             retransmitted: value("RetransSegs"),
+            received: value("InSegs"),
         }
     }
 
@@ -444,6 +447,7 @@ impl Snmp {
             active_opens: self.active_opens - before.active_opens,
             passive_opens: self.passive_opens - before.passive_opens,
             retransmitted: self.retransmitted - before.retransmitted,
+            received: self.received - before.received,
         }
     }
 }

@@ -39,8 +39,8 @@ fn run(collector: &str) -> (Vec<Row>, TestCgroup, [i64; 2], Snmp) {
         let mut burst = Burst::start("lossy", &cgroup.path);
         let before = Snmp::now();
         let answer = burst.go("lose");
-        let delta = Snmp::now().since(&before);
         let (rows, _) = recording.finish();
+        let delta = Snmp::now().since(&before);
         let numbers: Vec<i64> = answer.split(' ').map(|number| number.parse().expect("a number")).collect();
         (rows, cgroup, numbers.try_into().expect("two numbers"), delta)
     });
@@ -79,6 +79,31 @@ fn drops_have_their_reason_and_their_owner() {
     assert_eq!(packets.get(&("NO_SOCKET", "refused")), Some(&(REFUSED as i64)), "{packets:?}");
     for row in rows.iter().filter(|row| row["reason"] == "NO_SOCKET") {
         assert_eq!(row["attribution"], "netns", "no socket says whose they are");
+    }
+}
+
+#[test]
+fn every_received_packet_has_one_outcome() {
+    let (rows, cgroup, [_, dropped], delta) = run("tcpReceive");
+    let mut packets: BTreeMap<&str, i64> = BTreeMap::new();
+    for row in &rows {
+        *packets.entry(row["outcome"].as_str()).or_default() += number(row, "weight");
+        assert_eq!(number(row, "cgroup_id"), cgroup.id().cast_signed());
+        assert!(number(row, "segments") >= number(row, "weight") && number(row, "lport") > 0);
+    }
+    let of = |outcome: &str| packets.get(outcome).copied().unwrap_or(0);
+    assert_eq!(of("no_socket"), REFUSED as i64, "{packets:?}");
+    let filtered = rows.iter().filter(|row| row.get("drop_reason").is_some_and(|reason| reason == "SOCKET_FILTER"));
+    assert_eq!(filtered.map(|row| number(row, "weight")).sum::<i64>(), dropped, "{packets:?}");
+    let environment = std::env::var("TRACELAKE_ENVIRONMENT").unwrap_or_default();
+    let hooks = if environment.starts_with("vm-") { "full" } else { "tracepoint" };
+    assert!(rows.iter().all(|row| row["hooks"] == hooks), "Debian's kernels have fentry");
+    if hooks == "full" {
+        assert_eq!(packets.values().sum::<i64>().cast_unsigned(), delta.received, "{packets:?}");
+        assert_eq!(of("unknown"), 0, "{packets:?}");
+        // Two handshakes: a SYN each for the listener, a last segment each for the handshake.
+        assert_eq!((of("listen"), of("new_syn_recv")), (2, 2), "{packets:?}");
+        assert!(of("direct") + of("backlog") > 0, "{packets:?}");
     }
 }
 
