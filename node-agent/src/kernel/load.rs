@@ -193,7 +193,8 @@ impl Kernel {
         let mut attr = TestRun {
             prog_fd: fd.cast_unsigned(),
             ctx_size_in: size_of_val(arguments) as u32,
-            ctx_in: arguments.as_ptr() as u64,
+            // The kernel refuses a place without a size.
+            ctx_in: if arguments.is_empty() { 0 } else { arguments.as_ptr() as u64 },
             ..TestRun::default()
         };
         // SAFETY: the kernel reads `attr` of the size given and `ctx_size_in` bytes at `ctx_in`, and writes to `attr`.
