@@ -18,7 +18,7 @@ use node_agent_common::cpu_sched::{
 };
 use node_agent_common::event::Attribution;
 
-use super::processes::{TASK_EXIT_STATE, TASK_PID, Task};
+use super::processes::{TASK_EXIT_STATE, TASK_PID, TASK_RUNTIME, Task};
 use crate::aggregate::{self, Sums};
 use crate::kernel::{self, load};
 use crate::ring::{self, Hit};
@@ -35,8 +35,9 @@ struct Thread {
     ready_ns: u64,
     /// When it was put on its CPU.
     slice_ns: u64,
-    /// Up to when its time on the CPU is added up.
+    /// How much of its run time by the scheduler's clock is added up, and how much it was when the slice began.
     added_ns: u64,
+    begun_ns: u64,
     /// How long it waited before this slice.
     waited_ns: u64,
     /// The CPU of its last slice, plus one.
@@ -76,7 +77,8 @@ fn thread(tid: u32) -> Option<*mut Thread> {
     if let Some(known) = THREADS.get_ptr_mut(tid) {
         return Some(known);
     }
-    let unknown = Thread { ready_ns: 0, slice_ns: 0, added_ns: 0, waited_ns: 0, cpu: 0, moved: 0 };
+    let unknown =
+        Thread { ready_ns: 0, slice_ns: 0, added_ns: 0, begun_ns: 0, waited_ns: 0, cpu: 0, moved: 0 };
     let _ = THREADS.insert(tid, unknown, 0);
     THREADS.get_ptr_mut(tid)
 }
@@ -162,15 +164,16 @@ unsafe fn give_all(task: &Task, cgroup_id: u64, slots: u64, share: Share) {
     }
 }
 
-/// Time on the CPU that nobody has added up yet.
+/// Run time that nobody has added up yet, of `run_ns` that the scheduler has counted: unlike the time between two switches
+/// that is without interrupts, and without what a hypervisor took.
 ///
 /// # Safety
 /// `thread` is a map's value.
 #[inline(always)]
-unsafe fn claim(thread: *mut Thread, now: u64) -> u64 {
+unsafe fn claim(thread: *mut Thread, run_ns: u64) -> u64 {
     // SAFETY: a word of the map's value.
-    let added_ns = unsafe { atomic::swap(addr_of_mut!((*thread).added_ns), now) };
-    if added_ns == 0 || added_ns > now { 0 } else { now - added_ns }
+    let added_ns = unsafe { atomic::swap(addr_of_mut!((*thread).added_ns), run_ns) };
+    if added_ns > run_ns { 0 } else { run_ns - added_ns }
 }
 
 /// A CPU goes from one task to another.
@@ -205,12 +208,12 @@ unsafe fn leave(prev: *const u8, preempted: bool) {
         let could_go_on = preempted || Direct::number(prev, &TASK_STATE) == 0;
         let slice_ns = (*thread).slice_ns;
         if slice_ns != 0 {
-            let ended = Some((now.wrapping_sub(slice_ns), (*thread).waited_ns, could_go_on));
-            let share = Share { run_ns: claim(thread, now), ended, moved: (*thread).moved };
+            let run_ns: u64 = load(prev, &TASK_RUNTIME);
+            let ended = Some((run_ns.wrapping_sub((*thread).begun_ns), (*thread).waited_ns, could_go_on));
+            let share = Share { run_ns: claim(thread, run_ns), ended, moved: (*thread).moved };
             give_all(&Task::new(prev), cgroup_id, slots, share);
         }
         (*thread).slice_ns = 0;
-        (*thread).added_ns = 0;
         (*thread).ready_ns = if could_go_on { now } else { 0 };
         if load::<i32>(prev, &TASK_EXIT_STATE) != 0 {
             let _ = THREADS.remove(tid);
@@ -235,8 +238,10 @@ unsafe fn enter(next: *const u8) {
         (*thread).moved = u64::from((*thread).cpu != 0 && (*thread).cpu != cpu);
         (*thread).cpu = cpu;
         (*thread).ready_ns = 0;
+        let run_ns: u64 = load(next, &TASK_RUNTIME);
+        (*thread).added_ns = run_ns;
+        (*thread).begun_ns = run_ns;
         (*thread).slice_ns = now;
-        (*thread).added_ns = now;
     }
 }
 
@@ -292,7 +297,7 @@ pub unsafe extern "C" fn cpu_pass(ctx: *mut u64) -> i32 {
         if (*thread).slice_ns == 0 {
             return 0;
         }
-        let run_ns = claim(thread, ring::now());
+        let run_ns = claim(thread, load(this, &TASK_RUNTIME));
         give_all(&Task::new(this), cgroup_id, slots, Share { run_ns, ended: None, moved: 0 });
     }
     0

@@ -52,6 +52,7 @@ const CLASSES: &[(&str, &str)] = &[
     ("TC_", "policy"),
     ("XDP", "policy"),
     ("IP_RPFILTER", "policy"),
+    ("QUEUE_PURGE", "teardown"),
     ("TCP_OLD_", "teardown"),
     ("TCP_RESET", "teardown"),
     ("TCP_INVALID_", "teardown"),
@@ -71,14 +72,7 @@ impl Collector for PacketDropsCollector {
     }
 
     fn hooks(&self) -> &'static [Hook] {
-        const {
-            &[
-                netns::HOOKS[0],
-                netns::HOOKS[1],
-                netns::HOOKS[2],
-                Hook::on("packet_drop", "kfree_skb"),
-            ]
-        }
+        const { &[netns::HOOKS[0], netns::HOOKS[1], netns::HOOKS[2], Hook::on("packet_drop", "kfree_skb")] }
     }
 
     fn fields(&self) -> &'static [&'static [Field]] {

@@ -71,9 +71,9 @@ fn drops_have_their_reason_and_their_owner() {
         *packets.entry((row["reason"].as_str(), row["class"].as_str())).or_default() += number(row, "weight");
         assert_eq!(number(row, "cgroup_id"), cgroup.id().cast_signed());
         assert_eq!((number(row, "ethertype"), number(row, "ip_proto")), (0x800, 6));
-        assert!(number(row, "window_ns") > 0 && number(row, "bytes") >= 20);
+        assert!(number(row, "window_ns") > 0, "{row:?}");
         let location = row.get("location").unwrap_or_else(|| panic!("a place with a name: {row:?}"));
-        assert!(location.contains("tcp"), "{location}");
+        assert!(location.contains("tcp") || row["class"] == "teardown", "{row:?}");
     }
     assert_eq!(packets.get(&("SOCKET_FILTER", "policy")), Some(&dropped), "{packets:?}");
     assert_eq!(packets.get(&("NO_SOCKET", "refused")), Some(&(REFUSED as i64)), "{packets:?}");
@@ -93,7 +93,8 @@ fn every_received_packet_has_one_outcome() {
     }
     let of = |outcome: &str| packets.get(outcome).copied().unwrap_or(0);
     assert_eq!(of("no_socket"), REFUSED as i64, "{packets:?}");
-    let filtered = rows.iter().filter(|row| row.get("drop_reason").is_some_and(|reason| reason == "SOCKET_FILTER"));
+    let filtered =
+        rows.iter().filter(|row| row.get("drop_reason").is_some_and(|reason| reason == "SOCKET_FILTER"));
     assert_eq!(filtered.map(|row| number(row, "weight")).sum::<i64>(), dropped, "{packets:?}");
     let environment = std::env::var("TRACELAKE_ENVIRONMENT").unwrap_or_default();
     let hooks = if environment.starts_with("vm-") { "full" } else { "tracepoint" };
