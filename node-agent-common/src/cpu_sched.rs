@@ -12,7 +12,7 @@ pub const INDEX: u32 = 5;
 
 /// Processes, or with perThread threads, that can run in one window; beyond it slices are counted as lost (`map_full`).
 pub const MAX_ROWS: u32 = 32_768;
-/// Threads that can be followed at the same time; a slice of one beyond is not seen.
+/// Threads that can be followed at the same time; slices of one beyond are counted as lost (`map_full`).
 pub const MAX_THREADS: u32 = 131_072;
 
 /// Position in the map of options: slots that want a row per thread.
@@ -57,6 +57,8 @@ fields! {
     pub SCHED_FIELDS, declare_sched_fields {
         TASK_STATE: "task_struct", "__state";
         TASK_ON_CPU: "task_struct", "on_cpu";
+        TASK_SLICES: "task_struct", "sched_info.pcount";
+        TASK_DELAY: "task_struct", "sched_info.run_delay";
     }
 }
 

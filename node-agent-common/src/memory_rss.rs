@@ -12,7 +12,7 @@ pub const INDEX: u32 = 12;
 /// Processes that can have rows in one window, each of them four; beyond it they are counted as lost (`map_full`).
 pub const MAX_ROWS: u32 = 131_072;
 /// CPUs whose shares are added; a machine with more has rows that are off by the shares of the others.
-pub const MAX_CPUS: u64 = 512;
+pub const MAX_CPUS: u32 = 1024;
 
 /// The kinds of memory that the kernel counts, in its order; the `member` column has the word.
 pub const MEMBERS: [&str; 4] = ["file", "anon", "swap", "shmem"];
@@ -59,8 +59,7 @@ fields! {
         MM_START_CODE: "mm_struct", "start_code";
         PERCPU_COUNT: "percpu_counter", "count";
         PERCPU_COUNTERS: "percpu_counter", "counters";
-        KSYM_NAME: "kallsym_iter", "name";
-        KSYM_VALUE: "kallsym_iter", "value";
+        ARRAY_PPTRS: "bpf_array", "pptrs";
     }
 }
 

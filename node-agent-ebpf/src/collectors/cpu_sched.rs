@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 //! Time on a CPU and time waiting for one, of the targets' threads, added up per process and window.
 //!
-//! Hooks: tp_btf `sched_switch` (preempt, prev, next[, prev_state]), `sched_wakeup`, `sched_wakeup_new`; `iter/task` at each
-//! window's end for threads that are on a CPU just then. The state of `prev` is read from the task: the hook runs before it
-//! can change, and the fourth argument came with 5.18 only.
+//! Hooks: tp_btf `sched_switch` (preempt, prev, next[, prev_state]); `iter/task` at each window's end for threads that are on
+//! a CPU just then. The state of `prev` is read from the task: the hook runs before it can change, and the fourth argument
+//! came with 5.18 only. Times are the scheduler's own accounts (`sum_exec_runtime`, `sched_info.run_delay`), whose growth
+//! from one switch to the next is what the slice took: exact by definition, and no hook for each wakeup.
 //! Cost: one hash lookup for tasks that are nobody's; some 250 ns for each slice of a target's.
-//! Not seen: waiting of a thread that woke up before its session began.
+//! Invariant: an entry of [`THREADS`] is used only if the scheduler's count of slices says that nothing was missed since.
 
 use core::ptr::addr_of_mut;
 
@@ -20,26 +21,29 @@ use node_agent_common::event::Attribution;
 
 use super::processes::{TASK_EXIT_STATE, TASK_PID, TASK_RUNTIME, Task};
 use crate::aggregate::{self, Sums};
+use crate::counters::Loss;
 use crate::kernel::{self, load};
-use crate::ring::{self, Hit};
+use crate::ring::Hit;
 use crate::sock::{Direct, Read};
 use crate::{atomic, counters, target};
 
 node_agent_common::declare_sched_fields!();
 
-/// Where a target's thread stands. A time of 0 is not known, or not the case.
+/// Where a target's thread stands.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Thread {
-    /// Since when it could run and does not.
-    ready_ns: u64,
-    /// When it was put on its CPU.
-    slice_ns: u64,
-    /// How much of its run time by the scheduler's clock is added up, and how much it was when the slice began.
+    /// When its process began: tells it from another with the same id.
+    start_ns: u64,
+    /// Which of its slices this is about, plus one, by the scheduler's count.
+    slice: u64,
+    /// 1 while it is on its CPU.
+    running: u64,
+    /// How long it had waited when its last slice ended.
+    delay_ns: u64,
+    /// How much of its run time is added up, and how much it was when the slice began.
     added_ns: u64,
     begun_ns: u64,
-    /// How long it waited before this slice.
-    waited_ns: u64,
     /// The CPU of its last slice, plus one.
     cpu: u64,
     /// 1 when this slice began on another CPU than the one before.
@@ -71,18 +75,6 @@ fn wanted(cgroup_id: u64) -> u64 {
     counters::enabled(target::slots(cgroup_id), INDEX)
 }
 
-/// Where a thread stands, entered as unknown if need be.
-#[inline(always)]
-fn thread(tid: u32) -> Option<*mut Thread> {
-    if let Some(known) = THREADS.get_ptr_mut(tid) {
-        return Some(known);
-    }
-    let unknown =
-        Thread { ready_ns: 0, slice_ns: 0, added_ns: 0, begun_ns: 0, waited_ns: 0, cpu: 0, moved: 0 };
-    let _ = THREADS.insert(tid, unknown, 0);
-    THREADS.get_ptr_mut(tid)
-}
-
 #[inline(always)]
 fn hit(slots: u64, cgroup_id: u64) -> Hit {
     Hit { slots, cgroup_id, netns: 0, attribution: Attribution::Task }
@@ -110,8 +102,17 @@ unsafe fn identity(task: &Task, per_thread: bool, key: *mut CpuSlicesKey) {
 #[derive(Clone, Copy)]
 struct Share {
     run_ns: u64,
-    /// The slice is over: its length, the time before it, and whether it could have gone on.
-    ended: Option<(u64, u64, bool)>,
+    /// Not where the slice goes on.
+    ended: Option<Slice>,
+}
+
+/// A slice that is over.
+#[derive(Clone, Copy)]
+struct Slice {
+    run_ns: u64,
+    waited_ns: u64,
+    /// The thread could have gone on.
+    preempted: bool,
     moved: u64,
 }
 
@@ -122,14 +123,17 @@ unsafe fn add(value: *mut CpuSlicesValue, share: Share) {
     // SAFETY: words of the map's value.
     unsafe {
         atomic::add(addr_of_mut!((*value).run_sum), share.run_ns);
-        let Some((slice_ns, waited_ns, could_go_on)) = share.ended else { return };
-        atomic::add(addr_of_mut!((*value).wait_sum), waited_ns);
-        let end =
-            if could_go_on { addr_of_mut!((*value).involuntary) } else { addr_of_mut!((*value).voluntary) };
+        let Some(slice) = share.ended else { return };
+        atomic::add(addr_of_mut!((*value).wait_sum), slice.waited_ns);
+        let end = if slice.preempted {
+            addr_of_mut!((*value).involuntary)
+        } else {
+            addr_of_mut!((*value).voluntary)
+        };
         atomic::add(end, 1);
-        atomic::add(addr_of_mut!((*value).migrations), share.moved);
-        aggregate::count(addr_of_mut!((*value).run_hist), slice_ns);
-        aggregate::count(addr_of_mut!((*value).wait_hist), waited_ns);
+        atomic::add(addr_of_mut!((*value).migrations), slice.moved);
+        aggregate::count(addr_of_mut!((*value).run_hist), slice.run_ns);
+        aggregate::count(addr_of_mut!((*value).wait_hist), slice.waited_ns);
     }
 }
 
@@ -198,24 +202,33 @@ unsafe fn leave(prev: *const u8, preempted: bool) {
         if tid == IDLE {
             return;
         }
+        let ends = load::<i32>(prev, &TASK_EXIT_STATE) != 0;
         let cgroup_id = kernel::task_cgroup_id(prev);
         let slots = wanted(cgroup_id);
-        if slots == 0 {
-            return;
+        if slots != 0
+            && let Some(thread) = THREADS.get_ptr_mut(tid)
+        {
+            let task = Task::new(prev);
+            let slice: u64 = load(prev, &TASK_SLICES);
+            let (run_ns, delay_ns) = (load::<u64>(prev, &TASK_RUNTIME), load::<u64>(prev, &TASK_DELAY));
+            if (*thread).running != 0 && (*thread).slice == slice && (*thread).start_ns == task.start_ns {
+                let ended = Slice {
+                    run_ns: run_ns.wrapping_sub((*thread).begun_ns),
+                    waited_ns: delay_ns.wrapping_sub((*thread).delay_ns),
+                    preempted: preempted || Direct::number(prev, &TASK_STATE) == 0,
+                    moved: (*thread).moved,
+                };
+                give_all(
+                    &task,
+                    cgroup_id,
+                    slots,
+                    Share { run_ns: claim(thread, run_ns), ended: Some(ended) },
+                );
+            }
+            (*thread).running = 0;
+            (*thread).delay_ns = delay_ns;
         }
-        let Some(thread) = thread(tid) else { return };
-        let now = ring::now();
-        let could_go_on = preempted || Direct::number(prev, &TASK_STATE) == 0;
-        let slice_ns = (*thread).slice_ns;
-        if slice_ns != 0 {
-            let run_ns: u64 = load(prev, &TASK_RUNTIME);
-            let ended = Some((run_ns.wrapping_sub((*thread).begun_ns), (*thread).waited_ns, could_go_on));
-            let share = Share { run_ns: claim(thread, run_ns), ended, moved: (*thread).moved };
-            give_all(&Task::new(prev), cgroup_id, slots, share);
-        }
-        (*thread).slice_ns = 0;
-        (*thread).ready_ns = if could_go_on { now } else { 0 };
-        if load::<i32>(prev, &TASK_EXIT_STATE) != 0 {
+        if ends {
             let _ = THREADS.remove(tid);
         }
     }
@@ -228,54 +241,44 @@ unsafe fn enter(next: *const u8) {
     // SAFETY: members of the type; the entry is the map's.
     unsafe {
         let tid: u32 = load(next, &TASK_PID);
-        if tid == IDLE || wanted(kernel::task_cgroup_id(next)) == 0 {
+        if tid == IDLE {
             return;
         }
-        let Some(thread) = thread(tid) else { return };
-        let (now, cpu) = (ring::now(), u64::from(kernel::cpu()) + 1);
-        let ready_ns = (*thread).ready_ns;
-        (*thread).waited_ns = if ready_ns == 0 || ready_ns > now { 0 } else { now - ready_ns };
-        (*thread).moved = u64::from((*thread).cpu != 0 && (*thread).cpu != cpu);
-        (*thread).cpu = cpu;
-        (*thread).ready_ns = 0;
-        let run_ns: u64 = load(next, &TASK_RUNTIME);
-        (*thread).added_ns = run_ns;
-        (*thread).begun_ns = run_ns;
-        (*thread).slice_ns = now;
-    }
-}
-
-/// # Safety
-/// `task` is a typed pointer to a task.
-#[inline(always)]
-unsafe fn wake(task: *const u8) -> i32 {
-    // SAFETY: members of the type; the entry is the map's.
-    unsafe {
-        if wanted(kernel::task_cgroup_id(task)) == 0 {
-            return 0;
+        let slots = wanted(kernel::task_cgroup_id(next));
+        if slots == 0 {
+            return;
         }
-        if let Some(thread) = thread(load(task, &TASK_PID))
-            // One that is woken before it was taken off its CPU goes on.
-            && (*thread).slice_ns == 0
+        // The scheduler counts a slice, and the waiting before it, after this hook.
+        let (run_ns, slice) = (load::<u64>(next, &TASK_RUNTIME), load::<u64>(next, &TASK_SLICES) + 1);
+        let (cpu, start_ns) = (u64::from(kernel::cpu()) + 1, Task::new(next).start_ns);
+        if let Some(thread) = THREADS.get_ptr_mut(tid)
+            && (*thread).slice + 1 == slice
+            && (*thread).start_ns == start_ns
         {
-            (*thread).ready_ns = ring::now();
+            (*thread).moved = u64::from((*thread).cpu != cpu);
+            (*thread).slice = slice;
+            (*thread).cpu = cpu;
+            (*thread).added_ns = run_ns;
+            (*thread).begun_ns = run_ns;
+            (*thread).running = 1;
+            return;
+        }
+        let delay_ns: u64 = load(next, &TASK_DELAY);
+        let begun = Thread {
+            start_ns,
+            slice,
+            running: 1,
+            delay_ns,
+            added_ns: run_ns,
+            begun_ns: run_ns,
+            cpu,
+            moved: 0,
+        };
+        if THREADS.insert(tid, begun, 0).is_err() {
+            counters::admit_many(slots, INDEX, 1);
+            counters::lose_many(slots, INDEX, Loss::MapFull as u32, 1);
         }
     }
-    0
-}
-
-/// A task wakes up.
-#[btf_tracepoint(function = "sched_wakeup")]
-pub fn cpu_wakeup(ctx: BtfTracePointContext) -> i32 {
-    // SAFETY: the first argument is a `struct task_struct *`.
-    unsafe { wake(ctx.arg(0)) }
-}
-
-/// A new task wakes up for the first time.
-#[btf_tracepoint(function = "sched_wakeup_new")]
-pub fn cpu_wakeup_new(ctx: BtfTracePointContext) -> i32 {
-    // SAFETY: as above.
-    unsafe { wake(ctx.arg(0)) }
 }
 
 /// A window ends: the context is (meta, task). Threads that are on a CPU give what they have run so far.
@@ -294,11 +297,11 @@ pub unsafe extern "C" fn cpu_pass(ctx: *mut u64) -> i32 {
             return 0;
         }
         let Some(thread) = THREADS.get_ptr_mut(load::<u32>(this, &TASK_PID)) else { return 0 };
-        if (*thread).slice_ns == 0 {
+        if (*thread).running == 0 || (*thread).slice != load::<u64>(this, &TASK_SLICES) {
             return 0;
         }
         let run_ns = claim(thread, load(this, &TASK_RUNTIME));
-        give_all(&Task::new(this), cgroup_id, slots, Share { run_ns, ended: None, moved: 0 });
+        give_all(&Task::new(this), cgroup_id, slots, Share { run_ns, ended: None });
     }
     0
 }

@@ -3,15 +3,15 @@
 //!
 //! Hook: `iter/task` at each window's end. The kernel's tracepoint `rss_stat` fires for every page and does not carry the sum,
 //! so looking costs less and says more. Since 6.2 each CPU keeps a share of the count (`struct percpu_counter`), at an
-//! offset that only the kernel's symbol table knows: `iter/ksym` finds it, once, also for an agent that is shown no addresses.
+//! offset that no symbol table shows on every kernel: it is taken from a per-CPU map, whose memory lies at the same offsets.
 //! Cost: a pass over all tasks per window, some 100 ns each, and 2 us for each process of a target and 100 CPUs.
 
 use core::ptr::addr_of_mut;
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
+use aya_ebpf::helpers::generated::{bpf_map_lookup_percpu_elem, bpf_probe_read_kernel};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
 use node_agent_common::event::Attribution;
 use node_agent_common::memory_rss::{
     INDEX, MAX_CPUS, MAX_ROWS, MEMBERS, MemoryRss, MemoryRssKey, MemoryRssValue,
@@ -36,9 +36,13 @@ static RSS_HAS_SHARES: u64 = 0;
 #[unsafe(no_mangle)]
 static RSS_CPUS: u64 = 1;
 
-/// Address of the array of the CPUs' offsets; 0 until it was found.
+/// Each CPU's offset: what is added to the address of a per-CPU variable. The word after the last is 1 once they are there.
 #[map]
-static PER_CPU_OFFSETS: Array<u64> = Array::with_max_entries(1, 0);
+static CPU_OFFSETS: Array<u64> = Array::with_max_entries(MAX_CPUS + 1, 0);
+
+/// Memory of which each CPU has its own, to find the offsets by.
+#[map]
+static ANCHOR: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 /// What is added up.
 #[map]
@@ -49,18 +53,56 @@ static MEMORY_RSS_ZEROS: Array<MemoryRssValue> = Array::with_max_entries(1, 0);
 
 const SUMS: Sums<MemoryRss> = Sums { entries: &MEMORY_RSS, zeros: &MEMORY_RSS_ZEROS };
 
-/// What the CPUs hold of a counter whose shares are at `shares`.
+/// A pointer as a number: the verifier tells them apart, and what it reads back from memory is a number.
+#[inline(always)]
+fn number<T>(pointer: *const T) -> u64 {
+    let held = pointer;
+    peek((&raw const held).cast())
+}
+
+/// Fills [`CPU_OFFSETS`], once.
 ///
 /// Exported, so that the verifier checks the loop once.
 #[unsafe(no_mangle)]
-extern "C" fn rss_shares(shares: u64, offsets: u64) -> i64 {
+extern "C" fn cpu_offsets() -> u32 {
+    let Some(ready) = CPU_OFFSETS.get_ptr_mut(MAX_CPUS) else { return 0 };
+    // SAFETY: a word of the map's value.
+    if unsafe { *ready } != 0 {
+        return 0;
+    }
+    let map = &raw const ANCHOR;
+    let per_cpu = peek(address(number(map) as *const u8, &ARRAY_PPTRS));
+    let (first, mut cpu) = (0u32, 0);
+    while cpu < MAX_CPUS {
+        if u64::from(cpu) >= constant(&RSS_CPUS) {
+            break;
+        }
+        // SAFETY: the map and its first key; null for a CPU that cannot be.
+        let own =
+            unsafe { bpf_map_lookup_percpu_elem(map.cast_mut().cast(), (&raw const first).cast(), cpu) };
+        if let (Some(offset), false) = (CPU_OFFSETS.get_ptr_mut(cpu), own.is_null()) {
+            // SAFETY: a word of the map's value.
+            unsafe { *offset = number(own).wrapping_sub(per_cpu) };
+        }
+        cpu += 1;
+    }
+    // SAFETY: as above.
+    unsafe { *ready = 1 };
+    0
+}
+
+/// What the CPUs hold of a counter whose shares are at `shares`.
+///
+/// Exported, as [`cpu_offsets`].
+#[unsafe(no_mangle)]
+extern "C" fn rss_shares(shares: u64) -> i64 {
     let mut sum = 0i64;
     let mut cpu = 0;
     while cpu < MAX_CPUS {
-        if cpu >= constant(&RSS_CPUS) {
+        if u64::from(cpu) >= constant(&RSS_CPUS) {
             break;
         }
-        let offset = peek(offsets.wrapping_add(cpu * 8) as *const u8);
+        let offset = CPU_OFFSETS.get(cpu).copied().unwrap_or(0);
         let mut share = 0i32;
         // SAFETY: 4 bytes into 4.
         unsafe { bpf_probe_read_kernel((&raw mut share).cast(), 4, shares.wrapping_add(offset) as *const _) };
@@ -89,7 +131,9 @@ pub unsafe extern "C" fn rss_pass(ctx: *mut u64) -> i32 {
         let task = Task::new(this);
         let code: u64 = load(mm, &MM_START_CODE);
         let stat = address(mm, &MM_RSS_STAT) as u64;
-        let offsets = PER_CPU_OFFSETS.get(0).copied().unwrap_or(0);
+        if constant(&RSS_HAS_SHARES) != 0 {
+            cpu_offsets();
+        }
         let hit = Hit { slots, cgroup_id, netns: 0, attribution: Attribution::Task };
         let mut member = 0;
         while member < MEMBERS.len() as u64 {
@@ -99,8 +143,7 @@ pub unsafe extern "C" fn rss_pass(ctx: *mut u64) -> i32 {
             } else {
                 let count = peek(address(counter as *const u8, &PERCPU_COUNT)).cast_signed();
                 let shares = peek(address(counter as *const u8, &PERCPU_COUNTERS));
-                let held = if offsets == 0 { 0 } else { rss_shares(shares, offsets) };
-                count.wrapping_add(held)
+                count.wrapping_add(rss_shares(shares))
             };
             let pages = if pages < 0 { 0 } else { pages.cast_unsigned() };
             aggregate::add(
@@ -121,30 +164,6 @@ pub unsafe extern "C" fn rss_pass(ctx: *mut u64) -> i32 {
                 },
             );
             member += 1;
-        }
-    }
-    0
-}
-
-/// Finds the array of the CPUs' offsets: the context is (meta, symbol).
-#[unsafe(no_mangle)]
-#[unsafe(link_section = "iter/ksym")]
-pub unsafe extern "C" fn per_cpu_offsets(ctx: *mut u64) -> i32 {
-    const NAME: [u64; 3] = [u64::from_le_bytes(*b"__per_cp"), u64::from_le_bytes(*b"u_offset"), 0];
-    // SAFETY: the second word of the iterator's context is a `struct kallsym_iter *`, or null at the end.
-    unsafe {
-        let symbol = *ctx.add(1) as *const u8;
-        if symbol.is_null() {
-            return 0;
-        }
-        let mut name = [0u64; 3];
-        // 17 bytes: with the NUL, and nothing of what an earlier name left behind it.
-        bpf_probe_read_kernel((&raw mut name).cast(), 17, address(symbol, &KSYM_NAME).cast());
-        if name[0] == NAME[0] && name[1] == NAME[1] && name[2] == NAME[2] {
-            let at: u64 = load(symbol, &KSYM_VALUE);
-            if let Some(place) = PER_CPU_OFFSETS.get_ptr_mut(0) {
-                *place = at;
-            }
         }
     }
     0

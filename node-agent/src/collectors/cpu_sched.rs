@@ -24,14 +24,7 @@ impl Collector for CpuSched {
     }
 
     fn hooks(&self) -> &'static [Hook] {
-        const {
-            &[
-                Hook::on("cpu_switch", "sched_switch"),
-                Hook::on("cpu_wakeup", "sched_wakeup"),
-                Hook::on("cpu_wakeup_new", "sched_wakeup_new"),
-                Hook::iterator(PASS, "task"),
-            ]
-        }
+        const { &[Hook::on("cpu_switch", "sched_switch"), Hook::iterator(PASS, "task")] }
     }
 
     fn fields(&self) -> &'static [&'static [Field]] {

@@ -20,8 +20,6 @@ use crate::pipeline::window::Aggregation;
 pub struct MemoryRssCollector;
 
 const PASS: &str = "rss_pass";
-const FIND: &str = "per_cpu_offsets";
-const OFFSETS: &str = "PER_CPU_OFFSETS";
 
 impl Collector for MemoryRssCollector {
     fn info(&self) -> &'static CollectorInfo {
@@ -29,7 +27,7 @@ impl Collector for MemoryRssCollector {
     }
 
     fn hooks(&self) -> &'static [Hook] {
-        const { &[Hook::iterator(PASS, "task"), Hook::iterator(FIND, "ksym")] }
+        const { &[Hook::iterator(PASS, "task")] }
     }
 
     fn fields(&self) -> &'static [&'static [Field]] {
@@ -62,14 +60,6 @@ impl Collector for MemoryRssCollector {
             min_change: u64::try_from(values.integer("minChangeKiB")).unwrap_or(0) << 10,
             shown: HashMap::new(),
         })
-    }
-
-    fn open(&self, kernel: &mut Kernel, _slot: u32, _values: &Values) -> Result<(), KernelError> {
-        let failed = |source| KernelError::Map { map: OFFSETS, source };
-        if kernel.array::<u64>(OFFSETS)?.get(&0, 0).map_err(failed)? == 0 {
-            kernel.iterate(FIND)?;
-        }
-        Ok(())
     }
 
     fn sample(&self, kernel: &mut Kernel) -> Result<(), KernelError> {

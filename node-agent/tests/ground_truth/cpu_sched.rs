@@ -63,13 +63,8 @@ fn slices_and_waiting_are_the_schedulers_own() {
     assert_eq!(sum("weight"), slices, "{before:?} {after:?} {counters:?}");
     assert_eq!(sum("voluntary"), after.voluntary - before.voluntary);
     assert_eq!(sum("involuntary"), after.involuntary - before.involuntary);
-    let near = |what: &str, ours: i64, kernels: i64, slack_ns: i64| {
-        let off = (ours - kernels).abs();
-        assert!(off <= kernels / 100 + slack_ns, "{what}: {ours} here, {kernels} by the kernel");
-    };
-    // The kernel's clock is read a moment before or after the hook, at each end of a slice.
-    near("run", sum("run_sum"), after.run_ns - before.run_ns, slices * 2_000);
-    near("wait", sum("wait_sum"), after.wait_ns - before.wait_ns, slices * 5_000);
+    assert_eq!(sum("wait_sum"), after.wait_ns - before.wait_ns);
+    assert_eq!(sum("run_sum"), after.run_ns - before.run_ns);
     assert!(rows.len() >= 2, "windows of 100 ms");
     let counted = |column: &str| -> i64 {
         let slots = rows.iter().flat_map(|row| row[column].split(' ').map(str::to_owned).collect::<Vec<_>>());
