@@ -36,7 +36,7 @@ fn hooks(collector: &dyn Collector) -> String {
         let without = match hook.role {
             Role::Needed => "the collector is unsupported".to_owned(),
             Role::Better(better) => format!("`{}` takes its place", better.than),
-            Role::Extra => "some columns stay null".to_owned(),
+            Role::Extra => "less is told: see the columns".to_owned(),
         };
         writeln!(text, "| `{at}` | {how} | {without} |").expect("text grows");
     }
