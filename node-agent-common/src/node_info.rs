@@ -86,41 +86,41 @@ pub mod memory {
         value NodeMemoryValue {
             /// MemTotal of /proc/meminfo.
             Last mem_total: u64 => Int64 "B",
-            /// MemFree.
+            /// MemFree: memory that holds nothing.
             Last mem_free: u64 => Int64 "B",
             /// MemAvailable: what programs could get without swapping, as the kernel estimates.
             Last mem_available: u64 => Int64 "B",
-            /// Buffers.
+            /// Buffers: cached blocks of block devices.
             Last buffers: u64 => Int64 "B",
             /// Cached: the page cache, without swap.
             Last cached: u64 => Int64 "B",
-            /// SwapCached.
+            /// SwapCached: in memory, and still in swap as well.
             Last swap_cached: u64 => Int64 "B",
-            /// SwapTotal.
+            /// SwapTotal: room for what is moved out.
             Last swap_total: u64 => Int64 "B",
-            /// SwapFree.
+            /// SwapFree: swap that holds nothing.
             Last swap_free: u64 => Int64 "B",
             /// Dirty: waits to be written.
             Last dirty: u64 => Int64 "B",
             /// Writeback: is being written.
             Last writeback: u64 => Int64 "B",
-            /// AnonPages.
+            /// AnonPages: programs' own memory, mapped by them.
             Last anon_pages: u64 => Int64 "B",
-            /// Mapped.
+            /// Mapped: files that are mapped by programs.
             Last mapped: u64 => Int64 "B",
-            /// Shmem.
+            /// Shmem: shared memory and tmpfs.
             Last shmem: u64 => Int64 "B",
-            /// SReclaimable.
+            /// SReclaimable: the kernel's own objects that it could give up.
             Last slab_reclaimable: u64 => Int64 "B",
-            /// SUnreclaim.
+            /// SUnreclaim: the kernel's own objects that it cannot give up.
             Last slab_unreclaimable: u64 => Int64 "B",
-            /// KernelStack.
+            /// KernelStack: the kernel's stacks of all threads.
             Last kernel_stack: u64 => Int64 "B",
-            /// PageTables.
+            /// PageTables: what maps addresses to memory.
             Last page_tables: u64 => Int64 "B",
-            /// Committed_AS.
+            /// Committed_AS: what programs have asked for, used or not.
             Last committed: u64 => Int64 "B",
-            /// AnonHugePages.
+            /// AnonHugePages: programs' own memory in huge pages.
             Last anon_huge_pages: u64 => Int64 "B",
             /// HugePages_Total: a number of pages, not of bytes.
             Last huge_pages_total: u64 => Int64 "pages",
