@@ -61,7 +61,7 @@ aggregate! {
     value ReceiveValue {
         /// Segments on the wire; one packet of the stack may be several.
         Sum segments: u64 => Int64 "segments",
-        /// Payload.
+        /// Payload of its segments.
         Sum bytes: u64 => Int64 "B",
     }
     derived {

@@ -177,7 +177,7 @@ unsafe fn give_all(task: &Task, cgroup_id: u64, slots: u64, share: Share) {
 unsafe fn claim(thread: *mut Thread, run_ns: u64) -> u64 {
     // SAFETY: a word of the map's value.
     let added_ns = unsafe { atomic::swap(addr_of_mut!((*thread).added_ns), run_ns) };
-    if added_ns > run_ns { 0 } else { run_ns - added_ns }
+    run_ns.saturating_sub(added_ns)
 }
 
 /// A CPU goes from one task to another.

@@ -117,7 +117,7 @@ unsafe fn header(packet: *const u8, header: *const u8, to: *mut InHand) {
         (*to).lport = u32::from(u16::from_be((ports >> 16) as u16));
         let length = Direct::number(packet, &SKB_LEN);
         let own = (offset >> 4) * 4;
-        (*to).bytes = if length > own { length - own } else { 0 };
+        (*to).bytes = length.saturating_sub(own);
         (*to).segments = skb::segments(packet);
     }
 }

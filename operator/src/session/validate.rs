@@ -148,7 +148,9 @@ mod tests {
     fn an_unknown_collector_is_rejected_with_the_known_ones_also_when_optional() {
         check(
             "{target: {podSelector: {}}, duration: 1m, collectors: [{name: procesess, optional: true}]}",
-            &expect![[r#"UnknownCollector: there is no collector "procesess"; known collectors: cpuSched, memoryRss, nodeInfo, packetDrops, pageFaults, processes, tcpConnections, tcpListenQueue, tcpReceive, tcpRetransmits, tcpStates, tcpThroughput"#]],
+            &expect![[
+                r#"UnknownCollector: there is no collector "procesess"; known collectors: cpuSched, memoryRss, nodeInfo, packetDrops, pageFaults, processes, tcpConnections, tcpListenQueue, tcpReceive, tcpRetransmits, tcpStates, tcpThroughput"#
+            ]],
         );
     }
 
