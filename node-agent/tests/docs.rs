@@ -36,6 +36,7 @@ fn hooks(collector: &dyn Collector) -> String {
         let without = match hook.role {
             Role::Needed => "the collector is unsupported".to_owned(),
             Role::Better(better) => format!("`{}` takes its place", better.than),
+            Role::Together => "none of this kind is attached: see the columns".to_owned(),
             Role::Extra => "less is told: see the columns".to_owned(),
         };
         writeln!(text, "| `{at}` | {how} | {without} |").expect("text grows");

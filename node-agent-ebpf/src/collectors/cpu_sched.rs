@@ -10,7 +10,7 @@
 
 use core::ptr::addr_of_mut;
 
-use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::macros::{btf_tracepoint, map};
 use aya_ebpf::maps::{Array, HashMap};
 use aya_ebpf::programs::BtfTracePointContext;
@@ -44,7 +44,7 @@ struct Thread {
     /// How much of its run time is added up, and how much it was when the slice began.
     added_ns: u64,
     begun_ns: u64,
-    /// The CPU of its last slice, plus one.
+    /// The CPU of its last slice, plus one; 0 when none was seen.
     cpu: u64,
     /// 1 when this slice began on another CPU than the one before.
     moved: u64,
@@ -255,7 +255,7 @@ unsafe fn enter(next: *const u8) {
             && (*thread).slice + 1 == slice
             && (*thread).start_ns == start_ns
         {
-            (*thread).moved = u64::from((*thread).cpu != cpu);
+            (*thread).moved = u64::from((*thread).cpu != 0 && (*thread).cpu != cpu);
             (*thread).slice = slice;
             (*thread).cpu = cpu;
             (*thread).added_ns = run_ns;
@@ -281,14 +281,15 @@ unsafe fn enter(next: *const u8) {
     }
 }
 
-/// A window ends: the context is (meta, task). Threads that are on a CPU give what they have run so far.
+/// A window ends, or a session begins: the context is (meta, task). Threads that are on a CPU give what they have run so
+/// far; of others that are met for the first time it is noted how long they have waited until now.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task")]
 pub unsafe extern "C" fn cpu_pass(ctx: *mut u64) -> i32 {
     // SAFETY: the iterator's context is two pointers, the second of them to a task, or null at the end.
     unsafe {
         let this = *ctx.add(1) as *const u8;
-        if this.is_null() || load::<i32>(this, &TASK_ON_CPU) == 0 {
+        if this.is_null() {
             return 0;
         }
         let cgroup_id = kernel::task_cgroup_id(this);
@@ -296,12 +297,37 @@ pub unsafe extern "C" fn cpu_pass(ctx: *mut u64) -> i32 {
         if slots == 0 {
             return 0;
         }
-        let Some(thread) = THREADS.get_ptr_mut(load::<u32>(this, &TASK_PID)) else { return 0 };
-        if (*thread).running == 0 || (*thread).slice != load::<u64>(this, &TASK_SLICES) {
-            return 0;
+        let (tid, task) = (load::<u32>(this, &TASK_PID), Task::new(this));
+        let (slice, run_ns) = (load::<u64>(this, &TASK_SLICES), load::<u64>(this, &TASK_RUNTIME));
+        let runs = Direct::number(this, &TASK_ON_CPU) != 0;
+        match THREADS.get_ptr_mut(tid) {
+            Some(thread)
+                if runs
+                    && (*thread).running != 0
+                    && (*thread).slice == slice
+                    && (*thread).start_ns == task.start_ns =>
+            {
+                let run_ns = claim(thread, run_ns);
+                give_all(&task, cgroup_id, slots, Share { run_ns, ended: None });
+            }
+            None if !runs && load::<i32>(this, &TASK_EXIT_STATE) == 0 => {
+                let delay_ns = load(this, &TASK_DELAY);
+                let (start_ns, added_ns) = (task.start_ns, run_ns);
+                let known = Thread {
+                    start_ns,
+                    slice,
+                    running: 0,
+                    delay_ns,
+                    added_ns,
+                    begun_ns: run_ns,
+                    cpu: 0,
+                    moved: 0,
+                };
+                // It may have been put on a CPU meanwhile, and entered there.
+                let _ = THREADS.insert(tid, known, u64::from(BPF_NOEXIST));
+            }
+            _ => {}
         }
-        let run_ns = claim(thread, load(this, &TASK_RUNTIME));
-        give_all(&Task::new(this), cgroup_id, slots, Share { run_ns, ended: None });
     }
     0
 }

@@ -83,9 +83,7 @@ pub fn packet_drop(ctx: BtfTracePointContext) -> i32 {
 #[inline(always)]
 unsafe fn tcp_state(sk: *const u8) -> u32 {
     // SAFETY: members of the type.
-    unsafe {
-        if sock::is_tcp(sk) { Direct::number(sk, &SK_STATE) as u32 } else { 0 }
-    }
+    unsafe { if sock::is_tcp(sk) { Direct::number(sk, &SK_STATE) as u32 } else { 0 } }
 }
 
 #[derive(Clone, Copy)]

@@ -31,9 +31,6 @@ use crate::{atomic, netns};
 /// `SKB_DROP_REASON_NO_SOCKET` of enum `skb_drop_reason`.
 #[unsafe(no_mangle)]
 static REASON_NO_SOCKET: u64 = fields::MISSING;
-/// Number of arguments of `tcp_add_backlog`, after which comes what it returns.
-#[unsafe(no_mangle)]
-static ADD_BACKLOG_ARGS: u64 = 0;
 /// Not 0 where `kfree_skb` names the socket that the packet was for.
 #[unsafe(no_mangle)]
 static RECEIVE_HAS_RX_SK: u64 = 0;
@@ -264,11 +261,11 @@ pub fn receive_do_v6(ctx: FEntryContext) -> i32 {
 #[fexit]
 pub fn receive_backlog(ctx: FExitContext) -> i32 {
     let Some(packet) = in_hand(ctx.arg::<*const u8>(1)) else { return 0 };
-    let refused = if constant(&ADD_BACKLOG_ARGS) == 2 { ctx.arg::<u64>(2) } else { ctx.arg::<u64>(3) } as u32;
+    let Ok(refused) = ctx.ret::<u64>() else { return 0 };
     // SAFETY: the first argument is a full socket.
     unsafe {
         let reason = (*packet).reason;
-        give(packet, ctx.arg(0), if refused & 0xffff == 0 { Outcome::Backlog } else { Outcome::Dropped });
+        give(packet, ctx.arg(0), if refused & 0xff == 0 { Outcome::Backlog } else { Outcome::Dropped });
         (*packet).reason = reason;
     }
     0
@@ -313,12 +310,12 @@ pub fn receive_drop(ctx: BtfTracePointContext) -> i32 {
     }
     // SAFETY: (`struct sk_buff *`, .., and where the constant says so `struct sock *` or null).
     unsafe {
-        let rx: *const u8 =
-            if constant(&RECEIVE_HAS_RX_SK) != 0 { ctx.arg(3) } else { core::ptr::null() };
+        let rx: *const u8 = if constant(&RECEIVE_HAS_RX_SK) != 0 { ctx.arg(3) } else { core::ptr::null() };
         let net = skb::net(skb);
         let hit = if sock::is_full(rx) && sock::is_tcp(rx) {
             sock::owner(rx, INDEX)
-        } else if refused && !net.is_null() && u64::from(skb::ip_proto(skb, skb::ethertype(skb))) == sock::TCP {
+        } else if refused && !net.is_null() && u64::from(skb::ip_proto(skb, skb::ethertype(skb))) == sock::TCP
+        {
             netns::owner(net, INDEX)
         } else {
             None

@@ -43,6 +43,10 @@ impl Collector for CpuSched {
         kernel.set_bit("CPU_SCHED_OPTIONS", OPTION_PER_THREAD, slot, values.bool("perThread"))
     }
 
+    fn join(&self, kernel: &mut Kernel, _slot: u32, _cgroups: &[u64]) -> Result<(), KernelError> {
+        kernel.iterate(PASS).map(drop)
+    }
+
     fn sample(&self, kernel: &mut Kernel) -> Result<(), KernelError> {
         kernel.iterate(PASS).map(drop)
     }

@@ -79,6 +79,8 @@ pub enum Role {
     Better(Better),
     /// Attached where the kernel lets it; what its absence costs stands in the collector's documentation.
     Extra,
+    /// Attached where the kernel lets all of the collector's hooks with this role be attached, else none of them.
+    Together,
 }
 
 /// A preference between two programs of a collector. What the collector lacks with the other one stands in its

@@ -62,7 +62,14 @@ const CLASSES: &[(&str, &str)] = &[
     ("TCP_TOO_OLD_ACK", "teardown"),
 ];
 
-fn class(reason: &str) -> &'static str {
+/// Functions that throw away what a connection still held when it ends; older kernels give no reason there.
+const ENDINGS: &[&str] =
+    &["inet_sock_destruct", "sk_stream_kill_queues", "tcp_disconnect", "tcp_write_queue_purge"];
+
+fn class(reason: &str, location: &str) -> &'static str {
+    if reason == "NOT_SPECIFIED" && ENDINGS.contains(&location) {
+        return "teardown";
+    }
     CLASSES.iter().find(|(beginning, _)| reason.starts_with(beginning)).map_or("unknown", |(_, class)| class)
 }
 
@@ -127,13 +134,15 @@ struct DropDecoder {
 impl Decoder for DropDecoder {
     fn decode(&mut self, _header: &Header, raw: &[u8], row: &mut Row<'_>) -> Result<Verdict, DecodeError> {
         let drops = PacketDrops::read(raw).ok_or(DecodeError::Length)?;
-        let class = class(self.reasons.get(drops.reason_raw.into()).unwrap_or_default());
+        let location = self.locations.get(&drops.location_raw).map(String::as_str);
+        let reason = self.reasons.get(drops.reason_raw.into()).unwrap_or_default();
+        let class = class(reason, location.unwrap_or_default());
         if !self.classes.is_empty() && !self.classes.contains(&class) {
             return Ok(Verdict::Filtered);
         }
         self.reasons.set(row, at::reason, drops.reason_raw.into());
         row.text(at::class, class);
-        if let Some(name) = self.locations.get(&drops.location_raw) {
+        if let Some(name) = location {
             row.text(at::location, name);
         }
         row.int(at::ethertype, drops.ethertype_raw.into());
@@ -168,8 +177,9 @@ mod tests {
             ("NOT_SPECIFIED", "unknown"),
             ("", "unknown"),
         ] {
-            assert_eq!(class(reason), expected, "{reason}");
+            assert_eq!(class(reason, "tcp_v4_rcv"), expected, "{reason}");
         }
+        assert_eq!(class("NOT_SPECIFIED", "sk_stream_kill_queues"), "teardown");
         assert!(CLASSES.iter().all(|(_, class)| node_agent_common::packet_drops::CLASSES.contains(class)));
     }
 }

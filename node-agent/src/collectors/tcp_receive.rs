@@ -24,11 +24,11 @@ pub struct TcpReceive;
 const OPTIONS: &str = "RECEIVE_OPTIONS";
 
 const fn entry(program: &'static str, functions: &'static [&'static str]) -> Hook {
-    Hook { program, attach: Attach::Entry(functions), role: Role::Extra }
+    Hook { program, attach: Attach::Entry(functions), role: Role::Together }
 }
 
 const fn exit(program: &'static str, functions: &'static [&'static str]) -> Hook {
-    Hook { program, attach: Attach::Exit(functions), role: Role::Extra }
+    Hook { program, attach: Attach::Exit(functions), role: Role::Together }
 }
 
 /// With all of these every packet is seen. What says where a packet goes comes first, so that none is in hand before.
@@ -76,11 +76,9 @@ impl Collector for TcpReceive {
 
     fn constants(&self, btf: &Btf) -> Result<Vec<(&'static str, u64)>, BtfError> {
         let mut constants = flow::constants(btf)?;
-        let backlog = btf.function("tcp_add_backlog").map_or(0, |prototype| prototype.args.len());
         let drop = btf.tracepoint("kfree_skb").map_or(0, |prototype| prototype.args.len());
         let refused = btf.enumerator(Some("skb_drop_reason"), "SKB_DROP_REASON_NO_SOCKET")?;
         constants.extend([
-            ("ADD_BACKLOG_ARGS", backlog as u64),
             ("RECEIVE_HAS_RX_SK", u64::from(drop >= 4)),
             ("REASON_NO_SOCKET", refused.cast_unsigned()),
         ]);
@@ -98,7 +96,7 @@ impl Collector for TcpReceive {
 
     fn open(&self, kernel: &mut Kernel, slot: u32, values: &Values) -> Result<(), KernelError> {
         netns::open(kernel)?;
-        let full = u64::from(FULL.iter().all(|hook| kernel.is_attached(hook)));
+        let full = u64::from(kernel.is_attached(&FULL[0]));
         let failed = |source| KernelError::Map { map: OPTIONS, source };
         kernel.array::<u64>(OPTIONS)?.set(OPTION_FULL, full, 0).map_err(failed)?;
         kernel.set_bit(OPTIONS, OPTION_BY_PORT, slot, values.bool("byPort"))

@@ -246,7 +246,7 @@ impl Kernel {
     }
 
     fn attach_hooks(&mut self, index: usize, types: &aya::Btf) -> Result<(), KernelError> {
-        let mut left_out = Vec::new();
+        let (mut left_out, mut together) = (Vec::new(), true);
         for hook in ALL[index].hooks() {
             if left_out.contains(&hook.program) {
                 continue;
@@ -266,6 +266,15 @@ impl Kernel {
                         tracing::info!(%error, collector, "some columns stay null on this kernel");
                     }
                 }
+                Role::Together if together => {
+                    if let Err(error) = self.attach_for(index, hook, types) {
+                        let collector = ALL[index].info().name;
+                        tracing::info!(%error, collector, "this kernel gives the lesser hooks only");
+                        self.unload_role(index, |role| matches!(role, Role::Together));
+                        together = false;
+                    }
+                }
+                Role::Together => {}
             }
         }
         Ok(())
@@ -325,7 +334,11 @@ impl Kernel {
 
     /// Unloads the collector's programs, but those that another one has attached as well.
     fn unload(&mut self, index: usize) {
-        for hook in ALL[index].hooks() {
+        self.unload_role(index, |_| true);
+    }
+
+    fn unload_role(&mut self, index: usize, of: impl Fn(Role) -> bool) {
+        for hook in ALL[index].hooks().iter().filter(|hook| of(hook.role)) {
             if self.attached[index].remove(hook.program) && !self.is_attached(hook) {
                 self.unload_hook(hook);
             }

@@ -5,7 +5,10 @@
 //!
 //! The harness names the machine in `TRACELAKE_ENVIRONMENT`.
 
-use tracelake_node_agent::engine::Engine;
+use std::sync::mpsc::sync_channel;
+use std::time::Duration;
+
+use tracelake_node_agent::engine::{CollectorSpec, CollectorState, Engine, EngineConfig, SessionSpec};
 
 /// What a machine does with a collector.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -64,5 +67,20 @@ fn every_collector_does_here_what_the_table_says() {
                 assert!(capability.reason.contains(why), "{collector}: {}", capability.reason);
             }
         }
+    }
+    // What is said of the kernel beforehand is one thing, what its verifier says another.
+    let (sender, _out) = sync_channel(1);
+    let mut engine = Engine::start(EngineConfig::default(), sender).expect("the engine starts");
+    let runs = COLLECTORS.iter().zip(expected).filter(|(_, expected)| matches!(expected, Runs));
+    let specs = runs.map(|(name, _)| CollectorSpec { name: (*name).to_owned(), ..CollectorSpec::default() });
+    let outcomes = engine.open(SessionSpec {
+        uid: "all".into(),
+        collectors: specs.collect(),
+        containers: Vec::new(),
+        rollover_interval: Duration::from_secs(1),
+        rollover_bytes: 1 << 20,
+    });
+    for outcome in outcomes.expect("the session opens") {
+        assert_eq!(outcome.state, CollectorState::Running, "{}", outcome.collector);
     }
 }

@@ -85,12 +85,15 @@ fn every_connection_has_one_row_for_each_end_with_the_kernels_own_numbers() {
     let by = |direction: &str| -> Vec<&Row> {
         first.iter().filter(|row| row.text("direction") == direction).collect()
     };
-    let (active, passive, adopted) = (by("active"), by("passive"), by("adopted"));
+    let (active, adopted) = (by("active"), by("adopted"));
     assert_eq!(active.len() as u64, delta.active_opens, "rows of connect and the kernel's ActiveOpens");
-    // The kernel counts a socket more where two segments end the same handshake on two CPUs at once; only one lives.
+    // The kernel makes a socket more, and counts it, where two segments end the same handshake on two CPUs at once; only
+    // one lives, the other closes without having been established.
+    let (passive, twins): (Vec<_>, Vec<_>) =
+        by("passive").into_iter().partition(|row| row.0.contains_key("established_ns"));
     assert!(
-        passive.len() as u64 <= delta.passive_opens,
-        "{} passive rows, {} PassiveOpens",
+        (passive.len() + twins.len()) as u64 <= delta.passive_opens,
+        "{} passive rows and {twins:?}, {} PassiveOpens",
         passive.len(),
         delta.passive_opens
     );
@@ -274,6 +277,7 @@ fn close(engine: &mut Engine, rows: &Receiver<Output>, uid: &str) -> Vec<Row> {
 }
 
 /// A row, with the questions of this test.
+#[derive(Debug)]
 struct Row(support::Row);
 
 impl Row {

@@ -95,7 +95,7 @@ fn every_received_packet_has_one_outcome() {
     assert_eq!(of("no_socket"), REFUSED as i64, "{packets:?}");
     let filtered =
         rows.iter().filter(|row| row.get("drop_reason").is_some_and(|reason| reason == "SOCKET_FILTER"));
-    assert_eq!(filtered.map(|row| number(row, "weight")).sum::<i64>(), dropped, "{packets:?}");
+    assert_eq!(filtered.map(|row| number(row, "weight")).sum::<i64>(), dropped, "{packets:?} {rows:#?}");
     let environment = std::env::var("TRACELAKE_ENVIRONMENT").unwrap_or_default();
     let hooks = if environment.starts_with("vm-") { "full" } else { "tracepoint" };
     assert!(rows.iter().all(|row| row["hooks"] == hooks), "Debian's kernels have fentry");
