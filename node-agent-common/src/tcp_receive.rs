@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 //! The `tcp_receive` table: what became of received TCP segments, in each window.
 
-use crate::table::{self, COMMON_COLUMNS, CollectorInfo, Column, Param, ParamType, Table, WINDOW_COLUMNS};
 use crate::aggregate;
+use crate::table::{self, COMMON_COLUMNS, CollectorInfo, Column, Param, ParamType, Table, WINDOW_COLUMNS};
 
 /// Position of the table in the kernel's counters.
 pub const INDEX: u32 = 13;

@@ -71,7 +71,8 @@ fn table(table: &Table) -> String {
 fn page(collector: &dyn Collector) -> String {
     let info = collector.info();
     let mut text = format!("# {}\n\n{}\n\n", info.name, cell(info.doc));
-    write!(text, "## Hooks\n\n{}\n## Parameters\n\n{}", hooks(collector), params(info.params)).expect("text grows");
+    write!(text, "## Hooks\n\n{}\n## Parameters\n\n{}", hooks(collector), params(info.params))
+        .expect("text grows");
     if info.events {
         text += "\n`sampleEvery` and `maxEventsPerSecond` act in the kernel.\n";
     }
@@ -83,7 +84,8 @@ fn page(collector: &dyn Collector) -> String {
 }
 
 fn common() -> String {
-    let mut text = "# Columns of every table\n\n| column | type | unit | |\n| --- | --- | --- | --- |\n".to_owned();
+    let mut text =
+        "# Columns of every table\n\n| column | type | unit | |\n| --- | --- | --- | --- |\n".to_owned();
     for column in &COMMON_COLUMNS {
         let null = if column.nullable { ", may be null" } else { "" };
         let (ty, unit, doc) = (column.ty, column.unit, cell(column.doc));
