@@ -20,6 +20,8 @@ pub(crate) struct Location {
     pub(crate) prefix: SessionPrefix,
     /// As the user wrote it.
     pub(crate) name: String,
+    /// On this machine.
+    pub(crate) is_folder: bool,
 }
 
 impl Location {
@@ -38,6 +40,7 @@ impl Location {
                 store: Arc::new(store),
                 prefix: SessionPrefix::root("")?,
                 name: text.to_owned(),
+                is_folder: true,
             });
         };
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
@@ -46,7 +49,7 @@ impl Location {
             .build()
             .with_context(|| format!("the settings for {text} are not complete (AWS_* variables)"))?;
         let prefix = SessionPrefix::root(prefix.trim_end_matches('/'))?;
-        Ok(Self { store: Arc::new(store), prefix, name: text.to_owned() })
+        Ok(Self { store: Arc::new(store), prefix, name: text.to_owned(), is_folder: false })
     }
 
     /// Opens a place, making the folder if it is not there.

@@ -5,7 +5,9 @@
 //! One file per command. Errors are one sentence on standard error that says what to do next.
 
 mod location;
+mod progress;
 mod record;
+mod target;
 mod verify;
 
 use std::collections::BTreeMap;
@@ -13,6 +15,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use dataset::catalogue;
+use node_agent::engine::{Capability, Engine};
 
 /// Point at pods, get tables.
 #[derive(Debug, Parser)]
@@ -26,7 +29,7 @@ struct Args {
 enum Command {
     /// Record what a command or a cgroup of this machine does.
     Record(record::Args),
-    /// List what can be recorded, with tables and parameters.
+    /// List what can be recorded, with tables and parameters, and what of it this machine cannot.
     Collectors,
     /// Read every object of a dataset and compare it with its manifests and ledger.
     Verify(verify::Args),
@@ -44,7 +47,7 @@ fn main() -> ExitCode {
     let result = match args.command {
         Command::Record(args) => record::run(args),
         Command::Collectors => {
-            print!("{}", collectors());
+            print!("{}", collectors(&Engine::capabilities()));
             Ok(ExitCode::SUCCESS)
         }
         Command::Verify(args) => verify::verify(&args),
@@ -56,11 +59,15 @@ fn main() -> ExitCode {
     })
 }
 
-fn collectors() -> String {
+fn collectors(capabilities: &[Capability]) -> String {
     let mut text = String::new();
     for collector in catalogue::COLLECTORS {
         let tables: Vec<_> = collector.tables.iter().map(|table| table.name).collect();
         text += &format!("{}  (tables: {})\n", collector.name, tables.join(", "));
+        let here = capabilities.iter().find(|capability| capability.collector == collector.name);
+        if let Some(Capability { supported: false, reason, .. }) = here {
+            text += &format!("    NOT HERE: {reason}\n");
+        }
         text += &format!("    {}\n", collector.doc.replace('\n', "\n    "));
         for param in collector.params {
             let expected = catalogue::expected(&param.ty);
@@ -87,7 +94,9 @@ mod tests {
 
     #[test]
     fn every_collector_and_parameter_is_listed() {
-        let text = collectors();
+        let not_here = Capability { collector: "processes", supported: false, reason: "no BTF".to_owned() };
+        let text = collectors(&[not_here]);
+        assert_eq!(text.matches("NOT HERE: no BTF").count(), 1, "{text}");
         for collector in catalogue::COLLECTORS {
             assert!(text.contains(collector.name));
             assert!(collector.params.iter().all(|param| text.contains(param.name)), "{text}");

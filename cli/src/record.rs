@@ -2,8 +2,8 @@
 
 //! `tracelake record`: the whole node agent without Kubernetes.
 //!
-//! In: a command, a process or a cgroup of this machine. Out: the same dataset that a session in a
-//! cluster has, and the command's own exit status.
+//! In: a command, or what [`crate::target`] finds on this machine. Out: the same dataset that a session in a
+//! cluster has, a live line on a terminal, and the command's own exit status.
 //! The command runs in a cgroup of its own, which it enters before its program is executed, so its
 //! first `execve` is recorded. Hooks, batches, segments, spool, books and manifest are the agent's
 //! code; only the plan comes from the command line and the store is written to directly.
@@ -15,6 +15,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
@@ -33,10 +34,13 @@ use node_agent::session::{Node, Session};
 use node_agent::targets::cgroup;
 
 use crate::location::Location;
+use crate::progress::Progress;
+use crate::target::Choice;
 
 const TICK: Duration = Duration::from_millis(20);
 /// How long the store may take nothing before the recording is given up as incomplete.
 const DRAIN: Duration = Duration::from_secs(600);
+const DRAIN_FOLDER: Duration = Duration::from_secs(10);
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 
 /// Arguments of `tracelake record`.
@@ -71,14 +75,13 @@ pub(crate) struct Args {
     /// Seconds after which a file is sealed.
     #[arg(long, default_value_t = 60, value_name = "SECONDS")]
     rollover: u64,
-    /// Record the cgroup of this process instead of a command.
-    #[arg(long, conflicts_with_all = ["cgroup", "argv"])]
-    pid: Option<u32>,
-    /// Record this cgroup (a path below the cgroup v2 mount, or a full one) and those below it.
-    #[arg(long, conflicts_with = "argv")]
-    cgroup: Option<PathBuf>,
+    /// No live line, and no summary at the end.
+    #[arg(short, long)]
+    quiet: bool,
+    #[command(flatten)]
+    target: Choice,
     /// The command and its arguments.
-    #[arg(last = true)]
+    #[arg(last = true, conflicts_with_all = Choice::FLAGS)]
     argv: Vec<String>,
 }
 
@@ -121,8 +124,8 @@ impl Drop for OwnSpool {
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let collectors = collectors(&args)?;
     ensure!(
-        args.pid.is_some() || args.cgroup.is_some() || !args.argv.is_empty(),
-        "nothing to record: give a command after --, or --pid or --cgroup"
+        args.target.is_made() || !args.argv.is_empty(),
+        "nothing to record: give a command after --, or --pid, --cgroup, --container or --all"
     );
     ensure!(rustix_is_root(), "recording needs root: run `sudo tracelake record ...`");
     ensure!(
@@ -133,12 +136,9 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         "this machine has no cgroup v2 tree: mount one with `mount -t cgroup2 none /sys/fs/cgroup`",
     )?;
     let own = if args.argv.is_empty() { None } else { Some(OwnCgroup::make(&root)?) };
-    let path = match (&own, &args.cgroup, args.pid) {
-        (Some(own), _, _) => own.0.clone(),
-        (None, Some(path), _) if path.starts_with(&root) => path.clone(),
-        (None, Some(path), _) => root.join(path.strip_prefix("/").unwrap_or(path)),
-        (None, None, Some(pid)) => root.join(cgroup_of(pid)?.trim_start_matches('/')),
-        (None, None, None) => bail!("nothing to record"),
+    let path = match &own {
+        Some(own) => own.0.clone(),
+        None => args.target.find(&root)?,
     };
     let id = cgroup::id(&path).with_context(|| format!("there is no cgroup {}", path.display()))?;
     let target = TargetSpec::Cgroup { id, path };
@@ -200,7 +200,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         rollover_interval: Duration::from_secs(args.rollover.max(1)),
         rollover_bytes: 64 << 20,
     };
-    let mut session = Session::resume(node, uid)?;
+    let mut session = Session::resume(node, uid.clone())?;
     session.start(&mut engine, spec, None)?;
     let mut running = 0;
     for outcome in session.outcomes() {
@@ -214,22 +214,9 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     ensure!(running > 0, "this kernel can run none of the collectors");
     session.set_targets(&mut engine, &[target])?;
 
-    let status = follow(&args, own.as_ref(), &mut session, &mut engine);
+    let status = follow(&args, own.as_ref(), &uid, &mut session, &mut engine);
     session.drain(&mut engine)?;
-    let mut progress = (Instant::now(), u64::MAX);
-    while !session.is_done() {
-        session.tick(&engine);
-        let pending = session.bytes_pending();
-        if pending != progress.1 {
-            progress = (Instant::now(), pending);
-        }
-        if progress.0.elapsed() > DRAIN {
-            let error =
-                session.upload_error().map_or_else(|| "no answer".to_owned(), |error| error.to_string());
-            bail!("{pending} bytes could not be uploaded to {}: {error}", location.name);
-        }
-        std::thread::sleep(TICK);
-    }
+    drain(&mut session, &engine, &location)?;
     drop(engine);
     segments.join().map_err(|_| anyhow::anyhow!("the segment thread panicked"))?;
 
@@ -240,7 +227,9 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         let key = Key::manifest(manifest.number);
         reader::create_json(location.store.as_ref(), &location.prefix, &key, &manifest).await?;
         let contents = reader::open(&location.store, &location.prefix).await?;
-        eprint!("{}", summary(&contents, &location.name));
+        if !args.quiet {
+            eprint!("{}", summary(&contents, &location.name));
+        }
         ensure!(manifest.verdict == Verdict::Complete, "the dataset is not complete");
         anyhow::Ok(())
     })?;
@@ -284,21 +273,6 @@ fn collectors(args: &Args) -> Result<Vec<CollectorSpec>> {
     Ok(specs)
 }
 
-/// The cgroup v2 path of a process, below the mount.
-fn cgroup_of(pid: u32) -> Result<String> {
-    let text = fs::read_to_string(format!("/proc/{pid}/cgroup"))
-        .with_context(|| format!("there is no process {pid}"))?;
-    let path = text
-        .lines()
-        .find_map(|line| line.strip_prefix("0::"))
-        .context("this machine has no cgroup v2 tree")?;
-    ensure!(
-        path != "/",
-        "process {pid} is in the root cgroup with everything else: move it to a cgroup of its own, then use --cgroup"
-    );
-    Ok(path.to_owned())
-}
-
 fn now_us() -> i64 {
     clock::utc_offset_ns().saturating_add_unsigned(clock::boot_ns()).div_euclid(1_000)
 }
@@ -308,7 +282,7 @@ fn session_file(args: &Args, uid: &str) -> SessionFile {
         format_version: FORMAT_VERSION,
         namespace: "local".to_owned(),
         session: args.argv.first().map_or_else(
-            || "cgroup".to_owned(),
+            || args.target.name().to_owned(),
             |program| Path::new(program).file_name().unwrap_or_default().to_string_lossy().into_owned(),
         ),
         uid: uid.to_owned(),
@@ -319,6 +293,7 @@ fn session_file(args: &Args, uid: &str) -> SessionFile {
             "command": args.argv,
             "collectors": args.collectors,
             "params": args.params,
+            "interval": args.interval,
             "sampleEvery": args.sample_every,
             "maxEventsPerSecond": args.max_events_per_second,
         }),
@@ -326,33 +301,76 @@ fn session_file(args: &Args, uid: &str) -> SessionFile {
     }
 }
 
+/// Waits until everything is in the store. A folder answers at once or not at all; S3 may be away for a while.
+fn drain(session: &mut Session, engine: &Engine, location: &Location) -> Result<()> {
+    let patience = if location.is_folder { DRAIN_FOLDER } else { DRAIN };
+    let signals_before = signals();
+    let mut progress = (Instant::now(), u64::MAX);
+    while !session.is_done() {
+        session.tick(engine);
+        let pending = session.bytes_pending();
+        if pending != progress.1 {
+            progress = (Instant::now(), pending);
+        }
+        let why = session.upload_error().map_or_else(|| "no answer".to_owned(), |error| error.to_string());
+        ensure!(
+            progress.0.elapsed() <= patience,
+            "{pending} bytes could not be written to {}: {why}",
+            location.name
+        );
+        ensure!(
+            signals() == signals_before || pending == 0,
+            "interrupted: {pending} bytes are not in {}, which has no manifest ({why})",
+            location.name
+        );
+        std::thread::sleep(TICK);
+    }
+    Ok(())
+}
+
 /// Starts the command and waits for it, or for the time, or for Ctrl-C.
 fn follow(
     args: &Args,
     own: Option<&OwnCgroup>,
+    uid: &str,
     session: &mut Session,
     engine: &mut Engine,
 ) -> Result<Option<ExitStatus>> {
-    let interrupted = interrupts()?;
+    listen()?;
     let until = args.duration.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     let mut child = own.map(|own| spawn(&args.argv, &own.0)).transpose()?;
-    let mut missed = false;
+    let mut line = Progress::new(args.quiet);
+    let (mut missed, mut unwritten, mut passed_on) = (false, false, 0);
     loop {
         if let (Err(error), false) = (engine.mend(), missed) {
-            eprintln!("tracelake: some cgroups are not recorded: {error}");
+            line.say(&format!("some cgroups are not recorded: {error}"));
             missed = true;
         }
         session.tick(engine);
+        if let (Some(error), false) = (session.upload_error(), unwritten) {
+            line.say(&format!("cannot write, trying again: {error}"));
+            unwritten = true;
+        }
+        line.tick(|| engine.counters(uid));
         if let Some(child) = &mut child
             && let Some(status) = child.try_wait()?
         {
             return Ok(Some(status));
         }
-        let over = until.is_some_and(|until| Instant::now() >= until);
-        // With a command, Ctrl-C is the command's: the terminal sent it there as well, and its end is ours.
-        if over || (child.is_none() && interrupted.load(std::sync::atomic::Ordering::Relaxed)) {
+        let (signals, over) = (signals(), until.is_some_and(|until| Instant::now() >= until));
+        if signals > passed_on
+            && TERMINATE.load(Ordering::Relaxed)
+            && let Some(child) = &child
+        {
+            // Whoever ends this program means the command. Ctrl-C the terminal has sent it as well.
+            // SAFETY: the child has not been waited for, so the number is its own.
+            unsafe { libc::kill(child.id().cast_signed(), libc::SIGTERM) };
+        }
+        passed_on = signals;
+        // A command that goes on after the first signal is left behind at the second.
+        if over || signals > u32::from(child.is_some()) {
             if let Some(child) = &mut child {
-                eprintln!("tracelake: recording is over, the command (pid {}) goes on", child.id());
+                line.say(&format!("recording is over, the command (pid {}) goes on", child.id()));
             }
             return Ok(None);
         }
@@ -360,19 +378,26 @@ fn follow(
     }
 }
 
-fn interrupts() -> Result<&'static std::sync::atomic::AtomicBool> {
-    use std::sync::atomic::{AtomicBool, Ordering};
-    static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-    extern "C" fn note(_: libc::c_int) {
-        INTERRUPTED.store(true, Ordering::Relaxed);
+static SIGNALS: AtomicU32 = AtomicU32::new(0);
+static TERMINATE: AtomicBool = AtomicBool::new(false);
+
+/// How many signals that ask for the end there were.
+fn signals() -> u32 {
+    SIGNALS.load(Ordering::Relaxed)
+}
+
+fn listen() -> Result<()> {
+    extern "C" fn note(signal: libc::c_int) {
+        TERMINATE.store(signal == libc::SIGTERM, Ordering::Relaxed);
+        SIGNALS.fetch_add(1, Ordering::Relaxed);
     }
     for signal in [libc::SIGINT, libc::SIGTERM] {
-        // SAFETY: the handler only stores into an atomic, which is safe in a signal handler.
+        // SAFETY: the handler only changes atomics, which is safe in a signal handler.
         let previous =
             unsafe { libc::signal(signal, note as extern "C" fn(libc::c_int) as libc::sighandler_t) };
         ensure!(previous != libc::SIG_ERR, "cannot handle signal {signal}");
     }
-    Ok(&INTERRUPTED)
+    Ok(())
 }
 
 fn spawn(argv: &[String], cgroup: &Path) -> Result<Child> {

@@ -283,9 +283,9 @@ pub struct Collector {
     /// The collector's name, as `tcpConnections`; the operator refuses unknown ones and lists those it knows.
     pub name: CollectorName,
 
-    /// How often aggregates are written, 10ms to 1h. Left out: the collector's default.
+    /// How often a collector with windows writes its rows, 1s to 1h. Left out: 10s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = between("10ms", "1h"))]
+    #[x_kube(validation = between("1s", "1h"))]
     pub interval: Option<Interval>,
 
     /// Record one of this many events; the column `weight` says how many a row stands for. 1 records every event.

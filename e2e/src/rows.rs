@@ -145,6 +145,10 @@ fn value(column: &dyn Array, index: usize) -> Result<Value> {
             let dictionary = column.as_dictionary::<Int32Type>();
             return value(dictionary.values(), dictionary.keys().value(index) as usize);
         }
+        DataType::List(_) => {
+            let slots = column.as_list::<i32>().value(index);
+            (0..slots.len()).map(|slot| value(&slots, slot)).collect::<Result<Vec<_>>>()?.into()
+        }
         other => bail!("no table of ours has type {other}"),
     })
 }

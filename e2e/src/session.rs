@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use crds::TraceSession;
+use dataset::catalogue;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::runtime::wait::await_condition;
 use kube::{Api, Client};
@@ -33,6 +34,17 @@ impl Session {
             "duration": duration,
             "drainTimeout": "2m",
         })
+    }
+
+    /// The same with these collectors; windows are two seconds long.
+    pub fn spec_of(label: &str, duration: &str, collectors: &[&str]) -> Value {
+        let mut spec = Self::spec(label, duration);
+        let of = |name: &&str| match catalogue::collector(name) {
+            Some(info) if info.has_windows() => json!({ "name": name, "interval": "2s" }),
+            _ => json!({ "name": name }),
+        };
+        spec["collectors"] = collectors.iter().map(of).collect();
+        spec
     }
 
     /// Creates the session; the API server's refusal is the error.

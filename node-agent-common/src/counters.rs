@@ -6,6 +6,9 @@ use crate::target::SLOTS;
 /// Tables the kernel side has room for; see [`TABLES`](crate::catalogue::TABLES).
 pub const MAX_TABLES: u32 = 32;
 
+/// Numbers that say when sessions began: one for each slot, and the newest of all.
+pub const BEGAN_NUMBERS: u32 = SLOTS + 1;
+
 /// Entries of the arrays that have one per session and table.
 pub const SLOT_TABLES: u32 = SLOTS * MAX_TABLES;
 

@@ -55,9 +55,9 @@ aggregate! {
 fields! {
     /// What the hooks of scheduling read of a task.
     pub SCHED_FIELDS, declare_sched_fields {
-        TASK_STATE: "task_struct", "__state";
         TASK_ON_CPU: "task_struct", "on_cpu";
-        TASK_SLICES: "task_struct", "sched_info.pcount";
+        TASK_VOLUNTARY: "task_struct", "nvcsw";
+        TASK_INVOLUNTARY: "task_struct", "nivcsw";
         TASK_DELAY: "task_struct", "sched_info.run_delay";
     }
 }

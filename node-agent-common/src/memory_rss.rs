@@ -82,8 +82,9 @@ pub const COLLECTOR: CollectorInfo = CollectorInfo {
     doc: "How much memory each process of the target has resident, over time: file + anon + shmem; swap is what was moved out. \
           Looked at once per window, so peaks in between are not seen (the processes table has the largest at exit). Exact at that \
           moment on kernels since 6.2, where shares of CPUs are added as the kernel itself does; on 6.1 up to 64 pages per thread \
-          are not in the kernel's counter yet. Threads and vfork children share one memory, which is shown for the process that \
-          has it.",
+          are not in the kernel's counter yet. A process that ends has rows of 0; one that lived \
+          between two looks has none. Threads share one memory, which is shown once; a child of vfork shows its parent's until it \
+          executes a program.",
     tables: &[&TABLE],
     params: &[Param {
         name: "minChangeKiB",

@@ -106,7 +106,7 @@ pub const COLLECTOR: CollectorInfo = CollectorInfo {
           at the end of each window and when a thread ends; faults while another process's memory is accessed count for who \
           accesses. With the parameter events, each fault in user mode is a row of its own, with address and instruction, and \
           rows per window are left out; whether a fault was major is not known then, and faults inside the kernel (as read(2) \
-          into a new page) have no row.",
+          into a new page) have no row. sampleEvery and maxEventsPerSecond are about these rows: sums leave nothing out.",
     tables: &[&TABLE],
     params: &[Param {
         name: "events",

@@ -56,12 +56,23 @@ pub mod state {
         let mut i = 0;
         while i < NAMES.len() {
             if NAMES[i].1 == state {
-                return Some(NAMES[i].0.split_at("TCP_".len()).1);
+                return Some(WORDS[i]);
             }
             i += 1;
         }
         None
     }
+
+    /// All those words.
+    pub const WORDS: &[&str] = &{
+        let mut words = [""; NAMES.len()];
+        let mut i = 0;
+        while i < NAMES.len() {
+            words[i] = NAMES[i].0.split_at("TCP_".len()).1;
+            i += 1;
+        }
+        words
+    };
 
     /// The enumerators that [`states`](self) repeats, for the loader's assertion.
     pub const NAMES: &[(&str, u32)] = &[

@@ -122,6 +122,13 @@ pub struct CollectorInfo {
     pub events: bool,
 }
 
+impl CollectorInfo {
+    /// Whether it adds up over windows, whose length a session may choose.
+    pub fn has_windows(&self) -> bool {
+        self.tables.iter().any(|table| table.columns.iter().any(|column| column.name == "window_ns"))
+    }
+}
+
 /// Columns that every table starts with. Engines join tables on them, so they are declared once.
 pub const COMMON_COLUMNS: [Column; 12] = [
     Column {
@@ -143,7 +150,7 @@ pub const COMMON_COLUMNS: [Column; 12] = [
         ty: ColumnType::Int64,
         unit: "events",
         nullable: false,
-        doc: "How many events this row stands for; more than 1 when the collector samples.",
+        doc: "How many events this row stands for: of a row per event more than 1 where the session samples, of a row per window those that were added up.",
     },
     Column { name: "node", ty: ColumnType::Dict, unit: "id", nullable: false, doc: "Name of the node." },
     Column {
@@ -181,8 +188,9 @@ pub const COMMON_COLUMNS: [Column; 12] = [
         ty: ColumnType::Dict,
         unit: "",
         nullable: false,
-        doc: "How the pod was found: task (the process's cgroup), socket (the cgroup that made the socket) or netns (the pod \
-              that the network namespace is of).",
+        doc: "How the pod was found: task (the process's cgroup), socket (the cgroup that made the socket), netns (the pod \
+              that the network namespace is of: container is null, as its containers share it) or none (the row is about the \
+              node).",
     },
     Column {
         name: "cpu",

@@ -34,7 +34,8 @@ aggregate! {
     value ListenQueueValue {
         /// Connections that wait to be accepted, at the window's end.
         Last accept_len: u64 => Int64 "connections",
-        /// How many may wait: a connection more is dropped. The smaller of listen's backlog and net.core.somaxconn.
+        /// The smaller of listen's backlog and net.core.somaxconn. While more than so many wait, what comes is dropped: one more
+        /// than this may wait.
         Last accept_max: u64 => Int64 "connections",
         /// Handshakes that wait for the client's last segment, at the window's end.
         Last syn_len: u64 => Int64 "requests",

@@ -2,7 +2,7 @@
 //! The `tcp_states` table: one row per change of a TCP socket's state, and per reset.
 
 use crate::event;
-use crate::sock::Flow;
+use crate::sock::{Flow, state};
 use crate::table::{self, COMMON_COLUMNS, CollectorInfo, Column, FLOW_COLUMNS, Param, ParamType, Table};
 
 /// Position of the table in the kernel's counters.
@@ -86,7 +86,8 @@ pub const COLLECTOR: CollectorInfo = CollectorInfo {
     doc: "Which states the target's TCP sockets went through, how long they stayed in each, and which resets they sent and \
           accepted. Exact: kernel tracepoints, about six rows for each end of a connection. A row belongs to the cgroup that \
           made the socket (an accepted one to its listener's), never to the process that the change happened to run in. \
-          NEW_SYN_RECV and TIME_WAIT are states of mini-sockets: the first has no row, the second has one of kind time_wait where \
+          In the change from LISTEN to SYN_RECV \
+          the new socket has neither peer nor sock_id yet: they are 0. NEW_SYN_RECV and TIME_WAIT are states of mini-sockets: the first has no row, the second has one of kind time_wait where \
           the kernel has fentry (coverage: hooks). Resets that no socket sends, as to a port where nobody listens, have no row.",
     tables: &[&TABLE],
     params: &[
@@ -95,6 +96,12 @@ pub const COLLECTOR: CollectorInfo = CollectorInfo {
             ty: ParamType::Words(Kind::NAMES),
             default: "",
             doc: "Only rows of these kinds.",
+        },
+        Param {
+            name: "states",
+            ty: ParamType::Words(state::WORDS),
+            default: "",
+            doc: "Only rows in which one of these is the state before or after.",
         },
         Param {
             name: "ports",

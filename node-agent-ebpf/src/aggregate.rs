@@ -59,6 +59,20 @@ pub(crate) fn add_many<A: Aggregate>(
     }
 }
 
+/// As [`add`], of what is there when somebody looks: no event, and counted only where it finds no room.
+#[inline(always)]
+pub(crate) fn look<A: Aggregate>(
+    sums: &Sums<A>,
+    hit: &Hit,
+    key: impl FnOnce(*mut A::Key),
+    add: impl FnOnce(*mut A::Value),
+) {
+    if !amend(sums, hit, 0, key, add) {
+        counters::admit_many(hit.slots, A::TABLE, 1);
+        counters::lose_many(hit.slots, A::TABLE, Loss::MapFull as u32, 1);
+    }
+}
+
 /// Adds without counting anything as having happened; false when the map has no room.
 #[inline(always)]
 pub(crate) fn amend<A: Aggregate>(
@@ -102,6 +116,19 @@ pub(crate) fn amend<A: Aggregate>(
     unsafe { atomic::add(entry.cast::<u64>(), events) };
     add(entry);
     true
+}
+
+/// Uses an entry, so that this CPU has room for some at hand from then on. The kernel begins with room for one where values
+/// are large, and fetches more once it may be interrupted: the second new entry within one run finds nothing otherwise.
+#[inline(always)]
+pub(crate) fn warm<A: Aggregate>(sums: &Sums<A>) {
+    let Some(zeros) = sums.zeros.get(0) else { return };
+    let none = MaybeUninit::<A::Key>::zeroed();
+    // SAFETY: a key is made of integers (contract of `Aggregate`); one without sessions is nobody's.
+    let none = unsafe { none.assume_init_ref() };
+    if sums.entries.insert(none, zeros, u64::from(BPF_NOEXIST)).is_ok() {
+        let _ = sums.entries.remove(none);
+    }
 }
 
 /// The slot of a value in a histogram.

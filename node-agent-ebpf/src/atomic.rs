@@ -57,3 +57,21 @@ pub(crate) unsafe fn swap(word: *mut u64, value: u64) -> u64 {
     // SAFETY: as promised by the caller.
     unsafe { atomic_xchg::<u64, { AcqRel }>(word, value) }
 }
+
+/// What a counter that now is `now` has grown by since `seen`, for one of those that ask at once: `seen` is `now` then.
+///
+/// # Safety
+/// As [`add`].
+#[inline(always)]
+pub(crate) unsafe fn claim(seen: *mut u64, now: u64) -> u64 {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let grown = now.wrapping_sub(swap(seen, now));
+        if grown.cast_signed() >= 0 {
+            return grown;
+        }
+        // Somebody who looked later was first: what was taken back here is put there again.
+        add(seen, grown.wrapping_neg());
+        0
+    }
+}

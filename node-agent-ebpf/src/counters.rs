@@ -5,7 +5,9 @@
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, PerCpuArray};
-use node_agent_common::counters::{Counters, Limits, MAX_TABLES, RateWindow, SLOT_TABLES, slot_table};
+use node_agent_common::counters::{
+    BEGAN_NUMBERS, Counters, Limits, MAX_TABLES, RateWindow, SLOT_TABLES, slot_table,
+};
 use node_agent_common::target::SLOTS;
 
 use crate::{atomic, ring};
@@ -26,6 +28,14 @@ static RATES: Array<RateWindow> = Array::with_max_entries(SLOT_TABLES, 0);
 #[map]
 static ENABLED: Array<u64> = Array::with_max_entries(MAX_TABLES, 0);
 
+/// The number of each slot's session, in the order in which sessions began; after the last slot, the newest of all.
+#[map]
+static BEGAN: Array<u64> = Array::with_max_entries(BEGAN_NUMBERS, 0);
+
+/// Slots whose session has a row stand for several events of a table.
+#[map]
+static SAMPLED: Array<u64> = Array::with_max_entries(MAX_TABLES, 0);
+
 const NANOSECONDS: u64 = 1_000_000_000;
 
 /// Which of `slots` record `table`.
@@ -35,6 +45,44 @@ pub(crate) fn enabled(slots: u64, table: u32) -> u64 {
         Some(enabled) => slots & *enabled,
         None => 0,
     }
+}
+
+/// Which of `slots` sample `table`.
+#[inline(always)]
+pub(crate) fn sampled(slots: u64, table: u32) -> u64 {
+    match SAMPLED.get(table) {
+        Some(sampled) => slots & *sampled,
+        None => 0,
+    }
+}
+
+/// The number of the newest session, to be kept with what is seen of a socket or a task: see [`since`].
+#[inline(always)]
+pub(crate) fn newest() -> u64 {
+    BEGAN.get(BEGAN_NUMBERS - 1).copied().unwrap_or(0)
+}
+
+/// Which of `slots` were their sessions' already when session `newest` was the newest: what a socket or a task has done
+/// since then is theirs. A slot may have been another session's at that time.
+///
+/// Exported, as [`admit`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn since(slots: u64, newest: u64) -> u64 {
+    let (mut rest, mut own) = (slots, slots);
+    let mut round = 0;
+    while round < SLOTS {
+        if rest == 0 {
+            break;
+        }
+        let bit = rest & rest.wrapping_neg();
+        if BEGAN.get(bit.trailing_zeros()).is_none_or(|number| *number > newest) {
+            own &= !bit;
+        }
+        rest &= !bit;
+        round += 1;
+    }
+    own
 }
 
 /// Counts an event for each of `slots` and says which of them get a row for it.

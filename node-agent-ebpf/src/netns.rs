@@ -5,6 +5,7 @@
 //! already. Namespaces are told apart by their cookie, which is never used again, unlike the inode. The node's own is left out:
 //! pods that live in it share it with everything else; the agent says which one that is.
 //! A pod's rows have the pod's own cgroup, as all its containers are in the namespace.
+//! Not seen: namespaces of pods that share the node's process ids.
 
 use aya_ebpf::helpers::generated::bpf_get_current_task_btf;
 use aya_ebpf::macros::{btf_tracepoint, map, raw_tracepoint};
@@ -27,6 +28,12 @@ static NETNS: LruHashMap<u64, u64> = LruHashMap::with_max_entries(4096, 0);
 #[map]
 static NETNS_OF_NODE: Array<u64> = Array::with_max_entries(1, 0);
 
+/// Whether it is the node's own namespace; none is told from it before the agent has said which one that is.
+#[inline(always)]
+fn is_of_node(cookie: u64) -> bool {
+    NETNS_OF_NODE.get(0).is_none_or(|node| *node == cookie || *node == 0)
+}
+
 /// # Safety
 /// `task` is a typed pointer to a task.
 #[inline(always)]
@@ -40,13 +47,22 @@ unsafe fn learn(task: *const u8) {
         let namespaces = follow(task, &TASK_NSPROXY);
         let net = follow(namespaces, &NSPROXY_NET);
         let cookie = Direct::number(net, &NET_COOKIE);
-        if namespaces.is_null() || cookie == 0 || NETNS_OF_NODE.get(0).is_none_or(|node| *node == cookie) {
+        if namespaces.is_null() || cookie == 0 || is_of_node(cookie) {
+            return;
+        }
+        // Who enters a pod's namespace from elsewhere, as network plugins do, is in another namespace of processes, the first
+        // of which lives in another network.
+        let first = follow(follow(namespaces, &NSPROXY_PID), &PID_NS_REAPER);
+        if Direct::number(follow(follow(first, &TASK_NSPROXY), &NSPROXY_NET), &NET_COOKIE) != cookie {
             return;
         }
         let own = follow(follow(task, &TASK_CGROUPS), &CSS_SET_DFL_CGRP);
         let above = kernel::cgroup_id(follow(follow(own, &CGROUP_PARENT), &CSS_CGROUP));
         let owner = if target::slots(above) != 0 { above } else { cgroup_id };
-        let _ = NETNS.insert(cookie, owner, 0);
+        // Nobody takes over what another target has.
+        if NETNS.get(cookie).is_none_or(|known| target::slots(*known) == 0) {
+            let _ = NETNS.insert(cookie, owner, 0);
+        }
     }
 }
 
@@ -58,7 +74,11 @@ unsafe fn learn(task: *const u8) {
 pub(crate) unsafe fn owner(net: *const u8, table: u32) -> Option<Hit> {
     // SAFETY: as promised; the value is one word, read once.
     unsafe {
-        let cgroup_id = NETNS.get(Direct::number(net, &NET_COOKIE)).copied()?;
+        let cookie = Direct::number(net, &NET_COOKIE);
+        if is_of_node(cookie) {
+            return None;
+        }
+        let cgroup_id = NETNS.get(cookie).copied()?;
         let slots = counters::enabled(target::slots(cgroup_id), table);
         if slots == 0 {
             return None;

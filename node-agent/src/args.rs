@@ -76,8 +76,11 @@ pub(crate) fn parse_and_run() -> anyhow::Result<()> {
     let stop = CancellationToken::new();
 
     let (outputs, batches) = sync_channel(OUTPUTS);
-    let config =
-        EngineConfig { node: args.node_name.clone(), cgroup_root: args.cgroup_root, ring_bytes: None };
+    let config = EngineConfig {
+        node: args.node_name.clone(),
+        cgroup_root: args.cgroup_root,
+        ..EngineConfig::default()
+    };
     let engine = Engine::start(config, outputs).context("the engine cannot start")?;
     let sinks = Sinks::default();
     let segments = Segments::new(sinks.clone()).spawn(batches).context("cannot start the segment thread")?;

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use arrow_array::RecordBatch;
 use aya::maps::{ArrayOfMaps, MapData, PerCpuArray, PerCpuValues, RingBuf};
-use node_agent_common::counters::{Counters, Limits, MAX_TABLES, RateWindow, slot_table};
+use node_agent_common::counters::{BEGAN_NUMBERS, Counters, Limits, MAX_TABLES, RateWindow, slot_table};
 use node_agent_common::table::CollectorInfo;
 
 use crate::collectors::{self, ALL, ParamError, Params, Values};
@@ -46,6 +46,8 @@ pub struct EngineConfig {
     pub cgroup_root: Option<PathBuf>,
     /// Bytes of each ring, a power of two; none for what fits the number of CPUs.
     pub ring_bytes: Option<usize>,
+    /// Entries of each map that adds events up; none for what its table says.
+    pub map_rows: Option<u32>,
 }
 
 /// A session to open.
@@ -298,6 +300,7 @@ impl Engine {
                 guard.insert(self.load()?)
             }
         };
+        begin(kernel, slot)?;
         let (mut outcomes, mut running, mut unsupported, mut tables) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (index, collector, values) in wanted {
@@ -325,6 +328,11 @@ impl Engine {
                 }
             };
             outcomes.push(CollectorOutcome { collector: collector.name.clone(), state });
+        }
+        for state in &mut tables {
+            if let Some(window) = &mut state.window {
+                window.first = window::raise(kernel, state.table.index)?;
+            }
         }
         self.clear_counters(slot, &tables)?;
         let session = Session {
@@ -388,7 +396,7 @@ impl Engine {
         let cpus = aya::util::nr_cpus().map_err(|(what, source)| EngineError::Io { what, source })?;
         let (count, bytes) = ring::layout(cpus);
         let bytes = self.config.ring_bytes.unwrap_or(bytes);
-        let mut kernel = Kernel::load(count as u64 - 1)?;
+        let mut kernel = Kernel::load(count as u64 - 1, self.config.map_rows)?;
         let failed = |map| move |source| EngineError::Kernel(KernelError::Map { map, source });
         let mut outer: ArrayOfMaps<MapData, RingBuf<MapData>> =
             ArrayOfMaps::try_from(kernel.take_map("RINGS")?).map_err(failed("RINGS"))?;
@@ -630,6 +638,15 @@ fn limits(info: &CollectorInfo, spec: &CollectorSpec) -> Limits {
     Limits { sample_every: spec.sample_every.into(), max_per_second: spec.max_events_per_second }
 }
 
+/// Numbers the slot's session: nothing that was seen before is its own.
+fn begin(kernel: &mut Kernel, slot: u32) -> Result<(), KernelError> {
+    let failed = |source| KernelError::Map { map: "BEGAN", source };
+    let mut began = kernel.array::<u64>("BEGAN")?;
+    let number = began.get(&(BEGAN_NUMBERS - 1), 0).map_err(failed)? + 1;
+    began.set(slot, number, 0).map_err(failed)?;
+    began.set(BEGAN_NUMBERS - 1, number, 0).map_err(failed)
+}
+
 /// Writes the slot's limits.
 fn prepare(kernel: &mut Kernel, slot: u32, index: usize, spec: &CollectorSpec) -> Result<(), KernelError> {
     let limits = limits(ALL[index].info(), spec);
@@ -638,6 +655,7 @@ fn prepare(kernel: &mut Kernel, slot: u32, index: usize, spec: &CollectorSpec) -
         let at = slot_table(slot, table.index);
         kernel.array::<Limits>("LIMITS")?.set(at, limits, 0).map_err(failed("LIMITS"))?;
         kernel.array::<RateWindow>("RATES")?.set(at, RateWindow::default(), 0).map_err(failed("RATES"))?;
+        kernel.set_bit("SAMPLED", table.index, slot, limits.sample_every > 1)?;
     }
     Ok(())
 }

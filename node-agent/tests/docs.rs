@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use dataset::catalogue::expected;
 use node_agent::collectors::{ALL, Attach, Collector, Role};
+use node_agent_common::aggregate::SLOTS;
 use node_agent_common::table::{COMMON_COLUMNS, Param, Table};
 
 fn folder() -> PathBuf {
@@ -37,6 +38,7 @@ fn hooks(collector: &dyn Collector) -> String {
             Role::Needed => "the collector is unsupported".to_owned(),
             Role::Better(better) => format!("`{}` takes its place", better.than),
             Role::Together => "none of this kind is attached: see the columns".to_owned(),
+            Role::Instead => "takes the place of those that come together".to_owned(),
             Role::Extra => "less is told: see the columns".to_owned(),
         };
         writeln!(text, "| `{at}` | {how} | {without} |").expect("text grows");
@@ -91,6 +93,14 @@ fn common() -> String {
         let (ty, unit, doc) = (column.ty, column.unit, cell(column.doc));
         writeln!(text, "| `{}` | {ty:?}{null} | {unit} | {doc} |", column.name).expect("text grows");
     }
+    write!(
+        text,
+        "\n## Histograms\n\nA column of type Histogram is a list of {SLOTS} counts. Count i, from 0 on, is of values from 2^i to below \
+         2^(i+1); the first also has 0, the last what is above. In DuckDB, of a column h:\n\n\
+         ```sql\nSELECT i - 1 AS slot, 2^(i - 1) AS at_least, sum(h[i]) AS values FROM t, range(1, {}) r(i) GROUP BY ALL ORDER BY slot;\n```\n",
+        SLOTS + 1
+    )
+    .expect("text grows");
     text
 }
 

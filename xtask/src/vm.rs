@@ -9,7 +9,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,6 +17,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use rustix::process::{Signal, set_parent_process_death_signal};
 
 use crate::initramfs::Initramfs;
 use crate::kernel::{self, Kernel};
@@ -42,6 +43,9 @@ pub(crate) struct Args {
     /// More files to copy in, as HOST_PATH:PATH_IN_VM.
     #[arg(long = "file", value_name = "FROM:TO")]
     files: Vec<String>,
+    /// CPUs of the VM.
+    #[arg(long, default_value_t = 2)]
+    cpus: u32,
     /// Memory of the VM in MiB.
     #[arg(long, default_value_t = 2048)]
     memory: u32,
@@ -69,8 +73,25 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         files.push((path, words[0].clone()));
     }
     let command = words.iter().map(|word| exec::quote(word)).collect::<Vec<_>>().join(" ");
-    let code = run_with(args.kernel, &files, &command, Duration::from_secs(args.timeout), args.memory, "")?;
+    let machine = Machine { kernel: args.kernel, cpus: args.cpus, memory: args.memory };
+    let code = run(machine, &files, &command, Duration::from_secs(args.timeout), "")?;
     std::process::exit(code);
+}
+
+/// What a VM has.
+#[derive(Clone, Copy)]
+pub(crate) struct Machine {
+    pub(crate) kernel: Kernel,
+    pub(crate) cpus: u32,
+    /// MiB.
+    pub(crate) memory: u32,
+}
+
+impl Machine {
+    /// As most VMs are.
+    pub(crate) const fn of(kernel: Kernel) -> Machine {
+        Machine { kernel, cpus: 2, memory: 2048 }
+    }
 }
 
 /// Runs a shell command in a VM; `files` are copied in, each with the path it gets there.
@@ -78,35 +99,24 @@ pub(crate) fn main(args: &Args) -> Result<()> {
 /// The output is printed as it appears, each line after `prefix`; the command's exit code is returned. Besides busybox there is `/usr/bin/setpriv`, for commands that
 /// have to run with fewer privileges; call it by its path, because busybox has a lesser one of that name.
 pub(crate) fn run(
-    kernel: Kernel,
+    Machine { kernel, cpus, memory }: Machine,
     files: &[(PathBuf, String)],
     command: &str,
     timeout: Duration,
-    prefix: &str,
-) -> Result<i32> {
-    run_with(kernel, files, command, timeout, 2048, prefix)
-}
-
-fn run_with(
-    kernel: Kernel,
-    files: &[(PathBuf, String)],
-    command: &str,
-    timeout: Duration,
-    memory: u32,
     prefix: &str,
 ) -> Result<i32> {
     tools::packages()?;
     let kernel_files = kernel.files()?;
     // One folder per run, so that the kernels of a matrix can run side by side.
-    let folder = cache::dir().join("vm").join(format!("{}-{}", kernel.name(), std::process::id()));
+    let folder = cache::dir().join("vm").join(format!("{}-{cpus}-{}", kernel.name(), std::process::id()));
     cache::remove(&folder)?;
     fs::create_dir_all(&folder)?;
     let initrd = folder.join("initrd");
     build_initramfs(&kernel_files, files, command)?.write(&initrd)?;
     let disk = disk()?;
-    let console = cache::dir().join("vm").join(format!("console-{}.log", kernel.name()));
+    let console = cache::dir().join("vm").join(format!("console-{}-{cpus}.log", kernel.name()));
 
-    let mut qemu = qemu(memory);
+    let mut qemu = qemu(cpus, memory);
     qemu.arg("-kernel").arg(&kernel_files.image).arg("-initrd").arg(&initrd);
     qemu.args(["-append", "console=ttyS0 panic=-1 mitigations=off tsc=reliable quiet rdinit=/init"]);
     qemu.arg("-drive").arg(format!("file={},if=virtio,format=raw,snapshot=on", disk.display()));
@@ -114,6 +124,10 @@ fn run_with(
         .arg(format!("file:{}", console.display()))
         .args(["-serial", "stdio"]);
     qemu.stdin(Stdio::null()).stdout(Stdio::piped()).env("TMPDIR", &folder);
+    // SAFETY: one system call between fork and exec. Whoever ends this program means its VM: this thread waits for it.
+    unsafe {
+        qemu.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
+    }
     let mut starts = 1;
     let ended = loop {
         let mut child = qemu.spawn().context("cannot start QEMU")?;
@@ -121,8 +135,7 @@ fn run_with(
         let ended = follow(&mut child, timeout, prefix, &mut lines);
         // What has ended, or begun to, keeps the signal that it ended by.
         let _ = child.kill();
-        let signal =
-            child.wait()?.signal().filter(|&signal| signal != rustix::process::Signal::KILL.as_raw());
+        let signal = child.wait()?.signal().filter(|&signal| signal != Signal::KILL.as_raw());
         match signal {
             Some(signal) if ended.is_err() && lines == 0 && starts < STARTS => {
                 println!(
@@ -142,13 +155,14 @@ fn run_with(
 }
 
 /// QEMU as all our VMs need it.
-pub(crate) fn qemu(memory: u32) -> Command {
+pub(crate) fn qemu(cpus: u32, memory: u32) -> Command {
     let mut qemu = exec::command(
         "qemu-system-x86_64",
         ["-nodefaults", "-nographic", "-no-reboot", "-cpu", "max,la57=off"],
     );
     // tb-size: the translated code of a whole user space should stay in its cache.
-    qemu.args(["-accel", "tcg,thread=multi,tb-size=512", "-smp", "2", "-m", &memory.to_string()]);
+    qemu.args(["-accel", "tcg,thread=multi,tb-size=512", "-smp", &cpus.to_string()]);
+    qemu.args(["-m", &memory.to_string()]);
     qemu
 }
 

@@ -9,10 +9,10 @@
 //! again, before the counted work starts; the harness waits for the server's pod to be ready.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,10 @@ const USAGE: &str = "usage: workload shop NGINX:PORT REDIS:PORT
        workload serve PORT
        workload connect HOST:PORT CONNECTIONS SEND_BYTES RECEIVE_BYTES
        workload hold HOST:PORT SEND_BYTES UNTIL_FILE
+       workload refused HOST:PORT COUNT
        workload spawn COUNT PROGRAM
+       workload account PAGES NAPS
+       workload busy PAGES NAPS
        workload sleep";
 
 fn main() -> Result<()> {
@@ -42,6 +45,9 @@ fn main() -> Result<()> {
         }
         ["hold", address, send, until] => hold(resolve(address)?, send.parse()?, Path::new(until))?,
         ["spawn", count, program] => json!({ "processes": spawn(count.parse().context("COUNT")?, program)? }),
+        ["refused", address, count] => refused(resolve(address)?, count.parse().context("COUNT")?)?,
+        ["account", pages, naps] => account(pages, naps)?,
+        ["busy", pages, naps] => busy(pages.parse().context("PAGES")?, naps.parse().context("NAPS")?),
         ["sleep"] => loop {
             thread::park();
         },
@@ -203,6 +209,46 @@ fn spawn(count: u32, program: &str) -> Result<u32> {
         ensure!(status.success(), "{program} ended with {status}");
     }
     Ok(count)
+}
+
+/// Connects so often to a port where nobody listens.
+fn refused(address: SocketAddr, count: u32) -> Result<serde_json::Value> {
+    for _ in 0..count {
+        let error = TcpStream::connect(address).err().with_context(|| format!("{address} listens"))?;
+        ensure!(error.kind() == ErrorKind::ConnectionRefused, "connecting to {address}: {error}");
+    }
+    Ok(json!({ "refused": count }))
+}
+
+/// Runs `busy` as a process of its own, which the kernel names `exe`, and says what it used, by the kernel's own account.
+fn account(pages: &str, naps: &str) -> Result<serde_json::Value> {
+    let status = Command::new("/proc/self/exe").args(["busy", pages, naps]).stdout(Stdio::null()).status()?;
+    ensure!(status.success(), "busy ended with {status}");
+    // SAFETY: an all-zero rusage is valid, and the call fills it; the one child has been waited for.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage);
+        usage
+    };
+    let micros = |time: libc::timeval| time.tv_sec * 1_000_000 + time.tv_usec;
+    Ok(json!({
+        "minor": usage.ru_minflt, "major": usage.ru_majflt,
+        "voluntary": usage.ru_nvcsw, "involuntary": usage.ru_nivcsw,
+        "cpu_us": micros(usage.ru_utime) + micros(usage.ru_stime),
+    }))
+}
+
+/// Writes to so many new pages, then sleeps so many times for a tenth of a second.
+fn busy(pages: usize, naps: u32) -> serde_json::Value {
+    const PAGE: usize = 4096;
+    let mut memory = vec![0u8; pages * PAGE];
+    for page in memory.chunks_mut(PAGE) {
+        std::hint::black_box(page)[0] = 1;
+    }
+    for _ in 0..naps {
+        thread::sleep(Duration::from_millis(100));
+    }
+    json!({ "pages": std::hint::black_box(memory).len() / PAGE })
 }
 
 fn fill(stream: &mut TcpStream, mut bytes: u64) -> Result<()> {

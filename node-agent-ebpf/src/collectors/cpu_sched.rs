@@ -2,18 +2,17 @@
 //! Time on a CPU and time waiting for one, of the targets' threads, added up per process and window.
 //!
 //! Hooks: tp_btf `sched_switch` (preempt, prev, next[, prev_state]); `iter/task` at each window's end for threads that are on
-//! a CPU just then. The state of `prev` is read from the task: the hook runs before it can change, and the fourth argument
-//! came with 5.18 only. Times are the scheduler's own accounts (`sum_exec_runtime`, `sched_info.run_delay`), whose growth
-//! from one switch to the next is what the slice took: exact by definition, and no hook for each wakeup.
+//! a CPU just then. Times and switches are the kernel's own accounts (`sum_exec_runtime`, `sched_info.run_delay`, `nvcsw`,
+//! `nivcsw`), whose growth from one switch to the next is what the slice took: exact by definition, and no hook for each wakeup.
 //! Cost: one hash lookup for tasks that are nobody's; some 250 ns for each slice of a target's.
-//! Invariant: an entry of [`THREADS`] is used only if the scheduler's count of slices says that nothing was missed since.
+//! Invariant: an entry of [`THREADS`] is used only if the kernel's counts of switches say that nothing was missed since.
 
 use core::ptr::addr_of_mut;
 
 use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
-use aya_ebpf::macros::{btf_tracepoint, map};
+use aya_ebpf::macros::{btf_tracepoint, map, raw_tracepoint};
 use aya_ebpf::maps::{Array, HashMap};
-use aya_ebpf::programs::BtfTracePointContext;
+use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
 use node_agent_common::cpu_sched::{
     CpuSlices, CpuSlicesKey, CpuSlicesValue, INDEX, MAX_ROWS, MAX_THREADS, OPTION_PER_THREAD, OPTIONS,
 };
@@ -35,10 +34,15 @@ node_agent_common::declare_sched_fields!();
 struct Thread {
     /// When its process began: tells it from another with the same id.
     start_ns: u64,
-    /// Which of its slices this is about, plus one, by the scheduler's count.
-    slice: u64,
+    /// How often it had been taken off a CPU when its last slice began, or the one that is to come: because it had to wait,
+    /// and though it could have gone on.
+    voluntary: u64,
+    involuntary: u64,
     /// 1 while it is on its CPU.
     running: u64,
+    /// Sessions that recorded it when the slice began, and the newest session of that time.
+    slots: u64,
+    newest: u64,
     /// How long it had waited when its last slice ended.
     delay_ns: u64,
     /// How much of its run time is added up, and how much it was when the slice began.
@@ -159,7 +163,7 @@ unsafe fn give(task: &Task, hit: &Hit, per_thread: bool, share: Share) {
 /// # Safety
 /// `task` was made from a typed pointer.
 #[inline(always)]
-unsafe fn give_all(task: &Task, cgroup_id: u64, slots: u64, share: Share) {
+unsafe fn give_each(task: &Task, cgroup_id: u64, slots: u64, share: Share) {
     let per_thread = CPU_SCHED_OPTIONS.get(OPTION_PER_THREAD).copied().unwrap_or(0);
     // SAFETY: as promised by the caller.
     unsafe {
@@ -168,25 +172,41 @@ unsafe fn give_all(task: &Task, cgroup_id: u64, slots: u64, share: Share) {
     }
 }
 
-/// Run time that nobody has added up yet, of `run_ns` that the scheduler has counted: unlike the time between two switches
-/// that is without interrupts, and without what a hypervisor took.
+/// Adds up a slice that is over, for the sessions that have it from its beginning.
 ///
 /// # Safety
-/// `thread` is a map's value.
+/// `task` was made from a typed pointer, `thread` is a map's value.
 #[inline(always)]
-unsafe fn claim(thread: *mut Thread, run_ns: u64) -> u64 {
-    // SAFETY: a word of the map's value.
-    let added_ns = unsafe { atomic::swap(addr_of_mut!((*thread).added_ns), run_ns) };
-    run_ns.saturating_sub(added_ns)
+unsafe fn end(task: &Task, thread: *mut Thread, cgroup_id: u64, slots: u64, slice: Slice, run_ns: u64) {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let own = counters::since((*thread).slots & slots, (*thread).newest);
+        let sampled = counters::sampled(own, INDEX);
+        let rest =
+            Share { run_ns: atomic::claim(addr_of_mut!((*thread).added_ns), run_ns), ended: Some(slice) };
+        give_each(task, cgroup_id, own & !sampled, rest);
+        // A slice that stands for several is given whole, and at its end only.
+        give_each(task, cgroup_id, sampled, Share { run_ns: slice.run_ns, ended: Some(slice) });
+    }
+}
+
+/// How often a task was taken off a CPU: because it had to wait, and though it could have gone on.
+///
+/// # Safety
+/// `task` is a typed pointer to a task.
+#[inline(always)]
+unsafe fn switches(task: *const u8) -> (u64, u64) {
+    // SAFETY: members of the type.
+    unsafe { (load(task, &TASK_VOLUNTARY), load(task, &TASK_INVOLUNTARY)) }
 }
 
 /// A CPU goes from one task to another.
 #[btf_tracepoint(function = "sched_switch")]
 pub fn cpu_switch(ctx: BtfTracePointContext) -> i32 {
     let (prev, next): (*const u8, *const u8) = (ctx.arg(1), ctx.arg(2));
-    // SAFETY: (whether it was preempted, `struct task_struct *` twice).
+    // SAFETY: (whether it was preempted, `struct task_struct *` twice[, the first one's state]).
     unsafe {
-        leave(prev, ctx.arg::<u64>(0) & 0xff != 0);
+        leave(prev);
         enter(next);
     }
     0
@@ -195,7 +215,7 @@ pub fn cpu_switch(ctx: BtfTracePointContext) -> i32 {
 /// # Safety
 /// `prev` is a typed pointer to a task.
 #[inline(always)]
-unsafe fn leave(prev: *const u8, preempted: bool) {
+unsafe fn leave(prev: *const u8) {
     // SAFETY: members of the type; the entry is the map's.
     unsafe {
         let tid: u32 = load(prev, &TASK_PID);
@@ -209,23 +229,22 @@ unsafe fn leave(prev: *const u8, preempted: bool) {
             && let Some(thread) = THREADS.get_ptr_mut(tid)
         {
             let task = Task::new(prev);
-            let slice: u64 = load(prev, &TASK_SLICES);
+            // The kernel has counted this switch already.
+            let (voluntary, involuntary) = switches(prev);
             let (run_ns, delay_ns) = (load::<u64>(prev, &TASK_RUNTIME), load::<u64>(prev, &TASK_DELAY));
-            if (*thread).running != 0 && (*thread).slice == slice && (*thread).start_ns == task.start_ns {
-                let ended = Slice {
+            let is_next = (*thread).voluntary + (*thread).involuntary + 1 == voluntary + involuntary;
+            if (*thread).running != 0 && is_next && (*thread).start_ns == task.start_ns {
+                let slice = Slice {
                     run_ns: run_ns.wrapping_sub((*thread).begun_ns),
                     waited_ns: delay_ns.wrapping_sub((*thread).delay_ns),
-                    preempted: preempted || Direct::number(prev, &TASK_STATE) == 0,
+                    preempted: (*thread).voluntary == voluntary,
                     moved: (*thread).moved,
                 };
-                give_all(
-                    &task,
-                    cgroup_id,
-                    slots,
-                    Share { run_ns: claim(thread, run_ns), ended: Some(ended) },
-                );
+                end(&task, thread, cgroup_id, slots, slice, run_ns);
             }
             (*thread).running = 0;
+            (*thread).voluntary = voluntary;
+            (*thread).involuntary = involuntary;
             (*thread).delay_ns = delay_ns;
         }
         if ends {
@@ -248,15 +267,19 @@ unsafe fn enter(next: *const u8) {
         if slots == 0 {
             return;
         }
-        // The scheduler counts a slice, and the waiting before it, after this hook.
-        let (run_ns, slice) = (load::<u64>(next, &TASK_RUNTIME), load::<u64>(next, &TASK_SLICES) + 1);
+        // The scheduler adds the waiting before a slice after this hook.
+        let (run_ns, (voluntary, involuntary)) = (load::<u64>(next, &TASK_RUNTIME), switches(next));
         let (cpu, start_ns) = (u64::from(kernel::cpu()) + 1, Task::new(next).start_ns);
+        let newest = counters::newest();
         if let Some(thread) = THREADS.get_ptr_mut(tid)
-            && (*thread).slice + 1 == slice
+            && (*thread).running == 0
+            && (*thread).voluntary == voluntary
+            && (*thread).involuntary == involuntary
             && (*thread).start_ns == start_ns
         {
             (*thread).moved = u64::from((*thread).cpu != 0 && (*thread).cpu != cpu);
-            (*thread).slice = slice;
+            (*thread).slots = slots;
+            (*thread).newest = newest;
             (*thread).cpu = cpu;
             (*thread).added_ns = run_ns;
             (*thread).begun_ns = run_ns;
@@ -266,8 +289,11 @@ unsafe fn enter(next: *const u8) {
         let delay_ns: u64 = load(next, &TASK_DELAY);
         let begun = Thread {
             start_ns,
-            slice,
+            voluntary,
+            involuntary,
             running: 1,
+            slots,
+            newest,
             delay_ns,
             added_ns: run_ns,
             begun_ns: run_ns,
@@ -279,6 +305,30 @@ unsafe fn enter(next: *const u8) {
             counters::lose_many(slots, INDEX, Loss::MapFull as u32, 1);
         }
     }
+}
+
+/// A program is executed: a thread that is not the first takes over the first one's id, and keeps its accounts.
+#[btf_tracepoint(function = "sched_process_exec")]
+pub fn cpu_exec(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: (`struct task_struct *`, its id before); the entry is copied out of the map.
+    unsafe {
+        let (before, tid) = (ctx.arg::<i32>(1) as u32, load::<u32>(ctx.arg(0), &TASK_PID));
+        if before != tid
+            && let Some(thread) = THREADS.get_ptr(before)
+        {
+            let thread = *thread;
+            let _ = THREADS.insert(tid, thread, 0);
+            let _ = THREADS.remove(before);
+        }
+    }
+    0
+}
+
+/// The agent runs this on each CPU: interrupts are off in [`cpu_switch`], which may need an entry for each kind of row.
+#[raw_tracepoint]
+pub fn cpu_warm(_ctx: RawTracePointContext) -> i32 {
+    aggregate::warm(&SUMS);
+    0
 }
 
 /// A window ends, or a session begins: the context is (meta, task). Threads that are on a CPU give what they have run so
@@ -293,30 +343,40 @@ pub unsafe extern "C" fn cpu_pass(ctx: *mut u64) -> i32 {
             return 0;
         }
         let cgroup_id = kernel::task_cgroup_id(this);
-        let slots = wanted(cgroup_id);
+        let (slots, tid) = (wanted(cgroup_id), load::<u32>(this, &TASK_PID));
         if slots == 0 {
+            // Nobody's any more.
+            if THREADS.get_ptr(tid).is_some() {
+                let _ = THREADS.remove(tid);
+            }
             return 0;
         }
-        let (tid, task) = (load::<u32>(this, &TASK_PID), Task::new(this));
-        let (slice, run_ns) = (load::<u64>(this, &TASK_SLICES), load::<u64>(this, &TASK_RUNTIME));
+        let task = Task::new(this);
+        let ((voluntary, involuntary), run_ns) = (switches(this), load::<u64>(this, &TASK_RUNTIME));
         let runs = Direct::number(this, &TASK_ON_CPU) != 0;
         match THREADS.get_ptr_mut(tid) {
             Some(thread)
                 if runs
                     && (*thread).running != 0
-                    && (*thread).slice == slice
+                    && (*thread).voluntary == voluntary
+                    && (*thread).involuntary == involuntary
                     && (*thread).start_ns == task.start_ns =>
             {
-                let run_ns = claim(thread, run_ns);
-                give_all(&task, cgroup_id, slots, Share { run_ns, ended: None });
+                let own = counters::since((*thread).slots & slots, (*thread).newest);
+                let run_ns = atomic::claim(addr_of_mut!((*thread).added_ns), run_ns);
+                let share = Share { run_ns, ended: None };
+                give_each(&task, cgroup_id, own & !counters::sampled(own, INDEX), share);
             }
             None if !runs && load::<i32>(this, &TASK_EXIT_STATE) == 0 => {
                 let delay_ns = load(this, &TASK_DELAY);
                 let (start_ns, added_ns) = (task.start_ns, run_ns);
                 let known = Thread {
                     start_ns,
-                    slice,
+                    voluntary,
+                    involuntary,
                     running: 0,
+                    slots: 0,
+                    newest: 0,
                     delay_ns,
                     added_ns,
                     begun_ns: run_ns,

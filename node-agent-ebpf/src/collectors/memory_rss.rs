@@ -146,7 +146,7 @@ pub unsafe extern "C" fn rss_pass(ctx: *mut u64) -> i32 {
                 count.wrapping_add(rss_shares(shares))
             };
             let pages = if pages < 0 { 0 } else { pages.cast_unsigned() };
-            aggregate::add(
+            aggregate::look(
                 &SUMS,
                 &hit,
                 |key: *mut MemoryRssKey| {

@@ -2,7 +2,7 @@
 //! Page faults of the targets' processes: sums per window, or each by itself.
 //!
 //! Hooks: `iter/task` at each window's end, tp_btf `sched_process_fork` (a new thread has had none), `sched_process_exit` (its
-//! last ones) and `cgroup_attach_task`; for single faults tp_btf `page_fault_user`, which x86 has on every kernel.
+//! last ones), `sched_process_exec` (its id may change) and `cgroup_attach_task`; for single faults tp_btf `page_fault_user`, which x86 has on every kernel.
 //! The kernel keeps the counters itself, so a fault costs nothing: what is paid is a pass over all tasks per window, some
 //! 100 ns each, and 0.2 us for each thread of a target that ends.
 //! Not seen: faults of a thread between its exit hook and its end.
@@ -20,8 +20,9 @@ use node_agent_common::page_faults::{
     PageFaultsValue,
 };
 
-use super::processes::{TASK_EXIT_STATE, TASK_MAJ_FLT, TASK_MIN_FLT, Task};
+use super::processes::{TASK_EXIT_STATE, TASK_MAJ_FLT, TASK_MIN_FLT, TASK_PID, Task};
 use crate::aggregate::{self, Sums};
+use crate::counters::Loss;
 use crate::kernel::{self, CGROUP_ROOT, ROOT_HIERARCHY_ID, follow, load};
 use crate::ring::{self, Hit};
 use crate::{atomic, counters, target};
@@ -34,8 +35,9 @@ struct Seen {
     start_ns: u64,
     /// The cgroup that it was in.
     cgroup_id: u64,
-    /// Sessions for which this is so.
+    /// Sessions for which this is so, and the newest session of that time.
     slots: u64,
+    newest: u64,
     maj_flt: u64,
     min_flt: u64,
 }
@@ -82,47 +84,33 @@ unsafe fn account(task: &Task, cgroup_id: u64, is_new: bool, stays: bool) {
         let min_flt: u64 = load(task.task, &TASK_MIN_FLT);
         match FAULTS_SEEN.get_ptr_mut(task.tid) {
             Some(seen) if (*seen).start_ns == task.start_ns => {
-                // What it had in another cgroup is that one's. A slot may be another session's by now, which then does not
-                // have that cgroup for a target.
+                // What it had in another cgroup is that one's.
                 let was_in = (*seen).cgroup_id;
-                let owed = (*seen).slots & wanted(was_in);
-                let major = claim(addr_of_mut!((*seen).maj_flt), maj_flt);
-                let minor = claim(addr_of_mut!((*seen).min_flt), min_flt);
+                let owed = counters::since((*seen).slots & wanted(was_in), (*seen).newest);
+                let major = atomic::claim(addr_of_mut!((*seen).maj_flt), maj_flt);
+                let minor = atomic::claim(addr_of_mut!((*seen).min_flt), min_flt);
                 if owed != 0 && major + minor != 0 {
                     add(task, &hit(owed, was_in), major, minor);
                 }
                 (*seen).cgroup_id = cgroup_id;
                 (*seen).slots = slots;
-                if !stays {
+                (*seen).newest = counters::newest();
+                if !stays || slots == 0 {
                     let _ = FAULTS_SEEN.remove(task.tid);
                 }
             }
             _ if stays && slots != 0 => {
                 let (maj_flt, min_flt) = if is_new { (0, 0) } else { (maj_flt, min_flt) };
-                let fresh = Seen { start_ns: task.start_ns, cgroup_id, slots, maj_flt, min_flt };
-                // A full map costs what this thread has until it is entered: nobody knows whether that is any.
-                let _ = FAULTS_SEEN.insert(task.tid, fresh, 0);
+                let newest = counters::newest();
+                let fresh = Seen { start_ns: task.start_ns, cgroup_id, slots, newest, maj_flt, min_flt };
+                if FAULTS_SEEN.insert(task.tid, fresh, 0).is_err() {
+                    // What this thread has until there is room: nobody can say how many.
+                    counters::admit_many(slots, INDEX, 1);
+                    counters::lose_many(slots, INDEX, Loss::MapFull as u32, 1);
+                }
             }
             _ => {}
         }
-    }
-}
-
-/// What a counter that now is `now` has grown by since `seen`, for one of those that ask at once.
-///
-/// # Safety
-/// `seen` is a word in a map's value.
-#[inline(always)]
-unsafe fn claim(seen: *mut u64, now: u64) -> u64 {
-    // SAFETY: as promised by the caller.
-    unsafe {
-        let grown = now.wrapping_sub(atomic::swap(seen, now));
-        if grown.cast_signed() >= 0 {
-            return grown;
-        }
-        // Somebody who looked later was first: what was taken back here is put there again.
-        atomic::add(seen, grown.wrapping_neg());
-        0
     }
 }
 
@@ -187,6 +175,23 @@ pub fn page_fault_fork(ctx: BtfTracePointContext) -> i32 {
         let cgroup_id = kernel::task_cgroup_id(child);
         if target::slots(cgroup_id) != 0 {
             account(&Task::new(child), cgroup_id, true, true);
+        }
+    }
+    0
+}
+
+/// A program is executed: a thread that is not the first takes over the first one's id, and keeps its counters.
+#[btf_tracepoint(function = "sched_process_exec")]
+pub fn page_fault_exec(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: (`struct task_struct *`, its id before); the entry is copied out of the map.
+    unsafe {
+        let (before, tid) = (ctx.arg::<i32>(1) as u32, load::<u32>(ctx.arg(0), &TASK_PID));
+        if before != tid
+            && let Some(seen) = FAULTS_SEEN.get_ptr(before)
+        {
+            let seen = *seen;
+            let _ = FAULTS_SEEN.insert(tid, seen, 0);
+            let _ = FAULTS_SEEN.remove(before);
         }
     }
     0

@@ -3,7 +3,7 @@
 //!
 //! Hooks: tp_btf `sched_process_fork`, `sched_process_exec`, `sched_process_exit`, `cgroup_attach_task`, `task_rename`, and
 //! `iter/task` for what runs already. Arguments are the same from 6.1 to 7.x, but for `group_dead` of the exit (6.16 and newer); elsewhere
-//! it comes from `signal->live`, which several last threads may see as 0 at once: one of them is chosen by a map.
+//! it comes from `signal->live`, which several last threads may see as 0 at once: see [`is_last`].
 //! Since 6.16 `sched_process_exit` comes before the memory is taken down, so what that costs would be missing: there
 //! fentry `cgroup_task_exit` (`cgroup_exit` up to 6.18) takes its place where the kernel has fentry.
 //! Cost: below 1 us per event on a target, a hash lookup on others.
@@ -52,9 +52,13 @@ struct Known {
 #[map]
 static KNOWN: HashMap<u32, Known> = HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
 
-/// Processes of several threads whose end has been told, to tell it once.
+/// Processes of several threads that end: beginning and id, to what is known of it, [`FIRST_ENDED`] and [`TOLD`].
 #[map]
-static ENDED: LruHashMap<u32, u64> = LruHashMap::with_max_entries(4096, 0);
+static ENDED: LruHashMap<[u64; 2], u64> = LruHashMap::with_max_entries(4096, 0);
+/// The first thread is past its end.
+const FIRST_ENDED: u64 = 1;
+/// The end of the process has been told.
+const TOLD: u64 = 2;
 
 /// Cgroup id to the sessions that want what runs in it listed; filled by the agent for one pass of the iterator.
 #[map]
@@ -242,6 +246,12 @@ pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
             return 0;
         }
         let task = Task::new(current);
+        let before = ctx.arg::<i32>(1) as u32;
+        if before != task.pid {
+            // A thread takes the first one's place: that one's end was not the process's, and its own id is gone.
+            let _ = ENDED.remove([task.start_ns, u64::from(task.pid)]);
+            let _ = KNOWN.remove(before);
+        }
         begin(&task, cgroup_id, slots, Kind::Snapshot);
         let bprm: *const u8 = ctx.arg(2);
         let filename = follow(bprm, &BPRM_FILENAME);
@@ -332,41 +342,66 @@ unsafe fn exit(current: *const u8, group_dead: Option<bool>) -> i32 {
         }
         let task = Task::new(current);
         let signal = follow(current, &TASK_SIGNAL);
-        let group_dead = group_dead.unwrap_or_else(|| {
-            load::<i32>(signal, &SIGNAL_LIVE) == 0
-                && (load::<i32>(signal, &SIGNAL_NR_THREADS) == 1
-                    || ENDED.insert(task.pid, task.start_ns, u64::from(BPF_NOEXIST)).is_ok()
-                    || told_of_another(&task))
-        });
+        let group_dead = group_dead.unwrap_or_else(|| is_last(&task, signal));
         if task.is_thread() {
             let slots = slots & option(OPTION_THREADS);
             if slots != 0 {
                 begin(&task, cgroup_id, slots, Kind::Snapshot);
-                end(&task, signal, &hit(slots, cgroup_id), false);
+                end(&task, current, signal, &hit(slots, cgroup_id), false);
             }
             let _ = KNOWN.remove(task.tid);
         }
         if group_dead {
-            let process = Task { tid: task.pid, ..task };
+            let process = Task { task: follow(current, &TASK_GROUP_LEADER), tid: task.pid, ..task };
             begin(&process, cgroup_id, slots, Kind::Snapshot);
-            end(&process, signal, &hit(slots, cgroup_id), true);
+            end(&process, current, signal, &hit(slots, cgroup_id), true);
             let _ = KNOWN.remove(process.tid);
         }
     }
     0
 }
 
-/// Whether the entry in [`ENDED`] is about an earlier process with the same id; takes it over then.
+/// Whether the process is told to have ended with this task, which comes here to its end.
+///
+/// No task is left alive before the last ones are here. The first task tells, unless it ended before others; of those one
+/// tells. So the sums lack nothing but the last moments of a thread that ends on another CPU just then.
+///
+/// # Safety
+/// `task` was made from a typed pointer, `signal` is its.
 #[inline(always)]
-fn told_of_another(task: &Task) -> bool {
-    // SAFETY: one word, read once.
-    let told = unsafe { ENDED.get(task.pid) }.copied();
-    told != Some(task.start_ns) && ENDED.insert(task.pid, task.start_ns, 0).is_ok()
+unsafe fn is_last(task: &Task, signal: *const u8) -> bool {
+    // SAFETY: members of the types; the entry is the map's, and its word is changed atomically.
+    unsafe {
+        let process = [task.start_ns, u64::from(task.pid)];
+        if task.is_thread() {
+            if load::<i32>(signal, &SIGNAL_LIVE) != 0 {
+                return false;
+            }
+        } else if load::<i32>(signal, &SIGNAL_NR_THREADS) == 1 {
+            return ENDED.get(process).is_none_or(|known| known & TOLD == 0);
+        }
+        // Before the entry: who sees that the first thread is gone sees what it left there.
+        let is_gone = load::<i32>(follow(task.task, &TASK_GROUP_LEADER), &TASK_EXIT_STATE) != 0;
+        let _ = ENDED.insert(process, 0, u64::from(BPF_NOEXIST));
+        let Some(known) = ENDED.get_ptr_mut(process) else { return !task.is_thread() };
+        if task.is_thread() {
+            if !is_gone && atomic::fetch_add(known, 0) & FIRST_ENDED == 0 {
+                return false;
+            }
+        } else {
+            // First this, then whether others are alive: who ends after them finds it.
+            atomic::or(known, FIRST_ENDED);
+            if load::<i32>(signal, &SIGNAL_LIVE) != 0 {
+                return false;
+            }
+        }
+        atomic::or(known, TOLD) & TOLD == 0
+    }
 }
 
-/// Sends an exit: the usage of one thread, or with `whole` of the process.
+/// Sends an exit: the usage of one thread, or with `whole` of the process, which ends with the task `current`.
 #[inline(always)]
-unsafe fn end(task: &Task, signal: *const u8, hit: &Hit, whole: bool) {
+unsafe fn end(task: &Task, current: *const u8, signal: *const u8, hit: &Hit, whole: bool) {
     ring::emit::<ProcessEvent>(hit, |record| {
         // SAFETY: the record is ours; task and signal are typed pointers.
         unsafe {
@@ -386,6 +421,14 @@ unsafe fn end(task: &Task, signal: *const u8, hit: &Hit, whole: bool) {
                 (*record).utime_ns += load::<u64>(signal, &SIGNAL_UTIME);
                 (*record).stime_ns += load::<u64>(signal, &SIGNAL_STIME);
                 (*record).runtime_ns += load::<u64>(signal, &SIGNAL_RUNTIME);
+                // A first thread that ended before is kept until the process is waited for, and is in no sum.
+                if load::<u32>(current, &TASK_PID) != task.pid {
+                    (*record).maj_flt += load::<u64>(current, &TASK_MAJ_FLT);
+                    (*record).min_flt += load::<u64>(current, &TASK_MIN_FLT);
+                    (*record).utime_ns += load::<u64>(current, &TASK_UTIME);
+                    (*record).stime_ns += load::<u64>(current, &TASK_STIME);
+                    (*record).runtime_ns += load::<u64>(current, &TASK_RUNTIME);
+                }
                 // What wait(2) reports: the group's code after exit_group or a signal, else the first thread's own.
                 (*record).status = if load::<u32>(signal, &SIGNAL_FLAGS) & SIGNAL_GROUP_EXIT != 0 {
                     load(signal, &SIGNAL_GROUP_EXIT_CODE)

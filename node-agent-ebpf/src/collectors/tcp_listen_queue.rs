@@ -21,7 +21,9 @@ use node_agent_common::tcp_listen_queue::{
 use super::processes::Task;
 use crate::aggregate::{self, Sums};
 use crate::atomic;
+use crate::counters::{self, Loss};
 use crate::kernel::{self, follow};
+use crate::ring::Hit;
 use crate::skb;
 use crate::sock::{self, Direct, Read, SK_PROTOCOL, SK_STATE, SOCKET_SK};
 
@@ -33,6 +35,9 @@ node_agent_common::declare_listen_fields!();
 struct Listener {
     /// Tells it from another at the same address.
     sock_id: u64,
+    /// Sessions that have had its drops so far, and the newest session of that time.
+    slots: u64,
+    newest: u64,
     /// The last pass that met it.
     pass: u64,
     /// How many of its drops have a row.
@@ -67,12 +72,27 @@ const SUMS: Sums<ListenQueue> = Sums { entries: &LISTEN_QUEUE, zeros: &LISTEN_QU
 /// # Safety
 /// `sk` is a typed pointer to a TCP socket.
 #[inline(always)]
-unsafe fn enter(sk: *const u8, sock_id: u64) -> Option<*mut Listener> {
+unsafe fn enter(sk: *const u8, sock_id: u64, slots: u64) -> Option<*mut Listener> {
     // SAFETY: members of the type.
     let drops = unsafe { Direct::number(sk, &SK_DROPS) };
-    let known = Listener { sock_id, pass: 0, drops, overflows: 0, start_ns: 0, pid: 0, comm: [0; 16] };
+    let known = Listener {
+        sock_id,
+        slots,
+        newest: counters::newest(),
+        pass: 0,
+        drops,
+        overflows: 0,
+        start_ns: 0,
+        pid: 0,
+        comm: [0; 16],
+    };
     let _ = LISTENERS.insert(sk as u64, known, 0);
-    LISTENERS.get_ptr_mut(sk as u64)
+    let entered = LISTENERS.get_ptr_mut(sk as u64);
+    if entered.is_none() {
+        counters::admit_many(slots, INDEX, 1);
+        counters::lose_many(slots, INDEX, Loss::MapFull as u32, 1);
+    }
+    entered
 }
 
 /// Adds what a listener has now, for the sessions that record it.
@@ -80,37 +100,46 @@ unsafe fn enter(sk: *const u8, sock_id: u64) -> Option<*mut Listener> {
 /// # Safety
 /// `tcp` is a typed `struct tcp_sock`, `listener` a map's value.
 #[inline(always)]
-unsafe fn report(tcp: *const u8, listener: *mut Listener) {
+unsafe fn report(tcp: *const u8, listener: *mut Listener, hit: &Hit) {
     // SAFETY: as promised; the flow is filled in.
     unsafe {
-        let Some(hit) = sock::owner(tcp, INDEX) else { return };
-        let drops = Direct::number(tcp, &SK_DROPS);
-        let dropped = drops.wrapping_sub(atomic::swap(addr_of_mut!((*listener).drops), drops)) as u32;
+        // A session that came since has not asked for what was before.
+        let owed = counters::since((*listener).slots & hit.slots, (*listener).newest);
+        (*listener).slots = hit.slots;
+        (*listener).newest = counters::newest();
+        let dropped = atomic::claim(addr_of_mut!((*listener).drops), Direct::number(tcp, &SK_DROPS));
         let overflows = atomic::swap(addr_of_mut!((*listener).overflows), 0);
         let mut flow =
             Flow { sock_id: 0, laddr: [0; 16], raddr: [0; 16], lport: 0, rport: 0, family: 0, protocol: 0 };
         sock::flow(tcp, addr_of_mut!(flow));
-        aggregate::add(
-            &SUMS,
-            &hit,
-            |key: *mut ListenQueueKey| {
-                (*key).sock_id = (*listener).sock_id;
-                (*key).start_ns = (*listener).start_ns;
-                (*key).pid = (*listener).pid as u32;
-                (*key).lport = flow.lport;
-                (*key).family = flow.family;
-                (*key).comm = (*listener).comm;
-                (*key).laddr_raw = flow.laddr;
-            },
-            |value: *mut ListenQueueValue| {
-                (*value).accept_len = Direct::number(tcp, &SK_ACK_BACKLOG);
-                (*value).accept_max = Direct::number(tcp, &SK_MAX_ACK_BACKLOG);
-                (*value).syn_len = Direct::number(tcp, &ICSK_QUEUE_LEN);
-                (*value).syn_young = Direct::number(tcp, &ICSK_QUEUE_YOUNG);
-                atomic::add(addr_of_mut!((*value).drops), u64::from(dropped));
-                atomic::add(addr_of_mut!((*value).overflows), overflows);
-            },
-        );
+        let give = |slots: u64, dropped: u64, overflows: u64| {
+            if slots == 0 {
+                return;
+            }
+            aggregate::look(
+                &SUMS,
+                &Hit { slots, ..*hit },
+                |key: *mut ListenQueueKey| {
+                    (*key).sock_id = (*listener).sock_id;
+                    (*key).start_ns = (*listener).start_ns;
+                    (*key).pid = (*listener).pid as u32;
+                    (*key).lport = flow.lport;
+                    (*key).family = flow.family;
+                    (*key).comm = (*listener).comm;
+                    (*key).laddr_raw = flow.laddr;
+                },
+                |value: *mut ListenQueueValue| {
+                    (*value).accept_len = Direct::number(tcp, &SK_ACK_BACKLOG);
+                    (*value).accept_max = Direct::number(tcp, &SK_MAX_ACK_BACKLOG);
+                    (*value).syn_len = Direct::number(tcp, &ICSK_QUEUE_LEN);
+                    (*value).syn_young = Direct::number(tcp, &ICSK_QUEUE_YOUNG);
+                    atomic::add(addr_of_mut!((*value).drops), dropped);
+                    atomic::add(addr_of_mut!((*value).overflows), overflows);
+                },
+            );
+        };
+        give(owed, dropped, overflows);
+        give(hit.slots & !owed, 0, 0);
     }
 }
 
@@ -147,22 +176,31 @@ pub unsafe extern "C" fn listen_pass(ctx: *mut u64) -> i32 {
         if sk.is_null()
             || Direct::number(sk, &SK_STATE) as u32 != state::LISTEN
             || Direct::number(sk, &SK_PROTOCOL) != sock::TCP
-            || sock::owner(sk, INDEX).is_none()
         {
             return 0;
         }
+        let Some(hit) = sock::owner(sk, INDEX) else {
+            if LISTENERS.get_ptr(sk as u64).is_some() {
+                let _ = LISTENERS.remove(sk as u64);
+            }
+            return 0;
+        };
         let tcp = sock::tcp_sock(sk);
         if tcp.is_null() {
             return 0;
         }
         let (sock_id, pass) = (sock::cookie(tcp), LISTEN_PASSES.get(0).copied().unwrap_or(1));
         let known = LISTENERS.get_ptr_mut(sk as u64).filter(|known| (**known).sock_id == sock_id);
-        let Some(listener) = known.or_else(|| enter(sk, sock_id)) else { return 0 };
+        let Some(listener) = known.or_else(|| enter(sk, sock_id, hit.slots)) else { return 0 };
         // Processes share listeners; the first one that is met holds it, as long as it lives.
-        if (*listener).pass != pass {
-            (*listener).pass = pass;
+        let is_first = (*listener).pass != pass;
+        // One that was handed a socket of another's is not named in that one's rows.
+        if (is_first || (*listener).pid == 0) && kernel::task_cgroup_id(task) == hit.cgroup_id {
             hold(task, listener);
-            report(tcp, listener);
+        }
+        if is_first {
+            (*listener).pass = pass;
+            report(tcp, listener, &hit);
         }
     }
     0
@@ -186,7 +224,7 @@ pub fn listen_change(ctx: BtfTracePointContext) -> i32 {
         }
         let sock_id = sock::cookie(tcp);
         if !ends {
-            let _ = enter(sk, sock_id);
+            let _ = enter(sk, sock_id, hit.slots);
             return 0;
         }
         if let Some(listener) = LISTENERS.get_ptr_mut(sk as u64)
@@ -196,7 +234,7 @@ pub fn listen_change(ctx: BtfTracePointContext) -> i32 {
             if (*listener).pid == 0 && kernel::task_cgroup_id(task) == hit.cgroup_id {
                 hold(task, listener);
             }
-            report(tcp, listener);
+            report(tcp, listener, &hit);
         }
         let _ = LISTENERS.remove(sk as u64);
     }

@@ -141,6 +141,7 @@ unsafe fn begin(skb: *const u8) -> i32 {
             (*packet).netns = hit.netns;
             (*packet).attribution = Attribution::Netns as u32;
         }
+        // At once, for whomever: a packet that is put behind others in a backlog may be gone when it is known whose it is.
         header(skb, follow(skb, &SKB_DATA), packet);
     }
     0
@@ -302,8 +303,11 @@ pub fn receive_drop(ctx: BtfTracePointContext) -> i32 {
         if let Some(packet) = in_hand(skb) {
             // SAFETY: the map's value.
             unsafe {
-                (*packet).outcome = outcome;
-                (*packet).reason = reason;
+                // What a mini-socket has seen to is given back by the same call.
+                if (*packet).outcome != Outcome::TimeWait as u32 {
+                    (*packet).outcome = outcome;
+                    (*packet).reason = reason;
+                }
             }
         }
         return 0;

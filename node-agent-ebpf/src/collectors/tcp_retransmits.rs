@@ -53,12 +53,13 @@ pub fn tcp_retransmit_skb(ctx: BtfTracePointContext) -> i32 {
             let congestion = Direct::number(tcp, &ICSK_CA_STATE);
             let kind = if flags & FLAG_SYN != 0 {
                 Kind::Syn
-            } else if Direct::number(tcp, &ICSK_PENDING) == TIME_LOSS_PROBE {
-                Kind::Tlp
             } else if congestion == constant(&CA_LOSS) {
                 Kind::Rto
             } else if congestion == constant(&CA_RECOVERY) {
+                // The probe's timer may still be set: it is the usual one while nothing is lost.
                 Kind::Fast
+            } else if Direct::number(tcp, &ICSK_PENDING) == TIME_LOSS_PROBE {
+                Kind::Tlp
             } else {
                 Kind::Other
             };

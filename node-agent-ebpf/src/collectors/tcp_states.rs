@@ -17,9 +17,19 @@ use crate::kernel::constant;
 use crate::ring::{self, Hit};
 use crate::sock::{self, Direct, Read, SK_ERR, SK_PROTOCOL, SK_STATE};
 
+/// When a socket came into its state.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Since {
+    /// Tells it from another at the same address; 0 for one that a listener has just made and not given its cookie yet.
+    sock_id: u64,
+    state: u64,
+    at_ns: u64,
+}
+
 /// Address of a target's socket to when it came into its state. A full map costs a column's value.
 #[map]
-static SINCE: HashMap<u64, u64> = HashMap::with_max_entries(MAX_SOCKETS, BPF_F_NO_PREALLOC);
+static SINCE: HashMap<u64, Since> = HashMap::with_max_entries(MAX_SOCKETS, BPF_F_NO_PREALLOC);
 
 /// Not 0 where `tcp_send_reset` says why.
 #[unsafe(no_mangle)]
@@ -29,6 +39,8 @@ static SEND_RESET_HAS_REASON: u64 = 0;
 #[derive(Clone, Copy)]
 struct Change {
     kind: Kind,
+    /// 0 where the socket has none yet.
+    sock_id: u64,
     old: u32,
     new: u32,
     since_ns: u64,
@@ -43,7 +55,7 @@ unsafe fn send(tcp: *const u8, hit: &Hit, ts_ns: u64, change: Change) {
         // SAFETY: the record is ours, the socket as promised.
         unsafe {
             sock::flow(tcp, &raw mut (*record).flow);
-            (*record).flow.sock_id = sock::cookie(tcp);
+            (*record).flow.sock_id = change.sock_id;
             (*record).since_ns = change.since_ns;
             (*record).what = change.kind as u32;
             (*record).old = change.old;
@@ -53,6 +65,17 @@ unsafe fn send(tcp: *const u8, hit: &Hit, ts_ns: u64, change: Change) {
             (*record).reserved = 0;
         }
     });
+}
+
+/// Since when the socket is in `state`; 0 where nobody saw it come.
+#[inline(always)]
+fn since(key: u64, sock_id: u64, state: u32) -> u64 {
+    let Some(since) = SINCE.get_ptr(key) else { return 0 };
+    // SAFETY: words of the map's value.
+    unsafe {
+        let is_it = (*since).sock_id == sock_id || (*since).sock_id == 0;
+        if is_it && (*since).state == u64::from(state) { (*since).at_ns } else { 0 }
+    }
 }
 
 /// A socket is about to change its state.
@@ -71,15 +94,17 @@ pub fn tcp_state_change(ctx: BtfTracePointContext) -> i32 {
             return 0;
         }
         let (key, now) = (sk as u64, ring::now());
-        // A socket begins in CLOSE or, one that a listener makes, in SYN_RECV: what stands at its address is another's.
-        let is_new = old == state::CLOSE || new == state::SYN_RECV;
-        let since_ns = if is_new { 0 } else { SINCE.get(key).copied().unwrap_or(0) };
+        // A socket that a listener makes is a copy of it still.
+        let is_copy = new == state::SYN_RECV && old == state::LISTEN;
+        let sock_id = if is_copy { 0 } else { sock::cookie(tcp) };
+        let since_ns = if is_copy { 0 } else { since(key, sock_id, old) };
         if new == state::CLOSE {
             let _ = SINCE.remove(key);
         } else {
-            let _ = SINCE.insert(key, now, 0);
+            let _ = SINCE.insert(key, Since { sock_id, state: u64::from(new), at_ns: now }, 0);
         }
-        send(tcp, &hit, now, Change { kind: Kind::Transition, old, new, since_ns, reason: NO_REASON });
+        let kind = Kind::Transition;
+        send(tcp, &hit, now, Change { kind, sock_id, old, new, since_ns, reason: NO_REASON });
     }
     0
 }
@@ -99,7 +124,8 @@ unsafe fn reset(sk: *const u8, kind: Kind, reason: u32) -> i32 {
             return 0;
         }
         let old = Direct::number(sk, &SK_STATE) as u32;
-        send(tcp, &hit, ring::now(), Change { kind, old, new: 0, since_ns: 0, reason });
+        let sock_id = sock::cookie(tcp);
+        send(tcp, &hit, ring::now(), Change { kind, sock_id, old, new: 0, since_ns: 0, reason });
     }
     0
 }
@@ -133,8 +159,10 @@ pub fn tcp_state_time_wait(ctx: FEntryContext) -> i32 {
         let old = Direct::number(sk, &SK_STATE) as u32;
         // The second argument is FIN_WAIT2 where the mini-socket is to stay in that state for a while.
         let new = ctx.arg::<i32>(1) as u32;
-        let since_ns = SINCE.get(sk as u64).copied().unwrap_or(0);
-        send(tcp, &hit, ring::now(), Change { kind: Kind::TimeWait, old, new, since_ns, reason: NO_REASON });
+        let sock_id = sock::cookie(tcp);
+        let since_ns = since(sk as u64, sock_id, old);
+        let kind = Kind::TimeWait;
+        send(tcp, &hit, ring::now(), Change { kind, sock_id, old, new, since_ns, reason: NO_REASON });
     }
     0
 }

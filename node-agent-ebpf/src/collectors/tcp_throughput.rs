@@ -45,8 +45,9 @@ struct Counts {
 struct Carried {
     /// Tells it from another at the same address.
     sock_id: u64,
-    /// Sessions for which this is so.
+    /// Sessions for which this is so, and the newest session of that time.
     slots: u64,
+    newest: u64,
     /// The last pass that met it.
     pass: u64,
     counts: Counts,
@@ -98,27 +99,11 @@ unsafe fn counts(tcp: *const u8, now: u32) -> Counts {
     }
 }
 
-/// What a counter has grown by since it was taken down; what another program took meanwhile is not given again.
-///
-/// # Safety
-/// `seen` is a word in a map's value.
-#[inline(always)]
-unsafe fn claim(seen: *mut u64, now: u64) -> u64 {
-    // SAFETY: as promised by the caller.
-    unsafe {
-        let grown = now.wrapping_sub(atomic::swap(seen, now));
-        if grown.cast_signed() >= 0 {
-            return grown;
-        }
-        atomic::add(seen, grown.wrapping_neg());
-        0
-    }
-}
-
 /// Enters a connection with what it has carried before anybody looked. One that finds no room is a hit, and lost.
 #[inline(always)]
 fn enter(sk: *const u8, sock_id: u64, slots: u64, counts: Counts) -> Option<*mut Carried> {
-    let fresh = Carried { sock_id, slots, pass: 0, counts, start_ns: 0, pid: 0, comm: [0; 16] };
+    let newest = counters::newest();
+    let fresh = Carried { sock_id, slots, newest, pass: 0, counts, start_ns: 0, pid: 0, comm: [0; 16] };
     let _ = CARRIED.insert(sk as u64, fresh, u64::from(BPF_NOEXIST));
     let entered = CARRIED.get_ptr_mut(sk as u64);
     if entered.is_none() {
@@ -152,13 +137,15 @@ unsafe fn account(tcp: *const u8, carried: *mut Carried, hit: &Hit, now: u32) {
     // SAFETY: as promised; words of map values are changed atomically.
     unsafe {
         let counts = counts(tcp, now);
-        let received = claim(addr_of_mut!((*carried).counts.received), counts.received);
-        let sent = claim(addr_of_mut!((*carried).counts.sent), counts.sent);
-        let acked = claim(addr_of_mut!((*carried).counts.acked), counts.acked);
-        let retransmitted = claim(addr_of_mut!((*carried).counts.retransmitted), counts.retransmitted);
+        let received = atomic::claim(addr_of_mut!((*carried).counts.received), counts.received);
+        let sent = atomic::claim(addr_of_mut!((*carried).counts.sent), counts.sent);
+        let acked = atomic::claim(addr_of_mut!((*carried).counts.acked), counts.acked);
+        let retransmitted =
+            atomic::claim(addr_of_mut!((*carried).counts.retransmitted), counts.retransmitted);
         // A session that came since has not asked for what was before.
-        let owed = (*carried).slots & hit.slots;
+        let owed = counters::since((*carried).slots & hit.slots, (*carried).newest);
         (*carried).slots = hit.slots;
+        (*carried).newest = counters::newest();
         if owed == 0 || received | sent | acked | retransmitted == 0 {
             return;
         }
@@ -172,7 +159,7 @@ unsafe fn account(tcp: *const u8, carried: *mut Carried, hit: &Hit, now: u32) {
             protocol: 0,
         };
         sock::flow(tcp, addr_of_mut!(flow));
-        aggregate::add(
+        aggregate::look(
             &SUMS,
             &Hit { slots: owed, ..*hit },
             |key: *mut ThroughputKey| {
@@ -216,7 +203,13 @@ pub unsafe extern "C" fn throughput_pass(ctx: *mut u64) -> i32 {
         {
             return 0;
         }
-        let Some(hit) = sock::owner(sk, INDEX) else { return 0 };
+        let Some(hit) = sock::owner(sk, INDEX) else {
+            // Nobody's any more; should it become somebody's again, what it carries meanwhile is not theirs.
+            if CARRIED.get_ptr(sk as u64).is_some() {
+                let _ = CARRIED.remove(sk as u64);
+            }
+            return 0;
+        };
         let tcp = sock::tcp_sock(sk);
         if tcp.is_null() {
             return 0;
@@ -233,9 +226,13 @@ pub unsafe extern "C" fn throughput_pass(ctx: *mut u64) -> i32 {
             }
         };
         // Processes share sockets; the first one that is met holds it.
-        if (*carried).pass != pass {
-            (*carried).pass = pass;
+        let is_first = (*carried).pass != pass;
+        // One that was handed a socket of another's is not named in that one's rows.
+        if (is_first || (*carried).pid == 0) && kernel::task_cgroup_id(task) == hit.cgroup_id {
             hold(task, carried);
+        }
+        if is_first {
+            (*carried).pass = pass;
             account(tcp, carried, &hit, now);
         }
     }

@@ -17,6 +17,7 @@ use crate::pipeline::window::Aggregation;
 pub struct CpuSched;
 
 const PASS: &str = "cpu_pass";
+const WARM: &str = "cpu_warm";
 
 impl Collector for CpuSched {
     fn info(&self) -> &'static CollectorInfo {
@@ -24,11 +25,22 @@ impl Collector for CpuSched {
     }
 
     fn hooks(&self) -> &'static [Hook] {
-        const { &[Hook::on("cpu_switch", "sched_switch"), Hook::iterator(PASS, "task")] }
+        const {
+            &[
+                Hook::on("cpu_switch", "sched_switch"),
+                Hook::on("cpu_exec", "sched_process_exec"),
+                Hook::iterator(PASS, "task"),
+                Hook::run(WARM),
+            ]
+        }
     }
 
     fn fields(&self) -> &'static [&'static [Field]] {
         &[TASK_FIELDS, SCHED_FIELDS]
+    }
+
+    fn state(&self) -> &'static [&'static str] {
+        &["THREADS"]
     }
 
     fn aggregations(&self) -> &'static [Aggregation] {
@@ -40,6 +52,7 @@ impl Collector for CpuSched {
     }
 
     fn open(&self, kernel: &mut Kernel, slot: u32, values: &Values) -> Result<(), KernelError> {
+        kernel.run_everywhere(WARM)?;
         kernel.set_bit("CPU_SCHED_OPTIONS", OPTION_PER_THREAD, slot, values.bool("perThread"))
     }
 

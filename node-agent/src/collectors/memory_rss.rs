@@ -3,7 +3,7 @@
 //!
 //! In: entries of [`MemoryRss`]. Out: rows of `memory_rss`, where memory changed by as much as the session asks for.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use node_agent_common::event::{Event, Header};
 use node_agent_common::fields::{Field, TASK_FIELDS};
@@ -51,7 +51,7 @@ impl Collector for MemoryRssCollector {
     }
 
     fn aggregations(&self) -> &'static [Aggregation] {
-        const { &[Aggregation::of::<MemoryRss>("MEMORY_RSS")] }
+        const { &[Aggregation::of::<MemoryRss>("MEMORY_RSS").looks()] }
     }
 
     fn decoder(&self, values: &Values) -> Box<dyn Decoder> {
@@ -70,30 +70,51 @@ impl Collector for MemoryRssCollector {
 struct RssDecoder {
     page_bytes: u64,
     min_change: u64,
-    /// What the last row of each kind of memory showed.
-    shown: HashMap<(u64, u64, u32), u64>,
+    /// What the last row of each kind of memory showed, with its record: only what is above 0.
+    shown: HashMap<Memory, (u64, Box<[u8]>)>,
 }
 
-/// Processes whose last row is remembered; with more, the next rows are shown whatever changed.
-const MOST_SHOWN: usize = 1 << 17;
+/// One kind of memory of one process.
+type Memory = (u64, u64, u32);
+
+fn memory(record: &MemoryRss) -> Memory {
+    (record.start_ns ^ u64::from(record.pid) << 32, record.mm_raw, record.member_raw)
+}
+
+/// Kinds of memory whose last row is remembered; with more, the next rows are shown whatever changed, and ends are not.
+const MOST_SHOWN: usize = 1 << 15;
 
 impl Decoder for RssDecoder {
+    fn window(&mut self, _span: (u64, u64), records: &mut Vec<(Vec<u8>, u64)>) {
+        let there: HashSet<Memory> =
+            records.iter().filter_map(|(raw, _)| MemoryRss::read(raw)).map(|one| memory(&one)).collect();
+        let gone = self.shown.iter().filter(|(memory, _)| !there.contains(*memory));
+        // It ended, or is a target no more.
+        let ends = gone.filter_map(|(_, (_, raw))| {
+            let nothing = MemoryRss { pages: 0, peak_pages: 0, ..MemoryRss::read(raw)? };
+            Some((nothing.bytes().to_vec(), 1))
+        });
+        records.extend(ends);
+    }
+
     fn decode(&mut self, _header: &Header, raw: &[u8], row: &mut Row<'_>) -> Result<Verdict, DecodeError> {
         let memory = MemoryRss::read(raw).ok_or(DecodeError::Length)?;
         let member = MEMBERS.get(memory.member_raw as usize).ok_or(DecodeError::Value("member"))?;
         let bytes = memory.pages.saturating_mul(self.page_bytes);
-        let key = (memory.start_ns ^ u64::from(memory.pid) << 32, memory.mm_raw, memory.member_raw);
-        let shown = self.shown.get(&key).copied();
-        if shown.is_none() && bytes == 0 && self.min_change > 0 {
+        let key = self::memory(&memory);
+        let shown = self.shown.get(&key).map_or(0, |(bytes, _)| *bytes);
+        // An end is shown, however little it was.
+        if shown.abs_diff(bytes) < self.min_change && (bytes != 0 || shown == 0) {
             return Ok(Verdict::Filtered);
         }
-        if shown.is_some_and(|shown| shown.abs_diff(bytes) < self.min_change) {
-            return Ok(Verdict::Filtered);
+        if bytes == 0 {
+            self.shown.remove(&key);
+        } else {
+            if self.shown.len() >= MOST_SHOWN {
+                self.shown.clear();
+            }
+            self.shown.insert(key, (bytes, raw.into()));
         }
-        if self.shown.len() >= MOST_SHOWN {
-            self.shown.clear();
-        }
-        self.shown.insert(key, bytes);
         row.process(memory.pid, memory.pid, memory.start_ns, &memory.comm);
         row.text(at::member, member);
         row.uint(at::bytes, bytes);

@@ -81,6 +81,8 @@ pub enum Role {
     Extra,
     /// Attached where the kernel lets all of the collector's hooks with this role be attached, else none of them.
     Together,
+    /// Attached where those are not; comes after them in the list.
+    Instead,
 }
 
 /// A preference between two programs of a collector. What the collector lacks with the other one stands in its
@@ -196,7 +198,7 @@ pub trait Decoder: Send {
     fn learn(&mut self, _id: u64, _name: &str) {}
 
     /// A window from and to these times since boot is over: the records that rows will be made of, each with its number of
-    /// events, may be put into another order and together.
+    /// events, may be put into another order and together. Where they are looks, records may be added: one event each.
     fn window(&mut self, _span: (u64, u64), _records: &mut Vec<(Vec<u8>, u64)>) {}
 
     /// Writes the table's own columns of one record into `row`. The common ones are filled by the caller.
@@ -227,6 +229,10 @@ pub trait Collector: Sync {
     }
     /// The records that come through the rings for it: tag and table.
     fn records(&self) -> &'static [(u16, u32)] {
+        &[]
+    }
+    /// The maps in which its programs keep what they know of sockets or tasks; emptied when its last session has left.
+    fn state(&self) -> &'static [&'static str] {
         &[]
     }
     /// The maps in which its programs add up.

@@ -31,6 +31,7 @@ impl Collector for PageFaultsCollector {
         const {
             &[
                 Hook::on("page_fault_fork", "sched_process_fork"),
+                Hook::on("page_fault_exec", "sched_process_exec"),
                 Hook::on("page_fault_exit", "sched_process_exit"),
                 Hook::on("page_fault_move", "cgroup_attach_task"),
                 Hook::on("page_fault_single", "page_fault_user"),
@@ -45,6 +46,10 @@ impl Collector for PageFaultsCollector {
 
     fn records(&self) -> &'static [(u16, u32)] {
         const { &[record::<PageFaultEvent>()] }
+    }
+
+    fn state(&self) -> &'static [&'static str] {
+        &["FAULTS_SEEN"]
     }
 
     fn aggregations(&self) -> &'static [Aggregation] {

@@ -53,8 +53,12 @@ impl Collector for TcpListenQueue {
         flow::constants(btf)
     }
 
+    fn state(&self) -> &'static [&'static str] {
+        &["LISTENERS"]
+    }
+
     fn aggregations(&self) -> &'static [Aggregation] {
-        const { &[Aggregation::of::<ListenQueue>("LISTEN_QUEUE")] }
+        const { &[Aggregation::of::<ListenQueue>("LISTEN_QUEUE").looks()] }
     }
 
     fn decoder(&self, values: &Values) -> Box<dyn Decoder> {

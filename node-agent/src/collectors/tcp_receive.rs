@@ -56,7 +56,6 @@ impl Collector for TcpReceive {
                 netns::HOOKS[1],
                 netns::HOOKS[2],
                 Hook::on("receive_drop", "kfree_skb"),
-                Hook::on("receive_probe", "tcp_probe"),
                 FULL[0],
                 FULL[1],
                 FULL[2],
@@ -66,6 +65,11 @@ impl Collector for TcpReceive {
                 FULL[6],
                 FULL[7],
                 FULL[8],
+                Hook {
+                    program: "receive_probe",
+                    attach: Attach::Tracepoint("tcp_probe"),
+                    role: Role::Instead,
+                },
             ]
         }
     }

@@ -57,9 +57,14 @@ impl Collector for TcpStates {
         const { &[record::<TcpStateEvent>()] }
     }
 
+    fn state(&self) -> &'static [&'static str] {
+        &["SINCE"]
+    }
+
     fn decoder(&self, values: &Values) -> Box<dyn Decoder> {
         Box::new(StateDecoder {
             kinds: values.words("kinds").to_vec(),
+            states: values.words("states").to_vec(),
             ports: values.ports("ports"),
             reasons: Names::of("sk_rst_reason", "SK_RST_REASON_"),
         })
@@ -68,6 +73,7 @@ impl Collector for TcpStates {
 
 struct StateDecoder {
     kinds: Vec<&'static str>,
+    states: Vec<&'static str>,
     ports: Ports,
     reasons: Names,
 }
@@ -79,11 +85,20 @@ impl Decoder for StateDecoder {
         if !(self.kinds.is_empty() || self.kinds.contains(&kind)) || !self.ports.want(&event.flow) {
             return Ok(Verdict::Filtered);
         }
+        let old = state::name(event.old).ok_or(DecodeError::Value("old"))?;
+        let new = match event.new {
+            0 => None,
+            new => Some(state::name(new).ok_or(DecodeError::Value("new"))?),
+        };
+        let is_wanted = |state: &str| self.states.contains(&state);
+        if !(self.states.is_empty() || is_wanted(old) || new.is_some_and(is_wanted)) {
+            return Ok(Verdict::Filtered);
+        }
         flow::set(row, &event.flow)?;
         row.text(at::kind, kind);
-        row.text(at::old_state, state::name(event.old).ok_or(DecodeError::Value("old"))?);
-        if event.new != 0 {
-            row.text(at::new_state, state::name(event.new).ok_or(DecodeError::Value("new"))?);
+        row.text(at::old_state, old);
+        if let Some(new) = new {
+            row.text(at::new_state, new);
         }
         if event.since_ns != 0 {
             row.uint(at::in_state_ns, header.ts_ns.saturating_sub(event.since_ns));

@@ -41,8 +41,12 @@ impl Collector for TcpThroughput {
         flow::constants(btf)
     }
 
+    fn state(&self) -> &'static [&'static str] {
+        &["CARRIED"]
+    }
+
     fn aggregations(&self) -> &'static [Aggregation] {
-        const { &[Aggregation::of::<Throughput>("THROUGHPUT")] }
+        const { &[Aggregation::of::<Throughput>("THROUGHPUT").looks()] }
     }
 
     fn decoder(&self, values: &Values) -> Box<dyn Decoder> {

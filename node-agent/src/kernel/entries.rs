@@ -88,13 +88,27 @@ pub fn read(
     }
 }
 
-/// Deletes the entries of these keys, one after the other in `keys`, all of which are there.
+/// Deletes every entry that is there.
 ///
 /// # Errors
 /// What the kernel says.
-pub fn delete(map: BorrowedFd<'_>, key_bytes: usize, keys: &[u8]) -> io::Result<()> {
+pub fn clear(map: BorrowedFd<'_>) -> io::Result<()> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd()))?;
+    let bytes = |name: &str| -> io::Result<usize> {
+        let number = info.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        number.ok_or_else(|| io::Error::other(format!("no {name} in fdinfo")))
+    };
+    let (key_bytes, value_bytes) = (bytes("key_size:")?, bytes("value_size:")?);
+    let mut keys = Vec::new();
+    read(map, key_bytes, value_bytes, |key, _| keys.extend_from_slice(key))?;
+    delete(map, key_bytes, &keys).1
+}
+
+/// Deletes the entries of these keys, one after the other in `keys`, all of which are there. Returns how many of them it
+/// deleted, from the first on, and what the kernel says where these are not all.
+pub fn delete(map: BorrowedFd<'_>, key_bytes: usize, keys: &[u8]) -> (usize, io::Result<()>) {
     if keys.is_empty() {
-        return Ok(());
+        return (0, Ok(()));
     }
     let mut attr = Attr {
         keys: keys.as_ptr() as u64,
@@ -102,5 +116,6 @@ pub fn delete(map: BorrowedFd<'_>, key_bytes: usize, keys: &[u8]) -> io::Result<
         map_fd: map.as_raw_fd().cast_unsigned(),
         ..Attr::default()
     };
-    call(BPF_MAP_DELETE_BATCH, &mut attr)
+    let result = call(BPF_MAP_DELETE_BATCH, &mut attr);
+    (attr.count as usize, result)
 }

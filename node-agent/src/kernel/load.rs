@@ -16,7 +16,7 @@ use node_agent_common::fields::{BASE_FIELDS, Field, MISSING, pack};
 
 use crate::collectors::{ALL, Attach, Hook, Role};
 use crate::kernel::btf::Btf;
-use crate::kernel::probe;
+use crate::kernel::{entries, probe};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/node-agent.bpf.o"));
 
@@ -72,11 +72,12 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Makes the maps and sets every constant. Loads no program.
+    /// Makes the maps and sets every constant. Loads no program. `rows` is the room of each map that adds events up, where
+    /// it is not what the tables say.
     ///
     /// # Errors
     /// When the kernel has no BTF, lacks what every program needs, or refuses the maps.
-    pub fn load(ring_mask: u64) -> Result<Kernel, KernelError> {
+    pub fn load(ring_mask: u64, rows: Option<u32>) -> Result<Kernel, KernelError> {
         let btf = Btf::running()?;
         let mut constants: Vec<(&'static str, u64)> = vec![("RING_MASK", ring_mask)];
         let places = |fields: &'static [Field], constants: &mut Vec<(&'static str, u64)>| {
@@ -96,6 +97,11 @@ impl Kernel {
         let mut loader = EbpfLoader::new();
         for (symbol, value) in &constants {
             loader.override_global(symbol, value, true);
+        }
+        let maps =
+            ALL.iter().flat_map(|collector| collector.aggregations()).filter(|one| !one.map.is_empty());
+        for (map, rows) in maps.flat_map(|one| rows.map(|rows| (one.map, rows))) {
+            loader.map_max_entries(map, rows);
         }
         let ebpf = loader.load(OBJECT).map_err(|error| KernelError::Object(Box::new(error)))?;
         let (users, attached) = (vec![0; ALL.len()], vec![BTreeSet::new(); ALL.len()]);
@@ -168,6 +174,28 @@ impl Kernel {
     /// # Errors
     /// When it is not loaded, or the kernel refuses.
     pub fn run(&self, program: &'static str, arguments: &[u64]) -> Result<u32, KernelError> {
+        self.run_on(None, program, arguments)
+            .map_err(|source| KernelError::Io { what: "cannot run a program of the agent's own", source })
+    }
+
+    /// Runs a program that is never attached once on each CPU that is online.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn run_everywhere(&self, program: &'static str) -> Result<(), KernelError> {
+        let failed = |(what, source)| KernelError::Io { what, source };
+        for cpu in aya::util::online_cpus().map_err(failed)? {
+            match self.run_on(Some(cpu), program, &[]) {
+                // It has gone offline meanwhile.
+                Err(source) if source.raw_os_error() == Some(libc::ENXIO) => {}
+                Err(source) => return Err(failed(("cannot run a program on each CPU", source))),
+                Ok(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn run_on(&self, cpu: Option<u32>, program: &'static str, arguments: &[u64]) -> std::io::Result<u32> {
         /// The part of `union bpf_attr` for BPF_PROG_TEST_RUN, of include/uapi/linux/bpf.h.
         #[repr(C)]
         #[derive(Default)]
@@ -188,21 +216,23 @@ impl Kernel {
             cpu: u32,
         }
         const BPF_PROG_TEST_RUN: libc::c_long = 10;
-        let loaded = self.ebpf.program(program).ok_or_else(|| no_program(program))?;
-        let fd = loaded.fd().map_err(|error| refused(program, &error))?.as_fd().as_raw_fd();
+        const BPF_F_TEST_RUN_ON_CPU: u32 = 1;
+        let loaded = self.ebpf.program(program).ok_or(std::io::ErrorKind::NotFound)?;
+        let fd = loaded.fd().map_err(std::io::Error::other)?.as_fd().as_raw_fd();
         let mut attr = TestRun {
             prog_fd: fd.cast_unsigned(),
             ctx_size_in: size_of_val(arguments) as u32,
             // The kernel refuses a place without a size.
             ctx_in: if arguments.is_empty() { 0 } else { arguments.as_ptr() as u64 },
+            flags: cpu.map_or(0, |_| BPF_F_TEST_RUN_ON_CPU),
+            cpu: cpu.unwrap_or(0),
             ..TestRun::default()
         };
         // SAFETY: the kernel reads `attr` of the size given and `ctx_size_in` bytes at `ctx_in`, and writes to `attr`.
         let result =
             unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attr, size_of::<TestRun>()) };
         if result != 0 {
-            let source = std::io::Error::last_os_error();
-            return Err(KernelError::Io { what: "cannot run a program of the agent's own", source });
+            return Err(std::io::Error::last_os_error());
         }
         Ok(attr.retval)
     }
@@ -274,7 +304,8 @@ impl Kernel {
                         together = false;
                     }
                 }
-                Role::Together => {}
+                Role::Instead if !together => self.attach_for(index, hook, types)?,
+                Role::Together | Role::Instead => {}
             }
         }
         Ok(())
@@ -327,8 +358,17 @@ impl Kernel {
     /// One session less uses the collector; with the last its programs are detached and unloaded.
     pub fn detach(&mut self, index: usize) {
         self.users[index] = self.users[index].saturating_sub(1);
-        if self.users[index] == 0 {
-            self.unload(index);
+        if self.users[index] > 0 {
+            return;
+        }
+        self.unload(index);
+        for &map in ALL[index].state() {
+            // What is left in it would fill it in the end.
+            let failed = |source| KernelError::Io { what: "cannot empty a map", source };
+            let cleared = self.map_fd(map).and_then(|map| entries::clear(map.as_fd()).map_err(failed));
+            if let Err(error) = cleared {
+                tracing::warn!(%error, map, "what a collector knew takes room until the agent has no session");
+            }
         }
     }
 
@@ -389,11 +429,16 @@ impl Kernel {
         self.iterate(program).map(drop)
     }
 
-    /// How the collector's programs meet the kernel here, as in the coverage: `tp_btf`, or `tp_btf,fentry`.
+    /// How the collector's programs meet the kernel here, as in the coverage: `tp_btf`, or `tp_btf,fentry`; `iter` where it
+    /// only looks.
     pub fn hook_words(&self, index: usize) -> String {
         let loaded = |hook: &&Hook| self.attached[index].contains(hook.program);
         let words: BTreeSet<_> =
             ALL[index].hooks().iter().filter(loaded).filter_map(|hook| hook.attach.word()).collect();
+        let looks = |hook: &Hook| matches!(hook.attach, Attach::Iterator(_));
+        if words.is_empty() && ALL[index].hooks().iter().filter(loaded).any(looks) {
+            return "iter".to_owned();
+        }
         words.into_iter().rev().collect::<Vec<_>>().join(",")
     }
 

@@ -170,6 +170,16 @@ impl Link {
         }
     }
 
+    /// Waits until then, nanoseconds since boot, or until something is to be looked at.
+    pub fn rest_until(&self, due_ns: u64) {
+        let shared = self.lock();
+        // A session may have begun, and called, since it was asked what is due.
+        if !shared.stop && shared.next_window().is_none_or(|next_ns| next_ns >= due_ns) {
+            let left = Duration::from_nanos(due_ns.saturating_sub(clock::boot_ns()));
+            drop(self.wake.wait_timeout(shared, left));
+        }
+    }
+
     /// Waits so long, or until something is to be looked at.
     pub fn rest(&self, duration: Duration) {
         let shared = self.lock();
@@ -310,7 +320,7 @@ impl Shared {
                 // A skipped run may have been a hit on a target or not; it is counted as one that was lost.
                 emitted: sum(|c| c.emitted)
                     + state.recursion
-                    + state.window.as_ref().map_or(0, |window| window.gathered),
+                    + state.window.as_ref().map_or(0, |window| window.looked),
                 sampled_out: sum(|c| c.sampled_out),
                 rate_limited: sum(|c| c.rate_limited),
                 filtered: state.filtered,
@@ -388,7 +398,12 @@ impl TableState {
         let ended = window.end(now_ns);
         let span = (ended.began_ns, ended.ended_ns);
         let mut records: Vec<_> = ended.records().collect();
+        let looked = records.len() as u64;
         self.decoder.window(span, &mut records);
+        if window.aggregation().looks {
+            // What is there no more has a row as well.
+            window.looked += (records.len() as u64).saturating_sub(looked);
+        }
         for (record, events) in records {
             if let Some(header) = Header::of(&record) {
                 self.append(&Header { ts_ns: now_ns, ..header }, &record, events, Some(span), place);

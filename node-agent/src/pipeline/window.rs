@@ -21,6 +21,8 @@ use crate::collectors::ALL;
 use crate::kernel::load::{Kernel, KernelError, wait_for_programs};
 use crate::kernel::{clock, entries};
 
+/// Pause after a failure.
+const RETRY: Duration = Duration::from_secs(1);
 /// Keys of one session and table; with more its window ends.
 const MOST_KEYS: usize = 1 << 16;
 
@@ -35,6 +37,9 @@ pub struct Aggregation {
     pub tag: u16,
     /// Whether its events are never sampled: the kernel itself counted them.
     pub exact: bool,
+    /// Whether its entries are no events but what was there when somebody looked: how often that was is nobody's business,
+    /// and each row counts as one.
+    pub looks: bool,
     /// Whether the first window's rows are the only ones.
     pub once: bool,
     key_bytes: usize,
@@ -50,6 +55,7 @@ impl Aggregation {
             table: A::TABLE,
             tag: A::TAG,
             exact: false,
+            looks: false,
             once: false,
             key_bytes: size_of::<A::Key>(),
             value_bytes: size_of::<A::Value>(),
@@ -62,9 +68,14 @@ impl Aggregation {
         Aggregation { exact: true, ..self }
     }
 
+    /// The same, of what was there when somebody looked.
+    pub const fn looks(self) -> Aggregation {
+        Aggregation { exact: true, looks: true, ..self }
+    }
+
     /// Not a map: what a collector itself reads at each window's end ([`Collector::gather`](crate::collectors::Collector::gather)).
     pub const fn gathered<A: Aggregate>() -> Aggregation {
-        Aggregation { exact: true, ..Self::of::<A>("") }
+        Self::of::<A>("").looks()
     }
 
     /// The same, for the first window only.
@@ -89,13 +100,15 @@ impl Aggregation {
 pub struct Window {
     aggregation: &'static Aggregation,
     interval_ns: u64,
+    /// The kernel's window with which the session began.
+    pub first: u64,
     /// Beginning of the window, nanoseconds since boot.
     pub began_ns: u64,
     /// When it is to end: a multiple of the interval, so that all nodes and sessions have the same.
     pub due_ns: u64,
     sums: HashMap<Box<[u8]>, Box<[u64]>>,
-    /// Entries that no program counted as emitted, because a collector read them.
-    pub gathered: u64,
+    /// Rows that no program counted as emitted: those of looks.
+    pub looked: u64,
     is_first: bool,
 }
 
@@ -106,10 +119,11 @@ impl Window {
         let mut window = Window {
             aggregation,
             interval_ns,
+            first: 0,
             began_ns: 0,
             due_ns: 0,
             sums: HashMap::new(),
-            gathered: 0,
+            looked: 0,
             is_first: true,
         };
         window.begin(clock::boot_ns());
@@ -133,9 +147,6 @@ impl Window {
         if self.aggregation.once && !self.is_first {
             return;
         }
-        if self.aggregation.is_gathered() {
-            self.gathered += 1;
-        }
         let sums = match self.sums.get_mut(key) {
             Some(sums) => sums,
             None => self.sums.entry(key.into()).or_insert_with(|| vec![0; value.len() / 8].into()),
@@ -148,7 +159,12 @@ impl Window {
         let began_ns = self.began_ns;
         self.begin(now_ns);
         self.is_first &= self.sums.is_empty();
-        Ended { began_ns, ended_ns: now_ns, sums: std::mem::take(&mut self.sums) }
+        let mut sums = std::mem::take(&mut self.sums);
+        if self.aggregation.looks {
+            self.looked += sums.len() as u64;
+            sums.values_mut().for_each(|words| words[0] = 1);
+        }
+        Ended { began_ns, ended_ns: now_ns, sums }
     }
 
     fn is_due(&self, now_ns: u64) -> bool {
@@ -182,7 +198,7 @@ pub fn run(link: &Link, kernel: &Mutex<Option<Kernel>>, node: &str) {
         let Some(due_ns) = link.wait_for_windows() else { return };
         let now_ns = clock::boot_ns();
         if now_ns < due_ns {
-            link.rest(Duration::from_nanos(due_ns - now_ns));
+            link.rest_until(due_ns);
             continue;
         }
         let mut guard = kernel.lock().unwrap_or_else(PoisonError::into_inner);
@@ -190,7 +206,11 @@ pub fn run(link: &Link, kernel: &Mutex<Option<Kernel>>, node: &str) {
         // Looked at again under both locks: a session may have ended meanwhile.
         let tables = link.lock().due_tables(clock::boot_ns());
         if let Err(error) = turn(kernel, link, &tables) {
+            // A window without all of its events must not end: it does when they can be had, and says how long it was.
             tracing::error!(%error, "what the kernel added up cannot be taken out, will retry");
+            drop(guard);
+            link.rest(RETRY);
+            continue;
         }
         link.lock().end_windows(clock::boot_ns(), node);
     }
@@ -209,23 +229,22 @@ pub fn turn(kernel: &mut Kernel, link: &Link, tables: &[u32]) -> Result<(), Kern
     {
         first = first.and(collector.sample(kernel));
     }
-    let failed = |source| KernelError::Map { map: "WINDOWS", source };
     let mut raised = BTreeMap::new();
     for &table in tables {
-        let mut windows = kernel.array::<u64>("WINDOWS")?;
-        let next = windows.get(&table, 0).map_err(failed)? + 1;
-        windows.set(table, next, 0).map_err(failed)?;
-        raised.insert(table, next);
+        raised.insert(table, raise(kernel, table)?);
     }
     wait_for_programs();
     for collector in ALL {
         let wanted = collector.aggregations().iter().filter(|one| one.is_gathered());
         for aggregation in wanted.filter(|one| tables.contains(&one.table)) {
+            // Files are read without the lock, for which the rings wait.
+            let mut records = Vec::new();
+            collector.gather(aggregation, &mut |record| records.push(record.to_vec()));
             let mut shared = link.lock();
-            collector.gather(aggregation, &mut |record| {
+            for record in records {
                 let (key, value) = record.split_at(aggregation.key_bytes);
-                shared.add_up(aggregation, u64::MAX, key, value);
-            });
+                shared.add_up(aggregation, u64::MAX, u64::MAX, key, value);
+            }
         }
     }
     let all = ALL.iter().flat_map(|collector| collector.aggregations()).filter(|one| !one.is_gathered());
@@ -238,6 +257,19 @@ pub fn turn(kernel: &mut Kernel, link: &Link, tables: &[u32]) -> Result<(), Kern
         first = first.and(ALL[state.collector].refresh(kernel, &mut *state.decoder));
     }
     first
+}
+
+/// Has the kernel begin another window of a table, and returns its number. Programs that run just then may still add to the
+/// one before.
+///
+/// # Errors
+/// When the map cannot be read or written.
+pub fn raise(kernel: &mut Kernel, table: u32) -> Result<u64, KernelError> {
+    let failed = |source| KernelError::Map { map: "WINDOWS", source };
+    let mut windows = kernel.array::<u64>("WINDOWS")?;
+    let next = windows.get(&table, 0).map_err(failed)? + 1;
+    windows.set(table, next, 0).map_err(failed)?;
+    Ok(next)
 }
 
 /// Takes the entries of windows before `window` out of a map.
@@ -257,18 +289,17 @@ fn take(
         }
     })
     .map_err(failed)?;
-    // Out of the map first: an entry that could not be deleted would be counted again with the next window.
-    entries::delete(map.as_fd(), aggregation.key_bytes, &keys).map_err(failed)?;
+    // Out of the map first: an entry that could not be deleted is added up when it can be, with a later window.
+    let (deleted, result) = entries::delete(map.as_fd(), aggregation.key_bytes, &keys);
     let mut shared = link.lock();
-    let records = keys.chunks_exact_mut(aggregation.key_bytes);
+    let records = keys.chunks_exact_mut(aggregation.key_bytes).take(deleted);
     for (key, value) in records.zip(values.chunks_exact(aggregation.value_bytes)) {
         let Some(mut header) = Header::of(key) else { continue };
-        let slots = std::mem::take(&mut header.slots);
-        header.ts_ns = 0;
+        let (slots, number) = (std::mem::take(&mut header.slots), std::mem::take(&mut header.ts_ns));
         header.write(key);
-        shared.add_up(aggregation, slots, key, value);
+        shared.add_up(aggregation, number, slots, key, value);
     }
-    Ok(())
+    result.map_err(failed)
 }
 
 impl Shared {
@@ -290,8 +321,8 @@ impl Shared {
         tables
     }
 
-    /// Adds an entry up for each of the slots.
-    fn add_up(&mut self, aggregation: &Aggregation, slots: u64, key: &[u8], value: &[u8]) {
+    /// Adds an entry of the kernel's window `number` up for each of the slots.
+    fn add_up(&mut self, aggregation: &Aggregation, number: u64, slots: u64, key: &[u8], value: &[u8]) {
         let mut rest = slots;
         while rest != 0 {
             let slot = rest.trailing_zeros() as usize;
@@ -302,7 +333,8 @@ impl Shared {
             let tables = session.map(|session| &mut session.tables).into_iter().flatten();
             for state in tables.filter(|state| state.table.index == aggregation.table) {
                 let weight = state.weight;
-                if let Some(window) = &mut state.window {
+                // An entry from before its beginning is of the session that had the slot then.
+                if let Some(window) = state.window.as_mut().filter(|window| number >= window.first) {
                     window.add(key, value, weight);
                 }
             }
@@ -334,7 +366,7 @@ mod tests {
 
     static FAULTS: Aggregation = Aggregation::of::<PageFaults>("FAULTS");
     static EXACT: Aggregation = Aggregation::of::<PageFaults>("FAULTS").exact();
-    static MEMORY: Aggregation = Aggregation::of::<MemoryRss>("MEMORY");
+    static MEMORY: Aggregation = Aggregation::of::<MemoryRss>("MEMORY").looks();
     static ONCE: Aggregation = Aggregation::gathered::<NodeNet>().once();
 
     const HOUR: Duration = Duration::from_secs(3_600);
@@ -379,7 +411,8 @@ mod tests {
         add(&mut window, 1, &[1, 500, 700], 1);
         add(&mut window, 1, &[1, 400, 600], 1);
         let records = end::<MemoryRss>(&mut window);
-        assert_eq!((records[0].0.pages, records[0].0.peak_pages, records[0].1), (400, 700, 2));
+        assert_eq!((records[0].0.pages, records[0].0.peak_pages, records[0].1), (400, 700, 1));
+        assert_eq!(window.looked, 1, "a row is one, however often somebody looked");
     }
 
     #[test]
@@ -387,9 +420,9 @@ mod tests {
         let mut window = Window::new(&ONCE, HOUR);
         assert!(end::<NodeNet>(&mut window).is_empty());
         add(&mut window, 1, &[1; 9], 1);
-        assert_eq!((end::<NodeNet>(&mut window).len(), window.gathered), (1, 1));
+        assert_eq!((end::<NodeNet>(&mut window).len(), window.looked), (1, 1));
         add(&mut window, 1, &[1; 9], 1);
-        assert_eq!((end::<NodeNet>(&mut window).len(), window.gathered), (0, 1));
+        assert_eq!((end::<NodeNet>(&mut window).len(), window.looked), (0, 1));
     }
 
     #[test]

@@ -100,6 +100,9 @@ impl Control {
 
     /// Has collectors report what runs in cgroups that the session has just begun to record.
     pub fn ask(&self, kernel: &mut Kernel, session: &str, joined: BTreeSet<u64>) {
+        if joined.is_empty() {
+            return;
+        }
         let joined: Vec<u64> = joined.into_iter().collect();
         for &index in &self.collectors {
             if let Err(error) = ALL[index].join(kernel, self.slot, &joined) {

@@ -69,6 +69,7 @@ fn every_collector_does_here_what_the_table_says() {
         }
     }
     // What is said of the kernel beforehand is one thing, what its verifier says another.
+    let before = crate::verifier::loaded();
     let (sender, _out) = sync_channel(1);
     let mut engine = Engine::start(EngineConfig::default(), sender).expect("the engine starts");
     let runs = COLLECTORS.iter().zip(expected).filter(|(_, expected)| matches!(expected, Runs));
@@ -83,4 +84,5 @@ fn every_collector_does_here_what_the_table_says() {
     for outcome in outcomes.expect("the session opens") {
         assert_eq!(outcome.state, CollectorState::Running, "{}", outcome.collector);
     }
+    crate::verifier::check(&environment, &before);
 }

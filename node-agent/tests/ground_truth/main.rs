@@ -6,15 +6,18 @@
 
 mod cpu_sched;
 mod expectations;
+mod losses;
 mod memory_rss;
 mod node_info;
 mod page_faults;
 mod processes;
+mod rings;
 mod support;
 mod tcp_connections;
 mod tcp_listen_queue;
 mod tcp_loss;
 mod tcp_throughput;
+mod verifier;
 
 /// Runs before the test harness: this binary is also the workload.
 #[used]

@@ -11,6 +11,8 @@ use crate::support::{Burst, Recording, TestCgroup, answer, number};
 /// Pages of its own, and shared ones, that an order adds.
 const ANON: i64 = 3_000;
 const SHARED: i64 = 1_000;
+/// Long enough for some windows, also where a pass over all tasks takes its time.
+const ROWS: Duration = Duration::from_secs(2);
 
 /// A line of smaps_rollup, in bytes.
 fn rollup(burst: &Burst, name: &str) -> i64 {
@@ -63,6 +65,34 @@ fn resident_memory_is_what_the_page_tables_hold() {
     assert_eq!(last(&swap), 0);
     let peaks = rows.iter().all(|row| number(row, "peak_bytes") >= number(row, "bytes"));
     assert!(peaks && rows.iter().all(|row| row.contains_key("window_ns")));
+}
+
+#[test]
+fn memory_of_a_process_that_ends_goes_down_to_nothing() {
+    let cgroup = TestCgroup::new();
+    let mut burst = Burst::start("memory", &cgroup.path);
+    // More than the least change that is shown.
+    burst.go("touch");
+    let pid = i64::from(burst.child.id());
+    let spec = CollectorSpec {
+        name: "memoryRss".into(),
+        interval: Duration::from_millis(200),
+        ..CollectorSpec::default()
+    };
+    let mut recording = Recording::start(spec, &[]);
+    recording.targets(&[cgroup.target()]);
+    std::thread::sleep(ROWS);
+    drop(burst);
+    std::thread::sleep(ROWS);
+    let (rows, counters) = recording.finish();
+    let (rows, others): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| number(row, "pid") == pid);
+    assert!(!rows.is_empty(), "{counters:?} {others:?}");
+    for member in ["file", "anon", "shmem"] {
+        let bytes: Vec<i64> =
+            rows.iter().filter(|row| row["member"] == member).map(|row| number(row, "bytes")).collect();
+        assert!(bytes.is_empty() || (bytes[0] > 0 && bytes.last() == Some(&0)), "{member}: {bytes:?}");
+        assert!(!bytes.is_empty() || member != "anon", "{rows:?}");
+    }
 }
 
 /// The program of this test.

@@ -9,7 +9,7 @@ use tracelake_node_agent::engine::CollectorSpec;
 use crate::support::{Burst, Recording, Row, TestCgroup, answer, number, usage};
 
 /// Pages that are touched at an order.
-const PAGES: usize = 2_000;
+pub(crate) const PAGES: usize = 2_000;
 /// Children that the workload forks, and pages that each of them touches.
 const CHILDREN: usize = 20;
 const CHILD_PAGES: usize = 100;
@@ -81,6 +81,24 @@ fn each_fault_by_itself_has_its_address() {
         assert_eq!((row["write"].as_str(), row["exec"].as_str()), ("true", "false"));
         assert!(!row.contains_key("minor") && !row.contains_key("window_ns") && number(row, "ip") != 0);
     }
+}
+
+#[test]
+fn a_slot_that_is_used_again_has_nothing_of_the_session_before() {
+    let (first, second) = (TestCgroup::new(), TestCgroup::new());
+    let (mut one, mut other) = (Burst::start("faults", &first.path), Burst::start("faults", &second.path));
+    let mut recording = Recording::start(faults(false), &[]);
+    recording.targets(&[first.target()]);
+    one.go("touch");
+    let before = other.faults();
+    let rows = recording.replace(faults(false), &[second.target()]);
+    assert!(sum(&rows, "minor") >= PAGES as i64);
+    one.go("touch");
+    other.go("touch");
+    let after = other.faults();
+    let (rows, _) = recording.finish();
+    assert!(rows.iter().all(|row| number(row, "cgroup_id").unsigned_abs() == second.id()), "{rows:?}");
+    assert_eq!(sum(&rows, "minor"), after.1 - before.1);
 }
 
 /// A new mapping of so many pages without huge ones.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tracelake_node_agent::engine::{CollectorSpec, PodTarget, TableCounters, TargetSpec};
 
-use crate::support::{Recording, Row, TestCgroup, number, program, schedule, start_in, wait};
+use crate::support::{Recording, Row, TestCgroup, Usage, number, program, schedule, start_in, wait};
 
 fn processes(params: &[(&str, &str)]) -> CollectorSpec {
     CollectorSpec {
@@ -114,22 +114,37 @@ fn signal_is_told_apart_from_exit_code() {
     assert_eq!(ends, [(0, i64::from(libc::SIGKILL)), (9, 0)]);
 }
 
-#[test]
-fn usage_agrees_with_getrusage() {
+/// The one exit of a program, whose CPU time is what wait4 says, and wait4's usage.
+fn usage_of(what: &str) -> (Row, Usage) {
     let cgroup = TestCgroup::new();
     let mut recording = Recording::start(processes(&[]), &[]);
     recording.targets(&[cgroup.target()]);
-    let child = start_in(&cgroup.path, program("work:200"));
+    let child = start_in(&cgroup.path, program(what));
     let (_, usage) = wait(&child);
     let (rows, _) = recording.finish();
-    let exit = of_kind(&rows, "exit")[0];
-    let cpu = number(exit, "utime_ns") + number(exit, "stime_ns");
+    let exits = of_kind(&rows, "exit");
+    assert_eq!(exits.len(), 1, "{exits:?}");
+    let cpu = number(exits[0], "utime_ns") + number(exits[0], "stime_ns");
     // The scheduler's last update may lie one tick back; 10 ms is the longest tick there is.
     let difference = (usage.cpu.as_nanos() as i64 - cpu).abs();
-    assert!(difference <= 11_000_000, "{cpu} ns here, {:?} by wait4", usage.cpu);
-    assert_eq!(number(exit, "max_rss_bytes"), usage.max_rss);
-    assert!((number(exit, "min_flt") - usage.min_flt).abs() <= 2, "{exit:?} {usage:?}");
-    assert!(number(exit, "min_flt") > 1000);
+    assert!(difference <= 11_000_000, "{what}: {cpu} ns here, {:?} by wait4", usage.cpu);
+    (exits[0].clone(), usage)
+}
+
+#[test]
+fn usage_agrees_with_getrusage() {
+    let (exit, usage) = usage_of("work:200");
+    assert_eq!(number(&exit, "max_rss_bytes"), usage.max_rss);
+    assert!((number(&exit, "min_flt") - usage.min_flt).abs() <= 2, "{exit:?} {usage:?}");
+    assert!(number(&exit, "min_flt") > 1000);
+}
+
+#[test]
+fn a_first_thread_that_ends_before_the_others_is_in_the_process_usage() {
+    let (exit, usage) = usage_of("first-ends:100");
+    assert!(usage.cpu.as_millis() >= 200, "each of two threads worked: {usage:?}");
+    assert_eq!((exit["group_dead"].as_str(), exit["comm"].as_str()), ("true", "exe"));
+    assert_eq!((number(&exit, "pid"), number(&exit, "exit_code")), (number(&exit, "tid"), 0));
 }
 
 #[test]
@@ -164,6 +179,24 @@ fn threads_and_arguments_are_recorded_when_asked_for() {
         of_kind(&rows, "exit").into_iter().filter(|row| row["group_dead"] == "true").collect();
     assert_eq!(whole.len(), 1);
     assert_eq!(of_kind(&rows, "exec")[0]["args"], "/proc/self/exe workload");
+}
+
+#[test]
+fn a_process_whose_threads_end_side_by_side_has_one_end() {
+    let cgroup = TestCgroup::new();
+    let mut recording = Recording::start(processes(&[]), &[]);
+    recording.targets(&[cgroup.target()]);
+    // Joined before the end, alive at the end, replaced by the program that one of them executes, and first to end.
+    let ways = ["threads:7", "live-threads:7", "exec-by-thread:0", "first-ends:1"].iter().cycle().take(32);
+    let mut running: Vec<_> = ways.map(|what| start_in(&cgroup.path, program(what))).collect();
+    let mut pids: Vec<i64> = running.iter().map(|child| i64::from(child.id())).collect();
+    running.iter_mut().for_each(|child| assert!(child.wait().expect("it is ours").success()));
+    let (rows, counters) = recording.finish();
+    lossless(&counters);
+    let mut ended: Vec<i64> = of_kind(&rows, "exit").iter().map(|row| number(row, "pid")).collect();
+    ended.sort_unstable();
+    pids.sort_unstable();
+    assert_eq!(ended, pids);
 }
 
 #[test]

@@ -62,6 +62,31 @@ pub(crate) fn workload() {
             threads.into_iter().for_each(|thread| thread.join().expect("the thread ends"));
             std::process::exit(0);
         }
+        // Threads that live when the process ends.
+        "live-threads" => {
+            (0..number).for_each(|_| drop(std::thread::spawn(std::thread::park)));
+            std::process::exit(0);
+        }
+        // A thread that is not the first becomes another program.
+        "exec-by-thread" => {
+            let executes = move || eprintln!("{}", program(&format!("exit:{number}")).exec());
+            let _ = std::thread::spawn(executes).join();
+            std::process::exit(98);
+        }
+        // Two threads that each use CPU for so many milliseconds; the first one ends first.
+        "first-ends" => {
+            let work = move || while thread_cpu() < Duration::from_millis(number.unsigned_abs().into()) {};
+            // The system call itself: the library's functions end the process, or wait for the others.
+            // SAFETY: ends the calling thread, which holds nothing that another one waits for.
+            let leave = || unsafe { libc::syscall(libc::SYS_exit, 0) };
+            work();
+            drop(std::thread::spawn(move || {
+                work();
+                leave();
+            }));
+            leave();
+            unreachable!("this thread has ended");
+        }
         // Gives its first thread so many names, and another one a name of its own.
         "rename" => {
             let name = |name: String| {
@@ -93,6 +118,8 @@ pub(crate) fn workload() {
         }
         "faults" => crate::page_faults::workload(),
         "sched" => crate::cpu_sched::workload(),
+        "fork-on" => crate::rings::workload(number),
+        "many-threads" => crate::losses::workload(),
         "memory" => crate::memory_rss::workload(),
         "listen" => crate::tcp_listen_queue::workload(),
         "lossy" => crate::tcp_loss::workload(),
@@ -131,7 +158,8 @@ impl Burst {
         writeln!(self.orders, "{order}").expect("the workload listens");
         let answer = self.answers.next().expect("it answers").expect("in UTF-8");
         let deadline = Instant::now() + Duration::from_secs(30);
-        while !self.stat().contains(" S ") {
+        // The call of read(2) on its input: said of a task only that has left its CPU, unlike the state.
+        while !self.proc("syscall").starts_with("0 0x0 ") {
             assert!(Instant::now() < deadline, "it waits for the next order");
             std::thread::yield_now();
         }
@@ -227,6 +255,11 @@ fn from_rusage(usage: &libc::rusage) -> Usage {
         min_flt: usage.ru_minflt,
         max_rss: usage.ru_maxrss * 1024,
     }
+}
+
+/// CPU time of this thread.
+fn thread_cpu() -> Duration {
+    usage(libc::RUSAGE_THREAD).cpu
 }
 
 /// Waits for a child and returns its wait status and usage.
@@ -342,10 +375,20 @@ impl Recording {
         collector: CollectorSpec,
         containers: &[&str],
     ) -> Recording {
-        let alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         // Nobody reads before the end: room for every batch, so that the drain thread is never held up.
-        let (sender, out) = sync_channel(4096);
-        let config = EngineConfig { node: "test-node".into(), ring_bytes, ..EngineConfig::default() };
+        Self::with(EngineConfig { ring_bytes, ..EngineConfig::default() }, 4096, collector, containers)
+    }
+
+    /// As [`start`](Self::start), with an engine of its own kind and room for so many batches that nobody takes.
+    pub(crate) fn with(
+        config: EngineConfig,
+        room: usize,
+        collector: CollectorSpec,
+        containers: &[&str],
+    ) -> Recording {
+        let alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let (sender, out) = sync_channel(room);
+        let config = EngineConfig { node: "test-node".into(), ..config };
         let mut engine = Engine::start(config, sender).expect("the engine starts");
         let session = "session-1";
         open(&mut engine, session, collector, containers);
@@ -391,13 +434,28 @@ impl Recording {
         (rows, counters, self.engine.coverage(self.session))
     }
 
-    /// Closes both sessions and returns the rows of each.
+    /// Closes both sessions, of which neither lost anything, and returns the rows of each.
     pub(crate) fn finish_both(mut self) -> (Vec<Row>, Vec<Row>) {
-        let first = self.finish_one(self.session).0;
-        (first, self.finish_one(SECOND).0)
+        let both = [self.session, SECOND].map(|session| {
+            let (rows, counters) = self.finish_one(session);
+            let lost = counters.ring_full + counters.map_full + counters.recursion + counters.decode_error;
+            assert_eq!(lost, 0, "{session}: {counters:?}");
+            rows
+        });
+        both.into()
     }
 
-    fn finish_one(&mut self, session: &'static str) -> (Vec<Row>, TableCounters) {
+    /// As [`finish`](Self::finish), of counters that need not balance: says whether they do, and with how many in rows.
+    pub(crate) fn finish_unbalanced(mut self) -> (TableCounters, u64, bool) {
+        self.close(self.session);
+        let counters = self.engine.counters(self.session)[0].clone();
+        let rows = self.weight(self.session, counters.table);
+        let balances = balances(&counters, rows);
+        (counters, rows, balances)
+    }
+
+    /// Ends a session and takes its last batches.
+    fn close(&mut self, session: &'static str) {
         self.engine.close(session, true);
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
@@ -410,19 +468,22 @@ impl Recording {
                 }
             }
         }
+    }
+
+    /// Events that the rows of a table stand for.
+    fn weight(&self, session: &str, table: &str) -> u64 {
+        let own = self.batches.iter().filter(|batch| &*batch.session == session && batch.table == table);
+        own.map(|batch| batch.weight).sum()
+    }
+
+    fn finish_one(&mut self, session: &'static str) -> (Vec<Row>, TableCounters) {
+        self.close(session);
         let counters = self.engine.counters(session);
-        let own: Vec<_> = self.batches.iter().filter(|batch| &*batch.session == session).collect();
         for c in &counters {
-            let rows: u64 = own.iter().filter(|b| b.table == c.table).map(|batch| batch.weight).sum();
-            let named = c.sampled_out
-                + c.rate_limited
-                + c.filtered
-                + c.ring_full
-                + c.map_full
-                + c.recursion
-                + c.decode_error;
-            assert_eq!(c.emitted, rows + named, "the ledger balances: {c:?} with {rows} in rows");
+            let rows = self.weight(session, c.table);
+            assert!(balances(c, rows), "the ledger balances: {c:?} with {rows} in rows");
         }
+        let own = self.batches.iter().filter(|batch| &*batch.session == session);
         let mut rows: Vec<Row> = Vec::new();
         for batch in own {
             let of_table = |mut row: Row| {
@@ -434,6 +495,13 @@ impl Recording {
         rows.sort_by_key(|row| number(row, "ts_ns"));
         (rows, counters[0].clone())
     }
+}
+
+/// Whether every event has ended under one name: each term is counted where it happens, none is derived from the others.
+pub(crate) fn balances(c: &TableCounters, rows: u64) -> bool {
+    let named =
+        c.sampled_out + c.rate_limited + c.filtered + c.ring_full + c.map_full + c.recursion + c.decode_error;
+    c.emitted == rows + named
 }
 
 const SECOND: &str = "session-2";

@@ -113,7 +113,12 @@ fn collector(asked: &crds::Collector) -> Result<CollectorPlan, Rejection> {
     let max_events_per_second = asked.max_events_per_second.and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
     if !valid.info.events && (sample_every > 1 || max_events_per_second > 0) {
         return Err(invalid(format!(
-            "collector {name} aggregates in the kernel: sampleEvery and maxEventsPerSecond do not apply to it"
+            "collector {name} looks once per window: sampleEvery and maxEventsPerSecond do not apply to it"
+        )));
+    }
+    if !valid.info.has_windows() && asked.interval.is_some() {
+        return Err(invalid(format!(
+            "collector {name} writes a row per event: interval does not apply to it"
         )));
     }
     Ok(CollectorPlan {
@@ -161,6 +166,22 @@ mod tests {
             &expect![[
                 r#"InvalidParameter: collector processes has no parameter "colour"; its parameters: args, renames, threads"#
             ]],
+        );
+    }
+
+    #[test]
+    fn what_does_not_apply_to_a_collector_is_rejected() {
+        check(
+            "{target: {podSelector: {}}, duration: 1m, collectors: [{name: tcpStates, interval: 5s}]}",
+            &expect![
+                "InvalidParameter: collector tcpStates writes a row per event: interval does not apply to it"
+            ],
+        );
+        check(
+            "{target: {podSelector: {}}, duration: 1m, collectors: [{name: nodeInfo, sampleEvery: 5}]}",
+            &expect![
+                "InvalidParameter: collector nodeInfo looks once per window: sampleEvery and maxEventsPerSecond do not apply to it"
+            ],
         );
     }
 

@@ -70,7 +70,7 @@ impl Node {
             bail!("{} runs already", self.name);
         }
         let place = self.place();
-        let mut qemu = vm::qemu(2048);
+        let mut qemu = vm::qemu(2, 2048);
         qemu.arg("-kernel").arg(&self.image).arg("-initrd").arg(self.initrd());
         qemu.args([
             "-append",
