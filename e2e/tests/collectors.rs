@@ -4,15 +4,16 @@
 //! count, and with no row that carries another pod's identity.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
 
 use anyhow::{Context, Result, ensure};
 use dataset::catalogue;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Api;
-use tracelake_e2e::in_namespace;
 use tracelake_e2e::pods::{self, PodSpec};
 use tracelake_e2e::rows::{Dataset, Row, number, sum, text};
 use tracelake_e2e::session::Session;
+use tracelake_e2e::{Env, in_namespace};
 
 const WINDOW: &str = "15m";
 const CONNECTIONS: i64 = 37;
@@ -49,6 +50,44 @@ async fn snmp(api: &Api<Pod>, pod: &str) -> Result<BTreeMap<String, i64>> {
     Ok(names.split_whitespace().map(str::to_owned).zip(values).collect())
 }
 
+/// What the tables say otherwise than the kernel: all of it is told at the end, not only the first.
+#[derive(Default)]
+struct Differences(Vec<String>);
+
+impl Differences {
+    fn equal<T: PartialEq + Debug>(&mut self, what: &str, found: T, expected: T) {
+        self.holds(found == expected, || format!("{what}: {found:?}, not {expected:?}"));
+    }
+
+    fn holds(&mut self, holds: bool, what: impl FnOnce() -> String) {
+        if !holds {
+            self.0.push(what());
+        }
+    }
+
+    fn none(&self) -> Result<()> {
+        ensure!(self.0.is_empty(), "the tables and the kernel differ:\n{}", self.0.join("\n"));
+        Ok(())
+    }
+}
+
+/// The counters of TCP that a pod's kernel kept while the work was done, and what the accounted process used.
+struct Kernel {
+    before: BTreeMap<String, i64>,
+    after: BTreeMap<String, i64>,
+    used: serde_json::Value,
+}
+
+impl Kernel {
+    fn counted(&self, name: &str) -> i64 {
+        self.after[name] - self.before[name]
+    }
+
+    fn used(&self, name: &str) -> Result<i64> {
+        self.used[name].as_i64().with_context(|| format!("{name} of {}", self.used))
+    }
+}
+
 #[test]
 fn every_collector_agrees_with_the_pods_own_kernel() -> Result<()> {
     in_namespace("all", |env, ns| async move {
@@ -70,109 +109,128 @@ fn every_collector_agrees_with_the_pods_own_kernel() -> Result<()> {
             .on(&b)
             .run(&api)
             .await?;
-        let used = PodSpec::workload("accountant", "all", &["account", &PAGES.to_string(), "50"])
-            .on(&a)
-            .run(&api)
-            .await?;
-        let after = snmp(&api, "server").await?;
-        let delta = |name: &str| after[name] - before[name];
+        let account = ["account", &PAGES.to_string(), "50"];
+        let used = PodSpec::workload("accountant", "all", &account).on(&a).run(&api).await?;
+        let kernel = Kernel { before, after: snmp(&api, "server").await?, used };
 
         let dataset = Dataset::complete(&env, &session).await?;
+        let mut differences = Differences::default();
         for row in dataset.table("coverage").await? {
-            ensure!(!text(&row, "hooks").is_empty() || text(&row, "collector") == "nodeInfo", "{row:?}");
+            let has = !text(&row, "hooks").is_empty() || text(&row, "collector") == "nodeInfo";
+            differences.holds(has, || format!("a collector without hooks: {row:?}"));
         }
-
-        // Every packet that reached the server's TCP has one outcome.
-        let received = dataset.table("tcp_receive").await?;
-        let received = of_pod(&received, "server");
-        let outcome = |name: &str| sum_where(&received, "weight", "outcome", name);
-        ensure!(received.iter().all(|row| text(row, "hooks") == "full"), "Debian's kernels have fentry");
-        ensure!(
-            sum(received.iter().copied(), "weight")? == delta("InSegs"),
-            "{} segments by the kernel: {received:?}",
-            delta("InSegs")
-        );
-        ensure!(outcome("no_socket")? == REFUSED && outcome("unknown")? == 0, "{received:?}");
-        ensure!(outcome("listen")? >= CONNECTIONS, "a SYN of every connection: {received:?}");
-        let again = dataset.table("tcp_retransmits").await?;
-        let again = of_pod(&again, "server");
-        ensure!(sum(again.iter().copied(), "segments")? == delta("RetransSegs"), "{again:?}");
-
-        let drops = dataset.table("packet_drops").await?;
-        let refused = sum_where(&of_pod(&drops, "server"), "weight", "reason", "NO_SOCKET")?;
-        ensure!(refused == REFUSED, "{refused} packets for nobody: {drops:?}");
-        let states = dataset.table("tcp_states").await?;
-        let changes = |pod: &str, old: &str, new: &str| {
-            let is = |row: &&Row| text(row, "old_state") == old && text(row, "new_state") == new;
-            of_pod(&states, pod).into_iter().filter(is).count() as i64
-        };
-        ensure!(changes("server", "SYN_RECV", "ESTABLISHED") == CONNECTIONS, "the server's connections");
-        ensure!(changes("client", "SYN_SENT", "ESTABLISHED") == CONNECTIONS, "the client's connections");
-        ensure!(changes("refused", "SYN_SENT", "CLOSE") == REFUSED, "refused connections");
-
-        let flows = dataset.table("tcp_throughput").await?;
-        for (pod, sent, received) in [
-            ("server", CONNECTIONS * ANSWERED, CONNECTIONS * SENT),
-            ("client", CONNECTIONS * SENT, CONNECTIONS * ANSWERED),
-        ] {
-            let rows = of_pod(&flows, pod);
-            let found = (sum(rows.iter().copied(), "acked_bytes")?, sum(rows.iter().copied(), "rx_bytes")?);
-            ensure!(found == (sent, received), "{pod}: {found:?}, not {:?}", (sent, received));
-        }
-        let queues = dataset.table("tcp_listen_queue").await?;
-        let queue = of_pod(&queues, "server").into_iter().find(|row| number(row, "lport") == 7000);
-        let queue = queue.context("the listener's queue")?;
-        ensure!(number(queue, "accept_max") > 0 && text(queue, "comm") == "workload", "{queue:?}");
-
-        // One process, of which the kernel keeps account to its end.
-        let used = |name: &str| used[name].as_i64().with_context(|| format!("{name} of {used}"));
-        let faults = dataset.table("page_faults").await?;
-        let pid = of_pod(&faults, "accountant").into_iter().find(|row| text(row, "comm") == "exe");
-        let pid = number(pid.context("the accounted process")?, "pid");
-        let of_process = |rows: &[Row]| -> Vec<Row> {
-            rows.iter()
-                .filter(|row| number(row, "pid") == pid && text(row, "pod") == "accountant")
-                .cloned()
-                .collect()
-        };
-        let faults = of_process(&faults);
-        let found = (sum(&faults, "minor")?, sum(&faults, "major")?);
-        let expected = (used("minor")?, used("major")?);
-        ensure!(found == expected, "{found:?} faults, {expected:?} by the kernel");
-        let slices = of_process(&dataset.table("cpu_sched").await?);
-        let voluntary = sum(&slices, "voluntary")? - used("voluntary")?;
-        // The last one is the end itself, which whoever waits may not see any more.
-        ensure!((0..=1).contains(&voluntary), "{voluntary} switches more than the kernel says: {slices:?}");
-        ensure!(sum(&slices, "involuntary")? == used("involuntary")?, "{slices:?}");
-        let (ran, cpu) = (sum(&slices, "run_sum")? / 1_000, used("cpu_us")?);
-        ensure!((ran - cpu).abs() <= cpu / 100 + 2_000, "{ran} us on a CPU, {cpu} by the kernel");
-        let memory = of_process(&dataset.table("memory_rss").await?);
-        let anon =
-            memory.iter().filter(|row| text(row, "member") == "anon").map(|row| number(row, "bytes")).max();
-        let least = (PAGES - HELD_BACK) * PAGE;
-        ensure!(anon.is_some_and(|bytes| bytes >= least), "{anon:?} bytes of its own: {memory:?}");
-
-        let infos = dataset.table("node_info").await?;
-        let memories = dataset.table("node_memory").await?;
-        for node in Api::<Node>::all(env.client.clone()).list(&Default::default()).await? {
-            let name = node.metadata.name.clone().unwrap_or_default();
-            if name != a && name != b {
-                continue;
-            }
-            let status = node.status.context("a node has a status")?;
-            let kernel = status.node_info.context("and tells of its system")?.kernel_version;
-            let info = infos.iter().find(|row| text(row, "node") == name).context("a row of each node")?;
-            ensure!(text(info, "kernel") == kernel, "{kernel} by kubelet: {info:?}");
-            let capacity = status.capacity.and_then(|all| all.get("memory").cloned()).context("memory")?.0;
-            let kib: i64 = capacity.trim_end_matches("Ki").parse()?;
-            let memory =
-                memories.iter().find(|row| text(row, "node") == name).context("and of its memory")?;
-            ensure!(number(memory, "mem_total") == kib * 1024, "{capacity} by kubelet: {memory:?}");
-        }
-        let nics = dataset.table("node_net").await?;
-        ensure!(nics.iter().any(|row| text(row, "ifname") == "eth0"), "{nics:?}");
-        Ok(())
+        packets(&dataset, &kernel, &mut differences).await?;
+        connections(&dataset, &mut differences).await?;
+        process(&dataset, &kernel, &mut differences).await?;
+        nodes(&env, &dataset, [&a, &b], &mut differences).await?;
+        differences.none()
     })
+}
+
+/// Every packet that reached the server's TCP has one outcome, and what it sent again or refused is told.
+async fn packets(dataset: &Dataset, kernel: &Kernel, differences: &mut Differences) -> Result<()> {
+    let received = dataset.table("tcp_receive").await?;
+    let received = of_pod(&received, "server");
+    let outcome = |name: &str| sum_where(&received, "weight", "outcome", name);
+    let hooks: BTreeSet<&str> = received.iter().map(|row| text(row, "hooks")).collect();
+    differences.equal("hooks of tcp_receive: Debian's kernels have fentry", hooks, BTreeSet::from(["full"]));
+    let segments = sum(received.iter().copied(), "weight")?;
+    differences.equal("segments received", segments, kernel.counted("InSegs"));
+    differences.equal("outcome unknown", outcome("unknown")?, 0);
+    let listen = outcome("listen")?;
+    differences.holds(listen >= CONNECTIONS, || format!("{listen} SYNs of {CONNECTIONS} connections"));
+    // A client that the machine kept waiting for a second asks again, so the kernel's number of answers counts.
+    let refused = kernel.counted("OutRsts");
+    differences.holds(refused >= REFUSED, || format!("{refused} resets sent of {REFUSED}"));
+    differences.equal("outcome no_socket", outcome("no_socket")?, refused);
+    let drops = dataset.table("packet_drops").await?;
+    let no_socket = sum_where(&of_pod(&drops, "server"), "weight", "reason", "NO_SOCKET")?;
+    differences.equal("drops for NO_SOCKET", no_socket, refused);
+    let again = dataset.table("tcp_retransmits").await?;
+    let again = sum(of_pod(&again, "server"), "segments")?;
+    differences.equal("segments sent again", again, kernel.counted("RetransSegs"));
+    Ok(())
+}
+
+/// The connections' states, bytes and queue, by both ends.
+async fn connections(dataset: &Dataset, differences: &mut Differences) -> Result<()> {
+    let states = dataset.table("tcp_states").await?;
+    for (pod, old, new, expected) in [
+        ("server", "SYN_RECV", "ESTABLISHED", CONNECTIONS),
+        ("client", "SYN_SENT", "ESTABLISHED", CONNECTIONS),
+        ("refused", "SYN_SENT", "CLOSE", REFUSED),
+    ] {
+        let is = |row: &&Row| text(row, "old_state") == old && text(row, "new_state") == new;
+        let found = of_pod(&states, pod).into_iter().filter(is).count() as i64;
+        differences.equal(&format!("{pod}, {old} to {new}"), found, expected);
+    }
+    let flows = dataset.table("tcp_throughput").await?;
+    for (pod, sent, received) in [
+        ("server", CONNECTIONS * ANSWERED, CONNECTIONS * SENT),
+        ("client", CONNECTIONS * SENT, CONNECTIONS * ANSWERED),
+    ] {
+        let rows = of_pod(&flows, pod);
+        let found = (sum(rows.iter().copied(), "acked_bytes")?, sum(rows.iter().copied(), "rx_bytes")?);
+        differences.equal(&format!("{pod}, bytes acknowledged and received"), found, (sent, received));
+    }
+    let queues = dataset.table("tcp_listen_queue").await?;
+    let queue = of_pod(&queues, "server").into_iter().find(|row| number(row, "lport") == 7000);
+    let queue = queue.context("the listener's queue")?;
+    differences.holds(number(queue, "accept_max") > 0 && text(queue, "comm") == "workload", || {
+        format!("the listener's queue: {queue:?}")
+    });
+    Ok(())
+}
+
+/// One process, of which the kernel keeps account to its end.
+async fn process(dataset: &Dataset, kernel: &Kernel, differences: &mut Differences) -> Result<()> {
+    let faults = dataset.table("page_faults").await?;
+    let pid = of_pod(&faults, "accountant").into_iter().find(|row| text(row, "comm") == "exe");
+    let pid = number(pid.context("the accounted process")?, "pid");
+    let of_process = |rows: &[Row]| -> Vec<Row> {
+        let is = |row: &&Row| number(row, "pid") == pid && text(row, "pod") == "accountant";
+        rows.iter().filter(is).cloned().collect()
+    };
+    let faults = of_process(&faults);
+    differences.equal("minor faults", sum(&faults, "minor")?, kernel.used("minor")?);
+    differences.equal("major faults", sum(&faults, "major")?, kernel.used("major")?);
+    let slices = of_process(&dataset.table("cpu_sched").await?);
+    // The last one is the end itself, which whoever waits may not see any more.
+    let voluntary = sum(&slices, "voluntary")? - kernel.used("voluntary")?;
+    differences
+        .holds((0..=1).contains(&voluntary), || format!("{voluntary} switches more than the kernel says"));
+    differences.equal("involuntary", sum(&slices, "involuntary")?, kernel.used("involuntary")?);
+    let (ran, cpu) = (sum(&slices, "run_sum")? / 1_000, kernel.used("cpu_us")?);
+    differences
+        .holds((ran - cpu).abs() <= cpu / 100 + 2_000, || format!("{ran} us on a CPU, {cpu} by the kernel"));
+    let memory = of_process(&dataset.table("memory_rss").await?);
+    let anon = memory.iter().filter(|row| text(row, "member") == "anon");
+    let anon = anon.map(|row| number(row, "bytes")).max().unwrap_or_default();
+    let least = (PAGES - HELD_BACK) * PAGE;
+    differences.holds(anon >= least, || format!("{anon} bytes of its own, not {least} or more"));
+    Ok(())
+}
+
+/// The nodes as kubelet knows them.
+async fn nodes(env: &Env, dataset: &Dataset, names: [&str; 2], differences: &mut Differences) -> Result<()> {
+    let infos = dataset.table("node_info").await?;
+    let memories = dataset.table("node_memory").await?;
+    for name in names {
+        let node = Api::<Node>::all(env.client.clone()).get(name).await?;
+        let status = node.status.context("a node has a status")?;
+        let kernel = status.node_info.context("and tells of its system")?.kernel_version;
+        let info = infos.iter().find(|row| text(row, "node") == name).context("a row of each node")?;
+        differences.equal("the node's kernel", text(info, "kernel"), &kernel);
+        let capacity = status.capacity.and_then(|all| all.get("memory").cloned()).context("memory")?.0;
+        let kib: i64 = capacity.trim_end_matches("Ki").parse()?;
+        let memory = memories.iter().find(|row| text(row, "node") == name);
+        let memory = memory.context("and of its memory")?;
+        differences.equal("the node's memory", number(memory, "mem_total"), kib * 1024);
+    }
+    let nics = dataset.table("node_net").await?;
+    let eth0 = nics.iter().filter(|row| text(row, "ifname") == "eth0").count();
+    differences.holds(eth0 > 0, || "no row of eth0 in node_net".to_owned());
+    Ok(())
 }
 
 /// One end of every connection is one session's, the other end another's: over the same node, two nodes, and the loopback

@@ -347,6 +347,8 @@ fn run_suites(access: &Access, suites: &[Suite], binaries: &[PathBuf]) -> Result
         let mut tests =
             exec::command(binary, ["--nocapture".to_owned(), format!("--test-threads={threads}")]);
         access.apply_to(&mut tests)?;
+        // A backtrace of an error that a test returns ends in the test harness, and hides the error above it.
+        tests.env("RUST_LIB_BACKTRACE", "0");
         if let Err(error) = exec::loud(&mut tests) {
             println!("{test}: {error:#}");
             failed.push(*test);
