@@ -148,7 +148,7 @@ fn a_connection_opened_before_the_session_is_adopted_and_one_left_open_is_flushe
         }
         let session = Session::create(&env.client, &ns, "before", Session::spec("before", WINDOW)).await?;
         session.recording().await?;
-        pods::exec(&api, "ends", &["touch", "/tmp/end"]).await?;
+        pods::let_go(&api, "ends", "/tmp/end").await?;
         pods::finished(&api, "ends").await?;
         let dataset = Dataset::complete(&env, &session).await?;
         let connections = dataset.table("tcp_connections").await?;
