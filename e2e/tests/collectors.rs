@@ -185,7 +185,7 @@ async fn connections(dataset: &Dataset, differences: &mut Differences) -> Result
 /// One process, of which the kernel keeps account to its end.
 async fn process(dataset: &Dataset, kernel: &Kernel, differences: &mut Differences) -> Result<()> {
     let faults = dataset.table("page_faults").await?;
-    let pid = of_pod(&faults, "accountant").into_iter().find(|row| text(row, "comm") == "exe");
+    let pid = of_pod(&faults, "accountant").into_iter().find(|row| text(row, "comm") == "accounted");
     let pid = number(pid.context("the accounted process")?, "pid");
     let of_process = |rows: &[Row]| -> Vec<Row> {
         let is = |row: &&Row| number(row, "pid") == pid && text(row, "pod") == "accountant";
