@@ -70,6 +70,12 @@ fn table(table: &Table) -> String {
     text
 }
 
+/// The collector's question, query, rows and answer; `dataset/tests/queries.rs` runs it.
+fn query(collector: &str) -> String {
+    let path = folder().join(format!("../queries/{collector}.md"));
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
 fn page(collector: &dyn Collector) -> String {
     let info = collector.info();
     let mut text = format!("# {}\n\n{}\n\n", info.name, cell(info.doc));
@@ -78,6 +84,7 @@ fn page(collector: &dyn Collector) -> String {
     if info.events {
         text += "\n`sampleEvery` and `maxEventsPerSecond` act in the kernel.\n";
     }
+    write!(text, "\n## Example\n\n{}", query(info.name)).expect("text grows");
     text += "\n## Tables\n\nEvery table begins with the columns of [common.md](common.md).\n";
     for one in info.tables {
         write!(text, "\n{}", table(one)).expect("text grows");
@@ -95,7 +102,10 @@ fn common() -> String {
     }
     write!(
         text,
-        "\n## Histograms\n\nA column of type Histogram is a list of {SLOTS} counts. Count i, from 0 on, is of values from 2^i to below \
+        "\n## Queries\n\nThose of the pages are for DuckDB, with a view for each table:\n\n\
+         ```sql\nCREATE VIEW processes AS FROM 'DATASET/processes/*.parquet';\n```\n\n\
+         A table that no rows were written to has no folder.\n\n\
+         ## Histograms\n\nA column of type Histogram is a list of at most {SLOTS} counts, without the zeros at its end. Count i, from 0 on, is of values from 2^i to below \
          2^(i+1); the first also has 0, the last what is above. In DuckDB, of a column h:\n\n\
          ```sql\nSELECT i - 1 AS slot, 2^(i - 1) AS at_least, sum(h[i]) AS values FROM t, range(1, {}) r(i) GROUP BY ALL ORDER BY slot;\n```\n",
         SLOTS + 1

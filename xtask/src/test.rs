@@ -167,7 +167,7 @@ fn cargo<const N: usize>(arguments: [&str; N]) -> Result<Command> {
     tools::rust()?;
     tools::bpf_linker()?;
     let mut cargo = cache::cargo()?;
-    cargo.args(arguments).env("TRACELAKE_WEED", tools::weed()?);
+    cargo.args(arguments).env("TRACELAKE_WEED", tools::weed()?).env("TRACELAKE_DUCKDB", tools::duckdb()?);
     Ok(cargo)
 }
 

