@@ -17,6 +17,11 @@ pub const LOCATION: usize = 64;
 /// What a drop means; the `class` column has the word.
 pub const CLASSES: &[&str] = &["loss", "refused", "policy", "teardown", "unknown"];
 
+/// Words for protocols of the link layer, and their numbers.
+pub const ETHERTYPES: &[&str] = &["IP", "IPv6", "ARP"];
+/// See [`ETHERTYPES`].
+pub const ETHERTYPE_NUMBERS: [u32; 3] = [0x0800, 0x86dd, 0x0806];
+
 aggregate! {
     /// Drops of one kind in one window.
     pub struct PacketDrops: tag 80, table INDEX, columns after table::AFTER_WINDOW =>
@@ -75,11 +80,19 @@ pub const COLLECTOR: CollectorInfo = CollectorInfo {
           network namespace is of (attribution netns; not for pods in the node's own namespace). Drops that belong to neither \
           have no row. Not seen: what the network card or an XDP program drops.",
     tables: &[&TABLE],
-    params: &[Param {
-        name: "classes",
-        ty: ParamType::Words(CLASSES),
-        default: "",
-        doc: "Only drops of these classes.",
-    }],
+    params: &[
+        Param {
+            name: "classes",
+            ty: ParamType::Words(CLASSES),
+            default: "",
+            doc: "Only drops of these classes.",
+        },
+        Param {
+            name: "ethertypes",
+            ty: ParamType::Words(ETHERTYPES),
+            default: "",
+            doc: "Only packets of these protocols of the link layer.",
+        },
+    ],
     events: true,
 };

@@ -17,6 +17,19 @@ pub const MAX_CONNECTIONS: u32 = 131_072;
 /// Connections that can have payload in one window.
 pub const MAX_ROWS: u32 = 65_536;
 
+/// Words for what a row is about.
+pub const BY: &[&str] = &["flow", "port", "pod"];
+
+/// What the agent has made of rows about connections.
+pub mod grouped {
+    /// Nothing: the row is about one.
+    pub const NOT: u32 = 0;
+    /// The sum of those of a port or a cgroup.
+    pub const ASKED_FOR: u32 = 1;
+    /// The sum of those beyond topN.
+    pub const OTHERS: u32 = 2;
+}
+
 aggregate! {
     /// Payload of one connection in one window.
     pub struct Throughput: tag 92, table INDEX, columns after table::AFTER_WINDOW_PROCESS_FLOW =>
@@ -27,8 +40,8 @@ aggregate! {
         start_ns: u64,
         /// Thread group.
         pid: u32,
-        /// Zero.
-        reserved: u32,
+        /// What the row is about; the kernel makes rows of connections only: see [`grouped`].
+        grouped: u32,
         /// Name of the process's first thread.
         comm: [u8; 16],
     }
@@ -47,9 +60,9 @@ aggregate! {
         rx_bps => Float64 "bit/s",
         /// Payload sent per second, over the whole window.
         tx_bps => Float64 "bit/s",
-        /// Place among the window's connections of the target's node, by payload in both directions, from 1; null for others.
+        /// Place among the window's rows of the target's node, by payload in both directions, from 1; null for others.
         rank => Int32 "id" null,
-        /// Whether the row is the sum of all connections beyond topN; its process and flow columns are null.
+        /// Whether the row is the sum of all beyond topN; its process and flow columns are null.
         others => Bool "",
     }
 }
@@ -71,8 +84,8 @@ const COLUMNS: [Column;
 pub const TABLE: Table = Table {
     name: "tcp_throughput",
     collector: "tcpThroughput",
-    doc: "One row per window and TCP connection with payload in it, the topN busiest of each target's node; one more row sums up \
-          the others of each cgroup.",
+    doc: "One row per window and TCP connection with payload in it (or per port or container: see the parameter by), the topN \
+          busiest of each target's node; one more row sums up the others of each cgroup.",
     columns: &COLUMNS,
     index: INDEX,
 };
@@ -97,7 +110,15 @@ pub const COLLECTOR: CollectorInfo = CollectorInfo {
             name: "topN",
             ty: ParamType::Integer { min: 1, max: 10_000 },
             default: "50",
-            doc: "Connections per window that have a row of their own.",
+            doc: "Connections (or ports, or containers: see by) per window that have a row of their own.",
+        },
+        Param {
+            name: "by",
+            ty: ParamType::Choice(BY),
+            default: "flow",
+            doc: "What a row is about: flow (a connection), port (all connections of a container with one port, which is the lower \
+                  of the connection's two, as a server's is: lport or rport says which side has it, the other columns of process \
+                  and flow are null) or pod (all connections of a container: those columns are null).",
         },
     ],
     events: false,

@@ -166,7 +166,7 @@ unsafe fn account(tcp: *const u8, carried: *mut Carried, hit: &Hit, now: u32) {
                 (*key).flow = flow;
                 (*key).start_ns = (*carried).start_ns;
                 (*key).pid = (*carried).pid as u32;
-                (*key).reserved = 0;
+                (*key).grouped = 0;
                 (*key).comm = (*carried).comm;
             },
             |value: *mut ThroughputValue| {

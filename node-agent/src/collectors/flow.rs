@@ -37,6 +37,15 @@ pub fn set(row: &mut Row<'_>, flow: &Flow) -> Result<(), DecodeError> {
     Ok(())
 }
 
+/// Sets those of the two ports that are not 0, where a row stands for several connections.
+pub fn set_ports(row: &mut Row<'_>, flow: &Flow) {
+    for (name, port) in [("lport", flow.lport), ("rport", flow.rport)] {
+        if port != 0 {
+            row.int(row.flow() + position(&FLOW_COLUMNS, name), port.into());
+        }
+    }
+}
+
 /// The constants of the object that hooks on sockets read.
 ///
 /// # Errors

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use node_agent_common::event::{Event, Header, until_nul};
 use node_agent_common::fields::{Field, NETNS_FIELDS};
-use node_agent_common::packet_drops::{COLLECTOR, LOCATION, PacketDrops, at};
+use node_agent_common::packet_drops::{COLLECTOR, ETHERTYPE_NUMBERS, ETHERTYPES, LOCATION, PacketDrops, at};
 use node_agent_common::skb::SKB_FIELDS;
 use node_agent_common::sock::{SOCK_FIELDS, TCP_FIELDS, state};
 use node_agent_common::table::CollectorInfo;
@@ -23,8 +23,8 @@ use crate::pipeline::window::Aggregation;
 /// The collector.
 pub struct PacketDropsCollector;
 
-const ETH_IPV4: u32 = 0x0800;
-const ETH_IPV6: u32 = 0x86dd;
+const ETH_IPV4: u32 = ETHERTYPE_NUMBERS[0];
+const ETH_IPV6: u32 = ETHERTYPE_NUMBERS[1];
 
 /// Beginnings of reasons and what they mean; the first that fits counts. Of what is not here nobody knows.
 const CLASSES: &[(&str, &str)] = &[
@@ -73,6 +73,12 @@ fn class(reason: &str, location: &str) -> &'static str {
     CLASSES.iter().find(|(beginning, _)| reason.starts_with(beginning)).map_or("unknown", |(_, class)| class)
 }
 
+/// Numbers of these protocols; of all when none is named.
+fn ethertypes(words: &[&str]) -> Vec<u32> {
+    let known = ETHERTYPES.iter().zip(ETHERTYPE_NUMBERS);
+    known.filter(|(word, _)| words.is_empty() || words.contains(word)).map(|(_, number)| number).collect()
+}
+
 impl Collector for PacketDropsCollector {
     fn info(&self) -> &'static CollectorInfo {
         &COLLECTOR
@@ -101,6 +107,7 @@ impl Collector for PacketDropsCollector {
     fn decoder(&self, values: &Values) -> Box<dyn Decoder> {
         Box::new(DropDecoder {
             classes: values.words("classes").to_vec(),
+            ethertypes: ethertypes(values.words("ethertypes")),
             reasons: Names::of("skb_drop_reason", "SKB_DROP_REASON_"),
             locations: HashMap::new(),
         })
@@ -127,6 +134,7 @@ impl Collector for PacketDropsCollector {
 
 struct DropDecoder {
     classes: Vec<&'static str>,
+    ethertypes: Vec<u32>,
     reasons: Names,
     locations: HashMap<u64, String>,
 }
@@ -137,7 +145,8 @@ impl Decoder for DropDecoder {
         let location = self.locations.get(&drops.location_raw).map(String::as_str);
         let reason = self.reasons.get(drops.reason_raw.into()).unwrap_or_default();
         let class = class(reason, location.unwrap_or_default());
-        if !self.classes.is_empty() && !self.classes.contains(&class) {
+        let other_class = !self.classes.is_empty() && !self.classes.contains(&class);
+        if other_class || !self.ethertypes.contains(&drops.ethertype_raw) {
             return Ok(Verdict::Filtered);
         }
         self.reasons.set(row, at::reason, drops.reason_raw.into());
@@ -165,6 +174,12 @@ impl Decoder for DropDecoder {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn protocols_of_the_link_layer_are_those_named_or_all() {
+        assert_eq!(ethertypes(&[]), [0x0800, 0x86dd, 0x0806]);
+        assert_eq!(ethertypes(&["ARP", "IPv6"]), [0x86dd, 0x0806]);
+    }
 
     #[test]
     fn reasons_have_the_class_of_their_name() {
