@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Page faults of one process by bcc, in one of two ways.
 
-    bcc.py poll|ring PID FOLDER
+    peer.py poll|ring PID FOLDER
 
 poll: perf buffer of 64 pages, polled, then half a second of sleep; every event becomes an object in a list. These are the settings of KernMLOps.
 ring: ring buffer of 16 MiB, polled at once; rows become a polars frame and a Parquet file at every 200,000.
@@ -21,6 +21,8 @@ import polars
 from bcc import BPF
 
 PROGRAM = """
+#include <linux/ptrace.h>
+
 struct event {
     u64 ts;
     u64 address;
