@@ -137,29 +137,35 @@ pub(crate) fn static_binary(binary: &str) -> Result<PathBuf> {
     compiled(binary, PROFILE)
 }
 
+/// The same of one binary as users get it.
+pub(crate) fn release(binary: &str) -> Result<PathBuf> {
+    build_static(&[binary], "release")?;
+    Ok(built(binary, "release"))
+}
+
 fn compiled(binary: &str, profile: &'static str) -> Result<PathBuf> {
     static BUILT: Mutex<&str> = Mutex::new("");
-    let mut built = BUILT.lock().expect("nobody panics while building");
-    if *built != profile {
-        tools::packages()?;
-        tools::rust()?;
-        let mut cargo = cache::cargo()?;
-        cargo.args([
-            "build",
-            "--locked",
-            "--profile",
-            profile,
-            "--target",
-            tools::MUSL_TARGET,
-            "--workspace",
-        ]);
-        cargo.args(["--exclude", "tracelake-node-agent-ebpf"]);
-        cargo.args(STATIC_BINARIES.iter().flat_map(|name| ["--bin", name]));
-        tools::bpf_linker()?;
-        exec::loud(&mut cargo)?;
-        *built = profile;
+    let mut last = BUILT.lock().expect("nobody panics while building");
+    if *last != profile {
+        build_static(STATIC_BINARIES, profile)?;
+        *last = profile;
     }
-    Ok(cache::target_dir().join(tools::MUSL_TARGET).join(profile).join(binary))
+    Ok(built(binary, profile))
+}
+
+fn build_static(binaries: &[&str], profile: &str) -> Result<()> {
+    tools::packages()?;
+    tools::rust()?;
+    let mut cargo = cache::cargo()?;
+    cargo.args(["build", "--locked", "--profile", profile, "--target", tools::MUSL_TARGET, "--workspace"]);
+    cargo.args(["--exclude", "tracelake-node-agent-ebpf"]);
+    cargo.args(binaries.iter().flat_map(|name| ["--bin", name]));
+    tools::bpf_linker()?;
+    exec::loud(&mut cargo)
+}
+
+fn built(binary: &str, profile: &str) -> PathBuf {
+    cache::target_dir().join(tools::MUSL_TARGET).join(profile).join(binary)
 }
 
 /// Whether a Docker engine runs here.

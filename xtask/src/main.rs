@@ -5,6 +5,7 @@
 //! What a command makes lies in one cache folder ([`cache`]), keyed by its inputs; tools that a fresh
 //! machine lacks are installed by [`tools`]. Each command is one module with a `clap` type and a `run`.
 
+mod bench;
 mod cache;
 mod cluster;
 mod debian;
@@ -32,6 +33,11 @@ enum Command {
     Demo(demo::Args),
     /// Run every check, or those named.
     Test(test::Args),
+    /// Measure what recording costs, beside its peers.
+    Bench(bench::Args),
+    /// The workload of `bench`.
+    #[command(hide = true)]
+    BenchLoad(bench::load::Args),
     /// Install what a cluster with the product needs and this machine lacks; does nothing where everything is there.
     Tools,
     /// Run a static program under one of the supported kernels, in a VM of its own.
@@ -47,6 +53,8 @@ fn main() -> ExitCode {
     let done = match Command::parse() {
         Command::Demo(args) => demo::main(&args),
         Command::Test(args) => test::main(&args),
+        Command::Bench(args) => bench::main(&args),
+        Command::BenchLoad(args) => bench::load::main(&args),
         Command::Tools => tools::install_all(),
         Command::Vm(args) => vm::main(&args),
         Command::Cluster(command) => cluster::main(&command),

@@ -105,6 +105,26 @@ pub(crate) fn packages() -> Result<()> {
     })
 }
 
+/// Further Debian packages, for what few people run.
+pub(crate) fn debian(packages: &[&str]) -> Result<()> {
+    let _lock = cache::lock("packages")?;
+    let installed = installed_packages()?;
+    let missing: Vec<&str> = packages.iter().copied().filter(|name| !installed.contains(*name)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    cache::step(&format!("packages: {}", missing.join(" ")), || {
+        exec::quiet(&mut exec::command("apt-get", ["update"]))?;
+        let mut install = exec::command("apt-get", ["install", "-y", "--no-install-recommends"]);
+        exec::quiet(install.args(&missing).env("DEBIAN_FRONTEND", "noninteractive"))
+    })
+}
+
+/// The version of an installed package.
+pub(crate) fn debian_version(package: &str) -> Result<String> {
+    exec::output(&mut exec::command("dpkg-query", ["-W", "-f", "${Version}", package]))
+}
+
 /// The Rust toolchain that `rust-toolchain.toml` pins, with what builds need of it.
 pub(crate) fn rust() -> Result<()> {
     let _lock = cache::lock("rust")?;
