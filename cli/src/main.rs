@@ -68,7 +68,7 @@ fn collectors(capabilities: &[Capability]) -> String {
         if let Some(Capability { supported: false, reason, .. }) = here {
             text += &format!("    NOT HERE: {reason}\n");
         }
-        text += &format!("    {}\n", collector.doc.replace('\n', "\n    "));
+        text += &format!("    {}\n", collector.question);
         for param in collector.params {
             let expected = catalogue::expected(&param.ty);
             text += &format!("    {} = {:?}: {expected}; {}\n", param.name, param.default, param.doc);

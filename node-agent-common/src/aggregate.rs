@@ -78,7 +78,8 @@ pub unsafe trait Aggregate: Event {
 ///     }
 /// }
 /// ```
-/// Besides what [`event!`](crate::event) makes: the structs of key and value. The value has `count` in front.
+/// Besides what [`event!`](crate::event) makes: the structs of key and value. The value has `count` in front. Of a table
+/// whose columns another record declares, `columns after`, the columns of fields and `derived` are left out.
 #[macro_export]
 macro_rules! aggregate {
     (
@@ -108,6 +109,37 @@ macro_rules! aggregate {
             }
         }
 
+        $crate::aggregate! {
+            @entry $name: key $key { $( $(#[doc = $kdoc])+ $kfield: $kty, )* }
+            value $value { $( $(#[doc = $vdoc])+ $merge $vfield: $vty, )* }
+        }
+    };
+    (
+        $(#[doc = $doc:literal])+
+        pub struct $name:ident: tag $tag:literal, table $table:expr =>
+        key $key:ident { $( $(#[doc = $kdoc:literal])+ $kfield:ident: $kty:ty, )* }
+        value $value:ident { $( $(#[doc = $vdoc:literal])+ $merge:ident $vfield:ident: $vty:ty, )* }
+    ) => {
+        $crate::event! {
+            $(#[doc = $doc])+
+            pub struct $name: tag $tag, table $table => {
+                $( $(#[doc = $kdoc])+ $kfield: $kty, )*
+                /// Events.
+                count: u64,
+                $( $(#[doc = $vdoc])+ $vfield: $vty, )*
+            }
+        }
+
+        $crate::aggregate! {
+            @entry $name: key $key { $( $(#[doc = $kdoc])+ $kfield: $kty, )* }
+            value $value { $( $(#[doc = $vdoc])+ $merge $vfield: $vty, )* }
+        }
+    };
+    (
+        @entry $name:ident:
+        key $key:ident { $( $(#[doc = $kdoc:literal])+ $kfield:ident: $kty:ty, )* }
+        value $value:ident { $( $(#[doc = $vdoc:literal])+ $merge:ident $vfield:ident: $vty:ty, )* }
+    ) => {
         /// What entries of the map are told apart by.
         #[repr(C)]
         #[derive(Clone, Copy, Debug)]

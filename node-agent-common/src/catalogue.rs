@@ -82,6 +82,17 @@ mod tests {
     }
 
     #[test]
+    fn every_collector_asks_one_question_and_says_what_it_cannot() {
+        for collector in COLLECTORS {
+            let question = collector.question;
+            assert!(question.ends_with('?') && !question.contains('.'), "{}: {question}", collector.name);
+            for text in [collector.doc, collector.exact, collector.bounded, collector.unseen] {
+                assert!(text.ends_with('.'), "{}: {text}", collector.name);
+            }
+        }
+    }
+
+    #[test]
     fn every_column_is_documented_and_numbers_carry_a_unit() {
         use crate::table::ColumnType::{Float64, Int32, Int64, TimeUtc};
         for table in TABLES {

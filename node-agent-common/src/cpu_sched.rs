@@ -3,7 +3,8 @@
 
 use crate::aggregate::Histogram;
 use crate::table::{
-    self, COMMON_COLUMNS, CollectorInfo, Column, PROCESS_COLUMNS, Param, ParamType, Table, WINDOW_COLUMNS,
+    self, COMMON_COLUMNS, CollectorInfo, Column, Cost, PROCESS_COLUMNS, Param, ParamType, Table,
+    WINDOW_COLUMNS,
 };
 use crate::{aggregate, fields};
 
@@ -79,11 +80,16 @@ pub const TABLE: Table = Table {
 /// The collector.
 pub const COLLECTOR: CollectorInfo = CollectorInfo {
     name: "cpuSched",
-    doc: "How long the target's processes ran and how long they waited for a CPU, as sums and histograms. Exact: every switch \
-          of the scheduler is seen, and added up in the kernel. A slice is the time from being put on a CPU to being taken \
-          off; waiting is the time from waking up, or from being taken off while able to run, to being put on. Processes that \
-          run before the session begins count from their next switch; a slice that goes on at a window's end gives its time to \
-          both windows, and is counted in the later one.",
+    question: "How long did the target's processes run, and how long did they wait for a CPU?",
+    doc: "Every switch of the scheduler, added up in the kernel as sums and histograms. A slice is the time from \
+          being put on a CPU to being taken off; waiting is the time from waking up, or from being taken off while \
+          able to run, to being put on. A slice that goes on at a window's end gives its time to both windows, and \
+          is counted in the later one.",
+    exact: "Slices, switches and their sums, as the scheduler's own accounts (schedstat) have them.",
+    bounded: "Processes that run before the session begins count from their next switch. Histograms have powers of \
+              two.",
+    unseen: "Time that a hypervisor or an interrupt took while a process was on the CPU: it is in run_sum.",
+    cost: Cost::Hot,
     tables: &[&TABLE],
     params: &[Param {
         name: "perThread",

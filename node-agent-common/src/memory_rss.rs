@@ -2,7 +2,8 @@
 //! The `memory_rss` table: resident memory of each process over time, by kind.
 
 use crate::table::{
-    self, COMMON_COLUMNS, CollectorInfo, Column, PROCESS_COLUMNS, Param, ParamType, Table, WINDOW_COLUMNS,
+    self, COMMON_COLUMNS, CollectorInfo, Column, Cost, PROCESS_COLUMNS, Param, ParamType, Table,
+    WINDOW_COLUMNS,
 };
 use crate::{aggregate, fields};
 
@@ -79,12 +80,15 @@ pub const TABLE: Table = Table {
 /// The collector.
 pub const COLLECTOR: CollectorInfo = CollectorInfo {
     name: "memoryRss",
-    doc: "How much memory each process of the target has resident, over time: file + anon + shmem; swap is what was moved out. \
-          Looked at once per window, so peaks in between are not seen (the processes table has the largest at exit). Exact at that \
-          moment on kernels since 6.2, where shares of CPUs are added as the kernel itself does; on 6.1 up to 64 pages per thread \
-          are not in the kernel's counter yet. A process that ends has rows of 0; one that lived \
-          between two looks has none. Threads share one memory, which is shown once; a child of vfork shows its parent's until it \
-          executes a program.",
+    question: "How much memory does each process of the target have resident, over time?",
+    doc: "Looked at once per window: file + anon + shmem is resident, swap is what was moved out. Threads share one \
+          memory, which is shown once; a child of vfork shows its parent's until it executes a program.",
+    exact: "The page tables' content at the moment of the look, on kernels since 6.2, where shares of CPUs are added \
+            as the kernel itself does.",
+    bounded: "On 6.1 up to 64 pages per thread are not in the kernel's counter yet. Peaks between two looks are not \
+              seen (the processes table has the largest at exit).",
+    unseen: "Processes that lived between two looks; memory that no process maps (page cache, tmpfs).",
+    cost: Cost::Rare,
     tables: &[&TABLE],
     params: &[Param {
         name: "minChangeKiB",

@@ -4,7 +4,7 @@
 //! No hooks: the agent reads the kernel's own files. Rows are about the node, not about a target.
 
 use crate::aggregate;
-use crate::table::{self, COMMON_COLUMNS, CollectorInfo, Column, Table, WINDOW_COLUMNS};
+use crate::table::{self, COMMON_COLUMNS, CollectorInfo, Column, Cost, Table, WINDOW_COLUMNS};
 
 /// Position of `node_info` in the kernel's counters.
 pub const INFO_INDEX: u32 = 9;
@@ -225,9 +225,13 @@ pub const NET: Table = Table {
 /// The collector.
 pub const COLLECTOR: CollectorInfo = CollectorInfo {
     name: "nodeInfo",
-    doc: "What the session's nodes are, and how their memory and interfaces fare meanwhile: the background for what other tables \
-          show. Read from the kernel's own files at the end of each window; nothing is hooked. Rows are about the whole node: \
-          attribution is none, and they name no pod. Counters of interfaces run since the interface was made: take differences.",
+    question: "What are the session's nodes, and how do their memory and interfaces fare meanwhile?",
+    doc: "The background for what other tables show: the kernel's own files, read at the end of each window; nothing is hooked. \
+          Rows are about the whole node: attribution is none, and they name no pod.",
+    exact: "What the files say at that moment. Counters of interfaces run since the interface was made: take differences.",
+    bounded: "One look per window; a value in between is not seen.",
+    unseen: "Interfaces of pods: those of the node's own network namespace have rows.",
+    cost: Cost::Rare,
     tables: &[&INFO, &MEMORY, &NET],
     params: &[],
     events: false,

@@ -2,7 +2,8 @@
 //! The `page_faults` table: page faults of each process and window, or each by itself.
 
 use crate::table::{
-    self, COMMON_COLUMNS, CollectorInfo, Column, PROCESS_COLUMNS, Param, ParamType, Table, WINDOW_COLUMNS,
+    self, COMMON_COLUMNS, CollectorInfo, Column, Cost, PROCESS_COLUMNS, Param, ParamType, Table,
+    WINDOW_COLUMNS,
 };
 use crate::{aggregate, event, fields};
 
@@ -13,11 +14,6 @@ pub const INDEX: u32 = 4;
 pub const MAX_PROCESSES: u32 = 65_536;
 /// Threads that can be followed at the same time.
 pub const MAX_THREADS: u32 = 131_072;
-
-/// Position in the map of options: slots that want each fault by itself.
-pub const OPTION_EVENTS: u32 = 0;
-/// How many options there are.
-pub const OPTIONS: u32 = 1;
 
 /// Bits of the processor's error code: the protocol between it and the kernel, for each architecture its own.
 pub mod cause {
@@ -101,12 +97,17 @@ pub const TABLE: Table = Table {
 /// The collector.
 pub const COLLECTOR: CollectorInfo = CollectorInfo {
     name: "pageFaults",
-    doc: "How many page faults each process of the target had, with and without I/O. Exact, and without a hook on the fault \
-          itself: the kernel counts faults of every thread as getrusage reports them, and the collector takes the difference \
-          at the end of each window and when a thread ends; faults while another process's memory is accessed count for who \
-          accesses. With the parameter events, each fault in user mode is a row of its own, with address and instruction, and \
-          rows per window are left out; whether a fault was major is not known then, and faults inside the kernel (as read(2) \
-          into a new page) have no row. sampleEvery and maxEventsPerSecond are about these rows: sums leave nothing out.",
+    question: "How many page faults did each process of the target have, with and without I/O?",
+    doc: "No hook on the fault: the kernel counts faults of every thread as getrusage reports them, and the \
+          collector takes the difference at the end of each window and when a thread ends; faults while another \
+          process's memory is accessed count for who accesses. With the parameter events, each fault in user mode is \
+          a row of its own, with address and instruction, and rows per window are left out; sampleEvery and \
+          maxEventsPerSecond are about these rows, sums leave nothing out.",
+    exact: "Major and minor faults of every process, as getrusage has them. With events: every fault in user mode.",
+    bounded: "With events whether a fault was major is not known, and a fault costs its process some 100 ns.",
+    unseen: "With events: faults inside the kernel, as read(2) into a new page. Without: faults of a thread between \
+             its exit hook and its end.",
+    cost: Cost::Moderate,
     tables: &[&TABLE],
     params: &[Param {
         name: "events",

@@ -2,7 +2,9 @@
 //! The `processes` table: beginnings, program changes and ends of processes.
 
 use crate::event;
-use crate::table::{self, COMMON_COLUMNS, CollectorInfo, Column, PROCESS_COLUMNS, Param, ParamType, Table};
+use crate::table::{
+    self, COMMON_COLUMNS, CollectorInfo, Column, Cost, PROCESS_COLUMNS, Param, ParamType, Table,
+};
 
 /// Position of the table in the kernel's counters.
 pub const INDEX: u32 = 0;
@@ -155,9 +157,18 @@ pub const TABLE: Table = Table {
 /// The collector.
 pub const COLLECTOR: CollectorInfo = CollectorInfo {
     name: "processes",
-    doc: "Which processes ran in the target, who started them, what they executed, how they ended and what they used. \
-          Exact: kernel tracepoints, no sampling by default. Every exit has a beginning: processes that ran before are \
-          listed as snapshot, those that a container runtime moves in as joined.",
+    question: "Which processes ran in the target, who started them, what did they execute, how did they end, and \
+               what did they use?",
+    doc: "Tracepoints of fork, exec and exit; a process belongs to the cgroup that it is in at that moment. \
+          Processes that ran before are listed as snapshot, those that a container runtime moves in as joined, so no \
+          exit comes without a beginning.",
+    exact: "Every beginning, program change and end, with exit code, signal and resource usage as getrusage has \
+            them.",
+    bounded: "Paths and arguments at 256 bytes. On kernels since 6.16 without fentry, CPU time of exit rows lacks \
+              the tear-down of memory. Of threads that end side by side with their process the last microseconds may \
+              be missing.",
+    unseen: "Processes that live outside of the target's cgroups, though the target caused them.",
+    cost: Cost::Moderate,
     tables: &[&TABLE],
     params: &[
         Param {

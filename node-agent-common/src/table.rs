@@ -107,13 +107,47 @@ pub struct Param {
     pub doc: &'static str,
 }
 
+/// How often a collector's hooks run on a busy node, and so what it may cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cost {
+    /// Below a thousand times a second.
+    Rare,
+    /// Up to fifty thousand times a second.
+    Moderate,
+    /// Beyond that; added up in the kernel.
+    Hot,
+}
+
+impl Cost {
+    /// The sentence on the collector's page.
+    pub const fn doc(self) -> &'static str {
+        match self {
+            Cost::Rare => "A: its hooks run less than a thousand times a second, also on a busy node.",
+            Cost::Moderate => "B: its hooks run up to fifty thousand times a second on a busy node.",
+            Cost::Hot => {
+                "C: its hooks run more than fifty thousand times a second on a busy node; what they see is added up in the kernel."
+            }
+        }
+    }
+}
+
 /// One collector: a question about the kernel.
 #[derive(Clone, Copy, Debug)]
 pub struct CollectorInfo {
     /// Name as in the custom resource (camelCase).
     pub name: &'static str,
-    /// What it measures, for whom, and its caveats.
+    /// What it answers, in one sentence.
+    pub question: &'static str,
+    /// How it finds out, and to whom it gives what it finds.
     pub doc: &'static str,
+    /// What is exact in the chart's default pod.
+    pub exact: &'static str,
+    /// What is bounded there: a limit, or a kernel that tells less.
+    pub bounded: &'static str,
+    /// What it cannot see.
+    pub unseen: &'static str,
+    /// What it costs.
+    pub cost: Cost,
     /// Tables it fills.
     pub tables: &'static [&'static Table],
     /// Parameters beyond those common to all collectors.
@@ -298,14 +332,13 @@ pub const AFTER_COMMON: usize = COMMON_COLUMNS.len();
 pub const AFTER_PROCESS: usize = AFTER_COMMON + PROCESS_COLUMNS.len();
 /// Position of the first own column of a table that starts with the common, the process and the flow columns.
 pub const AFTER_PROCESS_FLOW: usize = AFTER_PROCESS + FLOW_COLUMNS.len();
-/// Position of the first own column of a table that starts with the common and the flow columns.
-pub const AFTER_FLOW: usize = AFTER_COMMON + FLOW_COLUMNS.len();
-
 /// Position of the first own column of a table that starts with the common and the window columns.
 pub const AFTER_WINDOW: usize = AFTER_COMMON + WINDOW_COLUMNS.len();
 /// Position of the first own column of a table that starts with the common, the window and the process columns.
 pub const AFTER_WINDOW_PROCESS: usize = AFTER_WINDOW + PROCESS_COLUMNS.len();
 
+/// Position of the first own column of a table that starts with the common, the window and the flow columns.
+pub const AFTER_WINDOW_FLOW: usize = AFTER_WINDOW + FLOW_COLUMNS.len();
 /// Position of the first own column of a table that starts with the common, the window, the process and the flow columns.
 pub const AFTER_WINDOW_PROCESS_FLOW: usize = AFTER_WINDOW_PROCESS + FLOW_COLUMNS.len();
 

@@ -8,7 +8,7 @@
 use crate::event;
 use crate::sock::{Flow, state};
 use crate::table::{
-    self, COMMON_COLUMNS, CollectorInfo, Column, FLOW_COLUMNS, PROCESS_COLUMNS, Param, ParamType, Table,
+    self, COMMON_COLUMNS, CollectorInfo, Column, Cost, FLOW_COLUMNS, PROCESS_COLUMNS, Param, ParamType, Table,
 };
 
 /// Position of the table in the kernel's counters.
@@ -279,14 +279,21 @@ pub const TABLE: Table = Table {
 /// The collector.
 pub const COLLECTOR: CollectorInfo = CollectorInfo {
     name: "tcpConnections",
-    doc: "Which TCP connections the target had, with whom, how long, how much payload went each way, how well the path \
-          behaved, and how each ended. Exact: the kernel's state changes, no sampling by default. A connection belongs \
-          to the cgroup that made its socket (an accepted one to its listener's), whoever uses it later. Connections \
-          open at the start are adopted, except those that no process holds (not yet accepted, or closed already): these \
-          appear when they change state. Connections open at the end are written as open_at_stop. A row is written once \
-          the end is certain; where a reset may still follow, that is when the process closes the socket. IPv4 through \
-          IPv6 sockets is shown as IPv4. What never became a socket (a SYN that was answered by a reset, a handshake that was not finished by the peer) \
-          has no row here.",
+    question: "Which TCP connections did the target have, with whom, how long, how much payload went each way, how \
+               well did the path behave, and how did each end?",
+    doc: "The kernel's changes of state, with the kernel's own counters at the end of each connection. A connection \
+          belongs to the cgroup that made its socket (an accepted one to its listener's), whoever uses it later. \
+          Connections open at the start are adopted; those open at the end are written as open_at_stop. A row is \
+          written once the end is certain; where a reset may still follow, that is when the process closes the \
+          socket. IPv4 through IPv6 sockets is shown as IPv4.",
+    exact: "Connections, payload, segments, retransmissions, errors and times of state changes.",
+    bounded: "The time of accept and the accepting process are null where the kernel has no fentry. handshake_ns of \
+              accepted connections is null: no socket exists during that handshake. 131,072 connections at a time; \
+              beyond it they are counted as lost.",
+    unseen: "What never became a socket: a SYN that was answered by a reset, a handshake that the peer did not \
+             finish. Connections open at the start that no process holds (not yet accepted, or closed already) \
+             appear when they change state.",
+    cost: Cost::Moderate,
     tables: &[&TABLE],
     params: &[
         Param {

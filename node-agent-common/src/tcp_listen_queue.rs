@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 //! The `tcp_listen_queue` table: how full each listener's queues are, and what did not fit, in each window.
 
+use crate::aggregate::Histogram;
 use crate::table::{
-    self, COMMON_COLUMNS, CollectorInfo, Column, PROCESS_COLUMNS, Param, ParamType, Table, WINDOW_COLUMNS,
+    self, COMMON_COLUMNS, CollectorInfo, Column, Cost, PROCESS_COLUMNS, Param, ParamType, Table,
+    WINDOW_COLUMNS,
 };
 use crate::{aggregate, fields};
 
@@ -11,6 +13,11 @@ pub const INDEX: u32 = 7;
 
 /// Listeners that can be followed at the same time; beyond it a listener is counted as lost (`map_full`) in each window.
 pub const MAX_LISTENERS: u32 = 16_384;
+
+/// Position in the map of options: slots that want a histogram of the queue's length.
+pub const OPTION_HISTOGRAM: u32 = 0;
+/// How many options there are.
+pub const OPTIONS: u32 = 1;
 
 aggregate! {
     /// One listener in one window.
@@ -45,6 +52,9 @@ aggregate! {
         Sum drops: u64 => Int64 "segments",
         /// Those of them that were dropped because the queue of connections was full; null where the kernel has no fentry.
         Sum overflows: u64 => Int64 "segments" null,
+        /// How many connections waited to be accepted, looked at by each SYN and each last segment of a handshake; null without
+        /// the parameter histogram, and where the kernel has no fentry.
+        Sum accept_hist: Histogram => Histogram "connections" null,
     }
     derived {
         /// Local address.
@@ -79,16 +89,29 @@ pub const TABLE: Table = Table {
 /// The collector.
 pub const COLLECTOR: CollectorInfo = CollectorInfo {
     name: "tcpListenQueue",
-    doc: "Whether the target's TCP listeners keep up with what connects to them. Lengths are looked at once per window, drops and \
-          overflows are counted by the kernel and are exact from the session's beginning to the listener's end. The process is \
-          the one with the lowest id that holds the socket. Not seen: listeners that no process holds, and the queues of \
-          MPTCP's own listeners.",
+    question: "Do the target's TCP listeners keep up with what connects to them?",
+    doc: "Listeners are looked at once per window; drops are the kernel's own count. The process is the one with the \
+          lowest id that holds the socket.",
+    exact: "Drops from the session's beginning to the listener's end; with fentry also overflows, and the histogram \
+            of the parameter of that name.",
+    bounded: "Lengths are those of one moment per window. overflows and accept_hist are null where the kernel has no \
+              fentry. 16,384 listeners at a time.",
+    unseen: "Listeners that no process holds, and the queues of MPTCP's own listeners.",
+    cost: Cost::Rare,
     tables: &[&TABLE],
-    params: &[Param {
-        name: "ports",
-        ty: ParamType::Ports { max: 64 },
-        default: "",
-        doc: "Only listeners on these ports, such as 443,8000-8080.",
-    }],
+    params: &[
+        Param {
+            name: "ports",
+            ty: ParamType::Ports { max: 64 },
+            default: "",
+            doc: "Only listeners on these ports, such as 443,8000-8080.",
+        },
+        Param {
+            name: "histogram",
+            ty: ParamType::Bool,
+            default: "false",
+            doc: "Also a histogram of the queue's length as arriving segments find it, in accept_hist.",
+        },
+    ],
     events: false,
 };

@@ -2,7 +2,9 @@
 //! The `tcp_receive` table: what became of received TCP segments, in each window.
 
 use crate::aggregate;
-use crate::table::{self, COMMON_COLUMNS, CollectorInfo, Column, Param, ParamType, Table, WINDOW_COLUMNS};
+use crate::table::{
+    self, COMMON_COLUMNS, CollectorInfo, Column, Cost, Param, ParamType, Table, WINDOW_COLUMNS,
+};
 
 /// Position of the table in the kernel's counters.
 pub const INDEX: u32 = 13;
@@ -16,6 +18,9 @@ pub const OPTION_BY_PORT: u32 = 0;
 pub const OPTION_FULL: u32 = 1;
 /// How many options there are.
 pub const OPTIONS: u32 = 2;
+
+/// Words of the parameter `hooks`.
+pub const HOOKS: &[&str] = &["auto", "full"];
 
 /// What became of a packet; the `outcome` column has the word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,16 +99,27 @@ pub const TABLE: Table = Table {
 /// The collector.
 pub const COLLECTOR: CollectorInfo = CollectorInfo {
     name: "tcpReceive",
-    doc: "What became of the TCP segments that the target received: whether readers keep up (backlog), what was refused, what was \
-          dropped and why. Where the kernel has fentry every packet that reaches TCP is seen and has exactly one outcome; elsewhere \
-          see the column hooks. A packet belongs to the cgroup that made its socket (a handshake's to its listener's); without a \
-          socket, to the pod that the network namespace is of.",
+    question: "What became of the TCP packets that the target received: do readers keep up, what was refused, what \
+               was dropped and why?",
+    doc: "Where the kernel has fentry, every packet that reaches TCP is followed to its one outcome; elsewhere see \
+          the column hooks. A packet belongs to the cgroup that made its socket (a handshake's to its listener's); \
+          without a socket, to the pod that the network namespace is of.",
+    exact: "With hooks full: packets, segments and bytes by outcome; their sum is what the kernel counts as InSegs.",
+    bounded: "With hooks tracepoint (no fentry): direct has what a connection took, at once or later; only no_socket \
+              and dropped are told from it, and a packet that is taken and then dropped is counted twice.",
+    unseen: "Packets that do not reach TCP: dropped by a filter, by IP or by the network card (packetDrops has those \
+             of the stack).",
+    cost: Cost::Hot,
     tables: &[&TABLE],
-    params: &[Param {
-        name: "byPort",
-        ty: ParamType::Bool,
-        default: "true",
-        doc: "Rows for each local port.",
-    }],
+    params: &[
+        Param { name: "byPort", ty: ParamType::Bool, default: "true", doc: "Rows for each local port." },
+        Param {
+            name: "hooks",
+            ty: ParamType::Choice(HOOKS),
+            default: HOOKS[0],
+            doc: "auto takes the best hooks of each node (column hooks); with full a node whose kernel does not let every packet be \
+                  seen does not run the collector.",
+        },
+    ],
     events: true,
 };

@@ -4,8 +4,8 @@
 use crate::aggregate;
 use crate::sock::Flow;
 use crate::table::{
-    self, COMMON_COLUMNS, CollectorInfo, Column, OPTIONAL_FLOW_COLUMNS, PROCESS_COLUMNS, Param, ParamType,
-    Table, WINDOW_COLUMNS,
+    self, COMMON_COLUMNS, CollectorInfo, Column, Cost, OPTIONAL_FLOW_COLUMNS, PROCESS_COLUMNS, Param,
+    ParamType, Table, WINDOW_COLUMNS,
 };
 
 /// Position of the table in the kernel's counters.
@@ -93,11 +93,17 @@ pub const TABLE: Table = Table {
 /// The collector.
 pub const COLLECTOR: CollectorInfo = CollectorInfo {
     name: "tcpThroughput",
-    doc: "How much payload the target's TCP connections carry, over time. Exact, without a hook in the path of data: the kernel \
-          counts for each socket, whoever sends and by whatever call (sendfile, splice and io_uring among them), and the \
-          collector takes the difference at the end of each window and of the connection. The process is the one with the \
-          lowest id that holds the socket at a window's end, else the one that connected. Connections that no process holds (not \
-          accepted yet, or closed and still sending) have their row when they end.",
+    question: "How much payload do the target's TCP connections carry, over time?",
+    doc: "No hook in the path of data: the kernel counts for each socket, whoever sends and by whatever call \
+          (sendfile, splice and io_uring among them), and the collector takes the difference at the end of each \
+          window and of the connection. The process is the one with the lowest id that holds the socket at a \
+          window's end, else the one that connected.",
+    exact: "Bytes received, sent, acknowledged and sent again, of every connection, in sum over its windows.",
+    bounded: "topN connections per window have a row of their own, the others share one per cgroup. Connections that \
+              no process holds (not accepted yet, or closed and still sending) have their row when they end, not \
+              window by window.",
+    unseen: "Headers, and what is not TCP.",
+    cost: Cost::Rare,
     tables: &[&TABLE],
     params: &[
         Param {

@@ -36,6 +36,10 @@ static BEGAN: Array<u64> = Array::with_max_entries(BEGAN_NUMBERS, 0);
 #[map]
 static SAMPLED: Array<u64> = Array::with_max_entries(MAX_TABLES, 0);
 
+/// Slots whose session wants each event of a table by itself, where a table may also add up.
+#[map]
+static EACH: Array<u64> = Array::with_max_entries(MAX_TABLES, 0);
+
 const NANOSECONDS: u64 = 1_000_000_000;
 
 /// Which of `slots` record `table`.
@@ -54,6 +58,12 @@ pub(crate) fn sampled(slots: u64, table: u32) -> u64 {
         Some(sampled) => slots & *sampled,
         None => 0,
     }
+}
+
+/// The slots that want each event of `table` by itself; the others want sums.
+#[inline(always)]
+pub(crate) fn each(table: u32) -> u64 {
+    EACH.get(table).copied().unwrap_or(0)
 }
 
 /// The number of the newest session, to be kept with what is seen of a socket or a task: see [`since`].

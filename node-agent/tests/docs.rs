@@ -78,8 +78,17 @@ fn query(collector: &str) -> String {
 
 fn page(collector: &dyn Collector) -> String {
     let info = collector.info();
-    let mut text = format!("# {}\n\n{}\n\n", info.name, cell(info.doc));
-    write!(text, "## Hooks\n\n{}\n## Parameters\n\n{}", hooks(collector), params(info.params))
+    let mut text = format!("# {}\n\n{}\n\n{}\n\n", info.name, cell(info.question), cell(info.doc));
+    text += "| in the chart's default pod | |\n| --- | --- |\n";
+    for (what, answer) in [
+        ("exact", info.exact),
+        ("bounded", info.bounded),
+        ("not seen", info.unseen),
+        ("cost", info.cost.doc()),
+    ] {
+        writeln!(text, "| {what} | {} |", cell(answer)).expect("text grows");
+    }
+    write!(text, "\n## Hooks\n\n{}\n## Parameters\n\n{}", hooks(collector), params(info.params))
         .expect("text grows");
     if info.events {
         text += "\n`sampleEvery` and `maxEventsPerSecond` act in the kernel.\n";

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
-//! Packets that the kernel drops, added up by target, reason, place and protocol.
+//! Packets that the kernel drops, added up by target, reason, place and protocol, or each by itself.
 //!
 //! Hook: tp_btf `kfree_skb` (skb, location, reason[, rx_sk since 6.11]), which is for drops; what was consumed has another.
 //! The socket that a packet carries is the sender's until the receiver's was looked up, also in another pod's namespace
@@ -16,15 +16,15 @@ use aya_ebpf::macros::{btf_tracepoint, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap};
 use aya_ebpf::programs::BtfTracePointContext;
 use node_agent_common::packet_drops::{
-    INDEX, LOCATION, MAX_LOCATIONS, MAX_ROWS, PacketDrops, PacketDropsKey, PacketDropsValue,
+    INDEX, LOCATION, MAX_LOCATIONS, MAX_ROWS, PacketDropEvent, PacketDrops, PacketDropsKey, PacketDropsValue,
 };
 
 use crate::aggregate::{self, Sums};
 use crate::kernel::{constant, follow};
-use crate::ring::Hit;
+use crate::ring::{self, Hit};
 use crate::skb::{self, SKB_LEN, SKB_SK};
-use crate::sock::{self, Direct, Read, SK_NET, SK_STATE};
-use crate::{atomic, netns};
+use crate::sock::{self, Direct, Read, SK_COOKIE, SK_NET, SK_STATE};
+use crate::{atomic, counters, netns};
 
 /// Not 0 where `kfree_skb` names the socket that the packet was for.
 #[unsafe(no_mangle)]
@@ -60,17 +60,31 @@ pub fn packet_drop(ctx: BtfTracePointContext) -> i32 {
         let rx: *const u8 = if constant(&DROP_HAS_RX_SK) != 0 { ctx.arg(3) } else { core::ptr::null() };
         let (net, from) = (skb::net(packet), follow(packet, &SKB_SK));
         // A packet of somebody's socket is not of the namespace's pod, whoever that somebody is.
-        let (hit, state) = if sock::is_full(rx) {
-            (sock::owner(rx, INDEX), tcp_state(rx))
+        let none = core::ptr::null();
+        let (hit, sk, inbound) = if sock::is_full(rx) {
+            (sock::owner(rx, INDEX), rx, true)
         } else if sock::is_full(from) && (net.is_null() || follow(from, &SK_NET) == net) {
-            (sock::owner(from, INDEX), tcp_state(from))
+            (sock::owner(from, INDEX), from, false)
         } else if net.is_null() {
-            (None, 0)
+            (None, none, true)
         } else {
-            (netns::owner(net, INDEX), 0)
+            (netns::owner(net, INDEX), none, true)
         };
-        if let Some(hit) = hit {
-            count(packet, &hit, Drop { location, reason, state, ethertype });
+        let Some(hit) = hit else { return 0 };
+        let state = if sk.is_null() { 0 } else { tcp_state(sk) };
+        let ip_proto = u32::from(skb::ip_proto(packet, ethertype));
+        let drop = Drop { location, reason, state, ethertype, ip_proto };
+        if DROP_LOCATIONS.get_ptr(location).is_none() {
+            name(location);
+        }
+        let each = counters::each(INDEX);
+        let (single, summed) = (hit.slots & each, hit.slots & !each);
+        if summed != 0 {
+            count(packet, &Hit { slots: summed, ..hit }, drop);
+        }
+        if single != 0 {
+            let sock_id = if sk.is_null() { 0 } else { Direct::number(sk, &SK_COOKIE) };
+            send(packet, &Hit { slots: single, ..hit }, drop, sock_id, inbound);
         }
     }
     0
@@ -92,6 +106,28 @@ struct Drop {
     reason: u32,
     state: u32,
     ethertype: u32,
+    ip_proto: u32,
+}
+
+/// # Safety
+/// `packet` is a typed `struct sk_buff`.
+#[inline(always)]
+unsafe fn send(packet: *const u8, hit: &Hit, drop: Drop, sock_id: u64, inbound: bool) {
+    ring::emit::<PacketDropEvent>(hit, |record| {
+        // SAFETY: the record is ours, the packet as promised.
+        unsafe {
+            let flow = addr_of_mut!((*record).flow);
+            skb::flow(packet, drop.ethertype, drop.ip_proto as u8, inbound, flow);
+            (*flow).sock_id = sock_id;
+            (*record).location_raw = drop.location;
+            (*record).reason_raw = drop.reason;
+            (*record).state_raw = drop.state;
+            (*record).ethertype_raw = drop.ethertype;
+            (*record).ip_proto_raw = drop.ip_proto;
+            (*record).segments = skb::segments(packet) as u32;
+            (*record).bytes = Direct::number(packet, &SKB_LEN) as u32;
+        }
+    });
 }
 
 /// # Safety
@@ -100,11 +136,7 @@ struct Drop {
 unsafe fn count(packet: *const u8, hit: &Hit, drop: Drop) {
     // SAFETY: as promised.
     unsafe {
-        if DROP_LOCATIONS.get_ptr(drop.location).is_none() {
-            name(drop.location);
-        }
-        let (ip_proto, segments) = (skb::ip_proto(packet, drop.ethertype), skb::segments(packet));
-        let bytes = Direct::number(packet, &SKB_LEN);
+        let (segments, bytes) = (skb::segments(packet), Direct::number(packet, &SKB_LEN));
         aggregate::add(
             &SUMS,
             hit,
@@ -113,7 +145,7 @@ unsafe fn count(packet: *const u8, hit: &Hit, drop: Drop) {
                 (*key).reason_raw = drop.reason;
                 (*key).state_raw = drop.state;
                 (*key).ethertype_raw = drop.ethertype;
-                (*key).ip_proto_raw = u32::from(ip_proto);
+                (*key).ip_proto_raw = drop.ip_proto;
             },
             |value: *mut PacketDropsValue| {
                 atomic::add(addr_of_mut!((*value).segments), segments);

@@ -16,8 +16,7 @@ use aya_ebpf::maps::{Array, HashMap};
 use aya_ebpf::programs::BtfTracePointContext;
 use node_agent_common::event::Attribution;
 use node_agent_common::page_faults::{
-    INDEX, MAX_PROCESSES, MAX_THREADS, OPTION_EVENTS, OPTIONS, PageFaultEvent, PageFaults, PageFaultsKey,
-    PageFaultsValue,
+    INDEX, MAX_PROCESSES, MAX_THREADS, PageFaultEvent, PageFaults, PageFaultsKey, PageFaultsValue,
 };
 
 use super::processes::{TASK_EXIT_STATE, TASK_MAJ_FLT, TASK_MIN_FLT, TASK_PID, Task};
@@ -55,19 +54,10 @@ static PAGE_FAULTS_ZEROS: Array<PageFaultsValue> = Array::with_max_entries(1, 0)
 
 const SUMS: Sums<PageFaults> = Sums { entries: &PAGE_FAULTS, zeros: &PAGE_FAULTS_ZEROS };
 
-/// Slots that have an option on: [`OPTION_EVENTS`].
-#[map]
-static PAGE_FAULT_OPTIONS: Array<u64> = Array::with_max_entries(OPTIONS, 0);
-
-#[inline(always)]
-fn single() -> u64 {
-    PAGE_FAULT_OPTIONS.get(OPTION_EVENTS).copied().unwrap_or(0)
-}
-
 /// The sessions that want sums of the cgroup.
 #[inline(always)]
 fn wanted(cgroup_id: u64) -> u64 {
-    counters::enabled(target::slots(cgroup_id), INDEX) & !single()
+    counters::enabled(target::slots(cgroup_id), INDEX) & !counters::each(INDEX)
 }
 
 /// Accounts for what a thread has had since it was seen last, and takes down what is seen now. A thread that is seen for the
@@ -232,7 +222,7 @@ pub fn page_fault_move(ctx: BtfTracePointContext) -> i32 {
 /// A fault in user mode: (address, registers, error code).
 #[btf_tracepoint(function = "page_fault_user")]
 pub fn page_fault_single(ctx: BtfTracePointContext) -> i32 {
-    let wanted = single();
+    let wanted = counters::each(INDEX);
     if wanted == 0 {
         return 0;
     }

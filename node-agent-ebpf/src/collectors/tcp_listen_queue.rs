@@ -8,14 +8,15 @@
 
 use core::ptr::addr_of_mut;
 
-use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::helpers::generated::{bpf_get_current_task_btf, bpf_sock_from_file};
 use aya_ebpf::macros::{btf_tracepoint, fentry, map};
 use aya_ebpf::maps::{Array, HashMap};
 use aya_ebpf::programs::{BtfTracePointContext, FEntryContext};
+use node_agent_common::aggregate::{Histogram, SLOTS};
 use node_agent_common::sock::{Flow, state};
 use node_agent_common::tcp_listen_queue::{
-    INDEX, ListenQueue, ListenQueueKey, ListenQueueValue, MAX_LISTENERS,
+    INDEX, ListenQueue, ListenQueueKey, ListenQueueValue, MAX_LISTENERS, OPTION_HISTOGRAM, OPTIONS,
 };
 
 use super::processes::Task;
@@ -54,9 +55,20 @@ struct Listener {
 #[map]
 static LISTENERS: HashMap<u64, Listener> = HashMap::with_max_entries(MAX_LISTENERS, BPF_F_NO_PREALLOC);
 
+/// Slots that have an option on: [`OPTION_HISTOGRAM`].
+#[map]
+static LISTEN_OPTIONS: Array<u64> = Array::with_max_entries(OPTIONS, 0);
+
 /// Number of the pass, raised by the agent before each.
 #[map]
 static LISTEN_PASSES: Array<u64> = Array::with_max_entries(1, 0);
+
+/// Address of a listener to how long its queue was when segments arrived, as far as it has no row yet. Only while some
+/// session wants it.
+#[map]
+static LISTEN_LENGTHS: HashMap<u64, Histogram> = HashMap::with_max_entries(MAX_LISTENERS, BPF_F_NO_PREALLOC);
+#[map]
+static LISTEN_LENGTHS_ZEROS: Array<Histogram> = Array::with_max_entries(1, 0);
 
 /// What is added up.
 #[map]
@@ -86,6 +98,7 @@ unsafe fn enter(sk: *const u8, sock_id: u64, slots: u64) -> Option<*mut Listener
         pid: 0,
         comm: [0; 16],
     };
+    let _ = LISTEN_LENGTHS.remove(sk as u64);
     let _ = LISTENERS.insert(sk as u64, known, 0);
     let entered = LISTENERS.get_ptr_mut(sk as u64);
     if entered.is_none() {
@@ -95,12 +108,38 @@ unsafe fn enter(sk: *const u8, sock_id: u64, slots: u64) -> Option<*mut Listener
     entered
 }
 
+/// Moves what one histogram has to another.
+///
+/// # Safety
+/// Both lie in maps' values.
+#[inline(always)]
+unsafe fn hand_over(from: *mut Histogram, to: *mut Histogram) {
+    let mut slot = 0;
+    while slot < SLOTS {
+        // SAFETY: as promised; the slot is within.
+        unsafe {
+            let counted = atomic::swap(from.cast::<u64>().add(slot), 0);
+            if counted != 0 {
+                atomic::add(to.cast::<u64>().add(slot), counted);
+            }
+        }
+        slot += 1;
+    }
+}
+
+/// Forgets a listener.
+#[inline(always)]
+fn forget(sk: *const u8) {
+    let _ = LISTENERS.remove(sk as u64);
+    let _ = LISTEN_LENGTHS.remove(sk as u64);
+}
+
 /// Adds what a listener has now, for the sessions that record it.
 ///
 /// # Safety
-/// `tcp` is a typed `struct tcp_sock`, `listener` a map's value.
+/// `tcp` is the listener `sk` as a typed `struct tcp_sock`, `listener` a map's value.
 #[inline(always)]
-unsafe fn report(tcp: *const u8, listener: *mut Listener, hit: &Hit) {
+unsafe fn report(sk: *const u8, tcp: *const u8, listener: *mut Listener, hit: &Hit) {
     // SAFETY: as promised; the flow is filled in.
     unsafe {
         // A session that came since has not asked for what was before.
@@ -112,7 +151,7 @@ unsafe fn report(tcp: *const u8, listener: *mut Listener, hit: &Hit) {
         let mut flow =
             Flow { sock_id: 0, laddr: [0; 16], raddr: [0; 16], lport: 0, rport: 0, family: 0, protocol: 0 };
         sock::flow(tcp, addr_of_mut!(flow));
-        let give = |slots: u64, dropped: u64, overflows: u64| {
+        let give = |slots: u64, dropped: u64, overflows: u64, lengths: *mut Histogram| {
             if slots == 0 {
                 return;
             }
@@ -135,11 +174,15 @@ unsafe fn report(tcp: *const u8, listener: *mut Listener, hit: &Hit) {
                     (*value).syn_young = Direct::number(tcp, &ICSK_QUEUE_YOUNG);
                     atomic::add(addr_of_mut!((*value).drops), dropped);
                     atomic::add(addr_of_mut!((*value).overflows), overflows);
+                    if !lengths.is_null() {
+                        hand_over(lengths, addr_of_mut!((*value).accept_hist));
+                    }
                 },
             );
         };
-        give(owed, dropped, overflows);
-        give(hit.slots & !owed, 0, 0);
+        let none = core::ptr::null_mut();
+        give(owed, dropped, overflows, LISTEN_LENGTHS.get_ptr_mut(sk as u64).unwrap_or(none));
+        give(hit.slots & !owed, 0, 0, none);
     }
 }
 
@@ -181,7 +224,7 @@ pub unsafe extern "C" fn listen_pass(ctx: *mut u64) -> i32 {
         }
         let Some(hit) = sock::owner(sk, INDEX) else {
             if LISTENERS.get_ptr(sk as u64).is_some() {
-                let _ = LISTENERS.remove(sk as u64);
+                forget(sk);
             }
             return 0;
         };
@@ -200,7 +243,7 @@ pub unsafe extern "C" fn listen_pass(ctx: *mut u64) -> i32 {
         }
         if is_first {
             (*listener).pass = pass;
-            report(tcp, listener, &hit);
+            report(sk, tcp, listener, &hit);
         }
     }
     0
@@ -234,14 +277,15 @@ pub fn listen_change(ctx: BtfTracePointContext) -> i32 {
             if (*listener).pid == 0 && kernel::task_cgroup_id(task) == hit.cgroup_id {
                 hold(task, listener);
             }
-            report(tcp, listener, &hit);
+            report(sk, tcp, listener, &hit);
         }
-        let _ = LISTENERS.remove(sk as u64);
+        forget(sk);
     }
     0
 }
 
-/// Counts an overflow, if the queue of connections is full as the kernel reckons it.
+/// Counts an overflow, if the queue of connections is full as the kernel reckons it, and the queue's length for those that
+/// want it.
 ///
 /// # Safety
 /// `sk` is a typed pointer to a listener.
@@ -250,11 +294,29 @@ unsafe fn arrive(sk: *const u8) -> i32 {
     let Some(listener) = LISTENERS.get_ptr_mut(sk as u64) else { return 0 };
     // SAFETY: members of the type; a word of the map's value.
     unsafe {
-        if Direct::number(sk, &SK_ACK_BACKLOG) > Direct::number(sk, &SK_MAX_ACK_BACKLOG) {
+        let length = Direct::number(sk, &SK_ACK_BACKLOG);
+        if length > Direct::number(sk, &SK_MAX_ACK_BACKLOG) {
             atomic::add(addr_of_mut!((*listener).overflows), 1);
+        }
+        if (*listener).slots & LISTEN_OPTIONS.get(OPTION_HISTOGRAM).copied().unwrap_or(0) != 0 {
+            count(sk, length);
         }
     }
     0
+}
+
+#[inline(always)]
+fn count(sk: *const u8, length: u64) {
+    let key = sk as u64;
+    if LISTEN_LENGTHS.get_ptr(key).is_none() {
+        let Some(zeros) = LISTEN_LENGTHS_ZEROS.get(0) else { return };
+        // Another CPU may be first: its entry is as good.
+        let _ = LISTEN_LENGTHS.insert(key, zeros, u64::from(BPF_NOEXIST));
+    }
+    if let Some(lengths) = LISTEN_LENGTHS.get_ptr_mut(key) {
+        // SAFETY: a map's value.
+        unsafe { aggregate::count(lengths, length) };
+    }
 }
 
 /// A SYN arrives: entry of `tcp_conn_request(request_ops, af_ops, sk, skb)`.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
-//! One record per change of a target's TCP socket's state, and per reset it sends or accepts.
+//! Changes of the states of targets' TCP sockets and resets they send or accept: a record each, or counted by port.
 //!
 //! Hooks: tp_btf `inet_sock_set_state`, `tcp_send_reset`, `tcp_receive_reset` (6.1 to 7.x; `reason` of `tcp_send_reset` where the
 //! tracepoint has it); where the kernel has fentry, `tcp_time_wait`.
@@ -8,14 +8,19 @@
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::{btf_tracepoint, fentry, map};
-use aya_ebpf::maps::HashMap;
+use aya_ebpf::maps::{Array, HashMap};
 use aya_ebpf::programs::{BtfTracePointContext, FEntryContext};
 use node_agent_common::sock::state;
-use node_agent_common::tcp_states::{INDEX, Kind, MAX_SOCKETS, NO_REASON, TcpStateEvent};
+use node_agent_common::tcp_states::{
+    INDEX, Kind, MAX_ROWS, MAX_SOCKETS, NO_REASON, TcpStateCounts, TcpStateCountsKey, TcpStateCountsValue,
+    TcpStateEvent,
+};
 
+use crate::aggregate::{self, Sums};
+use crate::counters;
 use crate::kernel::constant;
 use crate::ring::{self, Hit};
-use crate::sock::{self, Direct, Read, SK_ERR, SK_PROTOCOL, SK_STATE};
+use crate::sock::{self, Direct, INET_SPORT, Read, SK_DPORT, SK_ERR, SK_PROTOCOL, SK_STATE};
 
 /// When a socket came into its state.
 #[repr(C)]
@@ -30,6 +35,15 @@ struct Since {
 /// Address of a target's socket to when it came into its state. A full map costs a column's value.
 #[map]
 static SINCE: HashMap<u64, Since> = HashMap::with_max_entries(MAX_SOCKETS, BPF_F_NO_PREALLOC);
+
+/// What is counted, for sessions that want no rows of each.
+#[map]
+static TCP_STATE_COUNTS: HashMap<TcpStateCountsKey, TcpStateCountsValue> =
+    HashMap::with_max_entries(MAX_ROWS, BPF_F_NO_PREALLOC);
+#[map]
+static TCP_STATE_COUNTS_ZEROS: Array<TcpStateCountsValue> = Array::with_max_entries(1, 0);
+
+const SUMS: Sums<TcpStateCounts> = Sums { entries: &TCP_STATE_COUNTS, zeros: &TCP_STATE_COUNTS_ZEROS };
 
 /// Not 0 where `tcp_send_reset` says why.
 #[unsafe(no_mangle)]
@@ -51,6 +65,16 @@ struct Change {
 /// `tcp` is a typed `struct tcp_sock`.
 #[inline(always)]
 unsafe fn send(tcp: *const u8, hit: &Hit, ts_ns: u64, change: Change) {
+    let each = counters::each(INDEX);
+    let (single, counted) = (hit.slots & each, hit.slots & !each);
+    if counted != 0 {
+        // SAFETY: as promised.
+        unsafe { count(tcp, &Hit { slots: counted, ..*hit }, change) };
+    }
+    if single == 0 {
+        return;
+    }
+    let hit = &Hit { slots: single, ..*hit };
     ring::emit_at::<TcpStateEvent>(hit, ts_ns, |record| {
         // SAFETY: the record is ours, the socket as promised.
         unsafe {
@@ -65,6 +89,36 @@ unsafe fn send(tcp: *const u8, hit: &Hit, ts_ns: u64, change: Change) {
             (*record).reserved = 0;
         }
     });
+}
+
+/// # Safety
+/// `tcp` is a typed `struct tcp_sock`.
+#[inline(always)]
+unsafe fn count(tcp: *const u8, hit: &Hit, change: Change) {
+    // SAFETY: as promised; ports are in network order in the kernel.
+    let (local, remote) = unsafe {
+        let port = |place| u16::from_be(Direct::number(tcp, place) as u16);
+        (port(&INET_SPORT), port(&SK_DPORT))
+    };
+    // Ports of clients are many: what is counted goes by the server's. Who begins to connect has no own port yet.
+    let is_remote = remote != 0 && (local == 0 || remote < local);
+    aggregate::add(
+        &SUMS,
+        hit,
+        |key: *mut TcpStateCountsKey| {
+            // SAFETY: the key is ours.
+            unsafe {
+                (*key).what = change.kind as u32;
+                (*key).old = change.old;
+                (*key).new = change.new;
+                (*key).reset_reason_raw = change.reason;
+                (*key).lport = if is_remote { 0 } else { local };
+                (*key).rport = if is_remote { remote } else { 0 };
+                (*key).reserved = 0;
+            }
+        },
+        |_| {},
+    );
 }
 
 /// Since when the socket is in `state`; 0 where nobody saw it come.

@@ -37,6 +37,26 @@ pub fn set(row: &mut Row<'_>, flow: &Flow) -> Result<(), DecodeError> {
     Ok(())
 }
 
+/// Sets the flow columns of a packet: those that it has.
+///
+/// # Errors
+/// When the family is none that IP has.
+pub fn set_packet(row: &mut Row<'_>, packet: &Flow) -> Result<(), DecodeError> {
+    if packet.family == 0 {
+        return Ok(());
+    }
+    let first = row.flow();
+    set(row, packet)?;
+    for (name, value) in
+        [("lport", packet.lport.into()), ("rport", packet.rport.into()), ("sock_id", packet.sock_id)]
+    {
+        if value == 0 {
+            row.unset(first + position(&FLOW_COLUMNS, name));
+        }
+    }
+    Ok(())
+}
+
 /// Sets those of the two ports that are not 0, where a row stands for several connections.
 pub fn set_ports(row: &mut Row<'_>, flow: &Flow) {
     for (name, port) in [("lport", flow.lport), ("rport", flow.rport)] {

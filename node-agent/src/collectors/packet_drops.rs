@@ -1,19 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `packetDrops`: packets of the targets that the kernel dropped.
 //!
-//! In: entries of [`PacketDrops`]. Out: rows of `packet_drops`. Reasons have the running kernel's own names, since their
+//! In: entries of [`PacketDrops`], and [`PacketDropEvent`] records for sessions with the parameter `events`. Out: rows of `packet_drops`. Reasons have the running kernel's own names, since their
 //! numbers change from kernel to kernel; places have the names that the kernel wrote for the programs.
 
 use std::collections::HashMap;
 
 use node_agent_common::event::{Event, Header, until_nul};
 use node_agent_common::fields::{Field, NETNS_FIELDS};
-use node_agent_common::packet_drops::{COLLECTOR, ETHERTYPE_NUMBERS, ETHERTYPES, LOCATION, PacketDrops, at};
+use node_agent_common::packet_drops::{
+    COLLECTOR, ETHERTYPE_NUMBERS, ETHERTYPES, INDEX, LOCATION, PacketDropEvent, PacketDrops, at,
+};
 use node_agent_common::skb::SKB_FIELDS;
 use node_agent_common::sock::{SOCK_FIELDS, TCP_FIELDS, state};
 use node_agent_common::table::CollectorInfo;
 
-use super::{Collector, DecodeError, Decoder, Hook, Values, Verdict, flow, netns};
+use super::{Collector, DecodeError, Decoder, Hook, Values, Verdict, flow, netns, record};
 use crate::kernel::btf::{Btf, BtfError};
 use crate::kernel::load::{Kernel, KernelError};
 use crate::kernel::names::Names;
@@ -100,6 +102,10 @@ impl Collector for PacketDropsCollector {
         Ok(constants)
     }
 
+    fn records(&self) -> &'static [(u16, u32)] {
+        const { &[record::<PacketDropEvent>()] }
+    }
+
     fn aggregations(&self) -> &'static [Aggregation] {
         const { &[Aggregation::of::<PacketDrops>("PACKET_DROPS")] }
     }
@@ -113,7 +119,8 @@ impl Collector for PacketDropsCollector {
         })
     }
 
-    fn open(&self, kernel: &mut Kernel, _slot: u32, _values: &Values) -> Result<(), KernelError> {
+    fn open(&self, kernel: &mut Kernel, slot: u32, values: &Values) -> Result<(), KernelError> {
+        kernel.set_each(INDEX, slot, values.bool("events"))?;
         netns::open(kernel)
     }
 
@@ -139,9 +146,41 @@ struct DropDecoder {
     locations: HashMap<u64, String>,
 }
 
+/// What rows of both kinds have.
+struct Dropped {
+    location_raw: u64,
+    reason_raw: u32,
+    state_raw: u32,
+    ethertype_raw: u32,
+    ip_proto_raw: u32,
+    segments: u64,
+    bytes: u64,
+}
+
+macro_rules! dropped {
+    ($from:ident) => {
+        Dropped {
+            location_raw: $from.location_raw,
+            reason_raw: $from.reason_raw,
+            state_raw: $from.state_raw,
+            ethertype_raw: $from.ethertype_raw,
+            ip_proto_raw: $from.ip_proto_raw,
+            segments: $from.segments.into(),
+            bytes: $from.bytes.into(),
+        }
+    };
+}
+
 impl Decoder for DropDecoder {
-    fn decode(&mut self, _header: &Header, raw: &[u8], row: &mut Row<'_>) -> Result<Verdict, DecodeError> {
-        let drops = PacketDrops::read(raw).ok_or(DecodeError::Length)?;
+    fn decode(&mut self, header: &Header, raw: &[u8], row: &mut Row<'_>) -> Result<Verdict, DecodeError> {
+        let drops = if header.tag == PacketDropEvent::TAG {
+            let event = PacketDropEvent::read(raw).ok_or(DecodeError::Length)?;
+            flow::set_packet(row, &event.flow)?;
+            dropped!(event)
+        } else {
+            let sums = PacketDrops::read(raw).ok_or(DecodeError::Length)?;
+            dropped!(sums)
+        };
         let location = self.locations.get(&drops.location_raw).map(String::as_str);
         let reason = self.reasons.get(drops.reason_raw.into()).unwrap_or_default();
         let class = class(reason, location.unwrap_or_default());

@@ -7,9 +7,7 @@
 
 use node_agent_common::event::{Event, Header};
 use node_agent_common::fields::{Field, TASK_FIELDS};
-use node_agent_common::page_faults::{
-    COLLECTOR, OPTION_EVENTS, PageFaultEvent, PageFaults, REGS_FIELDS, at, cause,
-};
+use node_agent_common::page_faults::{COLLECTOR, INDEX, PageFaultEvent, PageFaults, REGS_FIELDS, at, cause};
 use node_agent_common::table::CollectorInfo;
 
 use super::{Collector, DecodeError, Decoder, Hook, Values, Verdict, record};
@@ -61,7 +59,7 @@ impl Collector for PageFaultsCollector {
     }
 
     fn open(&self, kernel: &mut Kernel, slot: u32, values: &Values) -> Result<(), KernelError> {
-        kernel.set_bit("PAGE_FAULT_OPTIONS", OPTION_EVENTS, slot, values.bool("events"))
+        kernel.set_each(INDEX, slot, values.bool("events"))
     }
 
     fn join(&self, kernel: &mut Kernel, _slot: u32, _cgroups: &[u64]) -> Result<(), KernelError> {
@@ -70,10 +68,6 @@ impl Collector for PageFaultsCollector {
 
     fn sample(&self, kernel: &mut Kernel) -> Result<(), KernelError> {
         kernel.iterate(PASS).map(drop)
-    }
-
-    fn close(&self, kernel: &mut Kernel, slot: u32) -> Result<(), KernelError> {
-        kernel.set_bit("PAGE_FAULT_OPTIONS", OPTION_EVENTS, slot, false)
     }
 }
 

@@ -8,7 +8,7 @@ use node_agent_common::fields::{Field, TASK_FIELDS};
 use node_agent_common::skb::SKB_FIELDS;
 use node_agent_common::sock::{SOCK_FIELDS, TCP_FIELDS};
 use node_agent_common::table::CollectorInfo;
-use node_agent_common::tcp_listen_queue::{COLLECTOR, LISTEN_FIELDS, ListenQueue, at};
+use node_agent_common::tcp_listen_queue::{COLLECTOR, LISTEN_FIELDS, ListenQueue, OPTION_HISTOGRAM, at};
 
 use super::{Attach, Collector, DecodeError, Decoder, Hook, Ports, Role, Values, Verdict, flow};
 use crate::kernel::btf::{Btf, BtfError};
@@ -54,7 +54,7 @@ impl Collector for TcpListenQueue {
     }
 
     fn state(&self) -> &'static [&'static str] {
-        &["LISTENERS"]
+        &["LISTENERS", "LISTEN_LENGTHS"]
     }
 
     fn aggregations(&self) -> &'static [Aggregation] {
@@ -62,7 +62,12 @@ impl Collector for TcpListenQueue {
     }
 
     fn decoder(&self, values: &Values) -> Box<dyn Decoder> {
-        Box::new(ListenDecoder { ports: values.ports("ports"), sees_overflows: false })
+        let (ports, histogram) = (values.ports("ports"), values.bool("histogram"));
+        Box::new(ListenDecoder { ports, histogram, sees_arrivals: false })
+    }
+
+    fn open(&self, kernel: &mut Kernel, slot: u32, values: &Values) -> Result<(), KernelError> {
+        kernel.set_bit("LISTEN_OPTIONS", OPTION_HISTOGRAM, slot, values.bool("histogram"))
     }
 
     fn join(&self, kernel: &mut Kernel, _slot: u32, _cgroups: &[u64]) -> Result<(), KernelError> {
@@ -75,7 +80,7 @@ impl Collector for TcpListenQueue {
 
     fn refresh(&self, kernel: &mut Kernel, decoder: &mut dyn Decoder) -> Result<(), KernelError> {
         if FULL.iter().all(|hook| kernel.is_attached(hook)) {
-            decoder.learn(0, "overflows");
+            decoder.learn(0, "arrivals");
         }
         Ok(())
     }
@@ -83,7 +88,8 @@ impl Collector for TcpListenQueue {
 
 struct ListenDecoder {
     ports: Ports,
-    sees_overflows: bool,
+    histogram: bool,
+    sees_arrivals: bool,
 }
 
 impl Decoder for ListenDecoder {
@@ -103,13 +109,16 @@ impl Decoder for ListenDecoder {
         row.uint(at::syn_len, queue.syn_len);
         row.uint(at::syn_young, queue.syn_young);
         row.uint(at::drops, queue.drops);
-        if self.sees_overflows {
+        if self.sees_arrivals {
             row.uint(at::overflows, queue.overflows);
+            if self.histogram {
+                row.histogram(at::accept_hist, &queue.accept_hist);
+            }
         }
         Ok(Verdict::Row)
     }
 
     fn learn(&mut self, _id: u64, _name: &str) {
-        self.sees_overflows = true;
+        self.sees_arrivals = true;
     }
 }

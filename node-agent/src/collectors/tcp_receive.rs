@@ -9,7 +9,7 @@ use node_agent_common::fields::{Field, NETNS_FIELDS};
 use node_agent_common::skb::SKB_FIELDS;
 use node_agent_common::sock::{SOCK_FIELDS, TCP_FIELDS};
 use node_agent_common::table::CollectorInfo;
-use node_agent_common::tcp_receive::{COLLECTOR, OPTION_BY_PORT, OPTION_FULL, Outcome, Receive, at};
+use node_agent_common::tcp_receive::{COLLECTOR, HOOKS, OPTION_BY_PORT, OPTION_FULL, Outcome, Receive, at};
 
 use super::{Attach, Collector, DecodeError, Decoder, Hook, Role, Values, Verdict, flow, netns, word};
 use crate::kernel::btf::{Btf, BtfError};
@@ -99,8 +99,14 @@ impl Collector for TcpReceive {
     }
 
     fn open(&self, kernel: &mut Kernel, slot: u32, values: &Values) -> Result<(), KernelError> {
-        netns::open(kernel)?;
         let full = u64::from(kernel.is_attached(&FULL[0]));
+        if full == 0 && values.choice("hooks") == HOOKS[1] {
+            return Err(KernelError::Unsupported(
+                "the session asks for hooks=full, and this kernel gives no fentry on TCP's functions"
+                    .to_owned(),
+            ));
+        }
+        netns::open(kernel)?;
         let failed = |source| KernelError::Map { map: OPTIONS, source };
         kernel.array::<u64>(OPTIONS)?.set(OPTION_FULL, full, 0).map_err(failed)?;
         kernel.set_bit(OPTIONS, OPTION_BY_PORT, slot, values.bool("byPort"))

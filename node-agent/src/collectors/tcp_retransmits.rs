@@ -1,19 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `tcpRetransmits`: what the targets' TCP sockets sent again, and why.
 //!
-//! In: [`TcpRetransmitEvent`] records. Out: rows of `tcp_retransmits`.
+//! In: [`TcpRetransmitEvent`] records, or entries of [`TcpRetransmitSums`]. Out: rows of `tcp_retransmits`.
 
 use node_agent_common::event::{Event, Header};
 use node_agent_common::fields::Field;
 use node_agent_common::skb::SKB_FIELDS;
-use node_agent_common::sock::{SOCK_FIELDS, TCP_FIELDS, state};
+use node_agent_common::sock::{Flow, SOCK_FIELDS, TCP_FIELDS, state};
 use node_agent_common::table::CollectorInfo;
-use node_agent_common::tcp_retransmits::{COLLECTOR, Kind, TcpRetransmitEvent, at};
+use node_agent_common::tcp_retransmits::{COLLECTOR, INDEX, Kind, TcpRetransmitEvent, TcpRetransmitSums, at};
 
 use super::{Collector, DecodeError, Decoder, Hook, Ports, Values, Verdict, flow, record, word};
 use crate::kernel::btf::{Btf, BtfError};
 use crate::kernel::clock;
+use crate::kernel::load::{Kernel, KernelError};
 use crate::pipeline::batch::Row;
+use crate::pipeline::window::Aggregation;
 
 /// The collector.
 pub struct TcpRetransmits;
@@ -47,6 +49,14 @@ impl Collector for TcpRetransmits {
         const { &[record::<TcpRetransmitEvent>()] }
     }
 
+    fn aggregations(&self) -> &'static [Aggregation] {
+        const { &[Aggregation::of::<TcpRetransmitSums>("TCP_RETRANSMIT_SUMS")] }
+    }
+
+    fn open(&self, kernel: &mut Kernel, slot: u32, values: &Values) -> Result<(), KernelError> {
+        kernel.set_each(INDEX, slot, !values.bool("perFlowAggregate"))
+    }
+
     fn decoder(&self, values: &Values) -> Box<dyn Decoder> {
         Box::new(RetransmitDecoder {
             kinds: values.words("kinds").to_vec(),
@@ -62,15 +72,29 @@ struct RetransmitDecoder {
     tick_ns: u64,
 }
 
-impl Decoder for RetransmitDecoder {
-    fn decode(&mut self, _header: &Header, raw: &[u8], row: &mut Row<'_>) -> Result<Verdict, DecodeError> {
-        let event = TcpRetransmitEvent::read(raw).ok_or(DecodeError::Length)?;
-        let kind = word(Kind::NAMES, event.what, "what")?;
-        if !(self.kinds.is_empty() || self.kinds.contains(&kind)) || !self.ports.want(&event.flow) {
+impl RetransmitDecoder {
+    /// Sets the columns that rows of both kinds have, if the session wants it.
+    fn set(&self, flow: &Flow, what: u32, row: &mut Row<'_>) -> Result<Verdict, DecodeError> {
+        let kind = word(Kind::NAMES, what, "what")?;
+        if !(self.kinds.is_empty() || self.kinds.contains(&kind)) || !self.ports.want(flow) {
             return Ok(Verdict::Filtered);
         }
-        flow::set(row, &event.flow)?;
+        flow::set(row, flow)?;
         row.text(at::kind, kind);
+        Ok(Verdict::Row)
+    }
+}
+
+impl Decoder for RetransmitDecoder {
+    fn decode(&mut self, header: &Header, raw: &[u8], row: &mut Row<'_>) -> Result<Verdict, DecodeError> {
+        if header.tag == TcpRetransmitSums::TAG {
+            let sums = TcpRetransmitSums::read(raw).ok_or(DecodeError::Length)?;
+            row.uint(at::segments, sums.segments);
+            row.uint(at::bytes, sums.bytes);
+            row.int(at::err, sums.err.into());
+            return self.set(&sums.flow, sums.what, row);
+        }
+        let event = TcpRetransmitEvent::read(raw).ok_or(DecodeError::Length)?;
         row.text(at::state, state::name(event.state_raw).ok_or(DecodeError::Value("state"))?);
         row.int(at::segments, event.segments.into());
         row.int(at::bytes, event.bytes.into());
@@ -85,6 +109,6 @@ impl Decoder for RetransmitDecoder {
         row.int(at::snd_cwnd, event.snd_cwnd.into());
         row.int(at::packets_out, event.packets_out.into());
         row.int(at::total_retrans, event.total_retrans.into());
-        Ok(Verdict::Row)
+        self.set(&event.flow, event.what, row)
     }
 }

@@ -1,20 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `tcpStates`: changes of state of the targets' TCP sockets, and their resets.
 //!
-//! In: [`TcpStateEvent`] records. Out: rows of `tcp_states`. Reasons of resets have the running kernel's own names.
+//! In: [`TcpStateEvent`] records, or entries of [`TcpStateCounts`]. Out: rows of `tcp_states`. Reasons of resets have the running kernel's own names.
 
 use node_agent_common::event::{Event, Header};
 use node_agent_common::fields::Field;
-use node_agent_common::sock::{SOCK_FIELDS, TCP_FIELDS, state};
+use node_agent_common::sock::{Flow, SOCK_FIELDS, TCP_FIELDS, state};
 use node_agent_common::table::CollectorInfo;
-use node_agent_common::tcp_states::{COLLECTOR, Kind, NO_REASON, TcpStateEvent, at};
+use node_agent_common::tcp_states::{
+    COLLECTOR, INDEX, Kind, MODES, NO_REASON, TcpStateCounts, TcpStateEvent, at,
+};
 
 use super::{
     Attach, Collector, DecodeError, Decoder, Hook, Ports, Role, Values, Verdict, flow, record, word,
 };
 use crate::kernel::btf::{Btf, BtfError};
+use crate::kernel::load::{Kernel, KernelError};
 use crate::kernel::names::Names;
 use crate::pipeline::batch::Row;
+use crate::pipeline::window::Aggregation;
 
 /// The collector.
 pub struct TcpStates;
@@ -61,6 +65,14 @@ impl Collector for TcpStates {
         &["SINCE"]
     }
 
+    fn aggregations(&self) -> &'static [Aggregation] {
+        const { &[Aggregation::of::<TcpStateCounts>("TCP_STATE_COUNTS")] }
+    }
+
+    fn open(&self, kernel: &mut Kernel, slot: u32, values: &Values) -> Result<(), KernelError> {
+        kernel.set_each(INDEX, slot, values.choice("mode") == MODES[0])
+    }
+
     fn decoder(&self, values: &Values) -> Box<dyn Decoder> {
         Box::new(StateDecoder {
             kinds: values.words("kinds").to_vec(),
@@ -78,15 +90,24 @@ struct StateDecoder {
     reasons: Names,
 }
 
-impl Decoder for StateDecoder {
-    fn decode(&mut self, header: &Header, raw: &[u8], row: &mut Row<'_>) -> Result<Verdict, DecodeError> {
-        let event = TcpStateEvent::read(raw).ok_or(DecodeError::Length)?;
-        let kind = word(Kind::NAMES, event.what, "what")?;
-        if !(self.kinds.is_empty() || self.kinds.contains(&kind)) || !self.ports.want(&event.flow) {
+/// What rows of both kinds have.
+struct Change {
+    flow: Flow,
+    what: u32,
+    old: u32,
+    new: u32,
+    reason: u32,
+}
+
+impl StateDecoder {
+    /// Sets the columns of the change, if the session wants it.
+    fn set(&self, change: &Change, row: &mut Row<'_>) -> Result<Verdict, DecodeError> {
+        let kind = word(Kind::NAMES, change.what, "what")?;
+        if !(self.kinds.is_empty() || self.kinds.contains(&kind)) || !self.ports.want(&change.flow) {
             return Ok(Verdict::Filtered);
         }
-        let old = state::name(event.old).ok_or(DecodeError::Value("old"))?;
-        let new = match event.new {
+        let old = state::name(change.old).ok_or(DecodeError::Value("old"))?;
+        let new = match change.new {
             0 => None,
             new => Some(state::name(new).ok_or(DecodeError::Value("new"))?),
         };
@@ -94,19 +115,34 @@ impl Decoder for StateDecoder {
         if !(self.states.is_empty() || is_wanted(old) || new.is_some_and(is_wanted)) {
             return Ok(Verdict::Filtered);
         }
-        flow::set(row, &event.flow)?;
         row.text(at::kind, kind);
         row.text(at::old_state, old);
         if let Some(new) = new {
             row.text(at::new_state, new);
         }
+        if change.reason != NO_REASON {
+            self.reasons.set(row, at::reset_reason, change.reason.into());
+        }
+        Ok(Verdict::Row)
+    }
+}
+
+impl Decoder for StateDecoder {
+    fn decode(&mut self, header: &Header, raw: &[u8], row: &mut Row<'_>) -> Result<Verdict, DecodeError> {
+        if header.tag == TcpStateCounts::TAG {
+            let counts = TcpStateCounts::read(raw).ok_or(DecodeError::Length)?;
+            let flow = Flow { lport: counts.lport, rport: counts.rport, ..Flow::default() };
+            let (what, old, new, reason) = (counts.what, counts.old, counts.new, counts.reset_reason_raw);
+            flow::set_ports(row, &flow);
+            return self.set(&Change { flow, what, old, new, reason }, row);
+        }
+        let event = TcpStateEvent::read(raw).ok_or(DecodeError::Length)?;
+        let TcpStateEvent { flow, what, old, new, reset_reason_raw: reason, .. } = event;
+        flow::set(row, &flow)?;
         if event.since_ns != 0 {
             row.uint(at::in_state_ns, header.ts_ns.saturating_sub(event.since_ns));
         }
-        if event.reset_reason_raw != NO_REASON {
-            self.reasons.set(row, at::reset_reason, event.reset_reason_raw.into());
-        }
         row.int(at::error, event.error.into());
-        Ok(Verdict::Row)
+        self.set(&Change { flow, what, old, new, reason }, row)
     }
 }

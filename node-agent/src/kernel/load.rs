@@ -248,6 +248,14 @@ impl Kernel {
         array.set(index, word, 0).map_err(|source| KernelError::Map { map, source })
     }
 
+    /// Says whether a slot's session wants each event of a table by itself, rather than sums.
+    ///
+    /// # Errors
+    /// As [`set_bit`](Self::set_bit).
+    pub fn set_each(&mut self, table: u32, slot: u32, each: bool) -> Result<(), KernelError> {
+        self.set_bit("EACH", table, slot, each)
+    }
+
     /// Loads and attaches what the collector needs, unless another session has had that done.
     ///
     /// # Errors

@@ -86,3 +86,29 @@ fn every_collector_does_here_what_the_table_says() {
     }
     crate::verifier::check(&environment, &before);
 }
+
+#[test]
+fn a_session_that_insists_on_hooks_is_told_where_the_kernel_has_them_not() {
+    let environment = std::env::var("TRACELAKE_ENVIRONMENT").expect("names this machine");
+    let (sender, _out) = sync_channel(1);
+    let mut engine = Engine::start(EngineConfig::default(), sender).expect("the engine starts");
+    let collector = CollectorSpec {
+        name: "tcpReceive".to_owned(),
+        params: [("hooks".to_owned(), "full".to_owned())].into(),
+        ..CollectorSpec::default()
+    };
+    let outcomes = engine.open(SessionSpec {
+        uid: "full".into(),
+        collectors: vec![collector],
+        containers: Vec::new(),
+        rollover_interval: Duration::from_secs(1),
+        rollover_bytes: 1 << 20,
+    });
+    let [outcome] = outcomes.expect("the session opens").try_into().expect("of one collector");
+    if environment.starts_with("vm-") {
+        assert_eq!(outcome.state, CollectorState::Running, "Debian's kernels have fentry");
+    } else {
+        let CollectorState::Unsupported { reason, message } = outcome.state else { panic!("it runs") };
+        assert!(reason == "MissingInKernel" && message.contains("hooks=full"), "{reason}: {message}");
+    }
+}

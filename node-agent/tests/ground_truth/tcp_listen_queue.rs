@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tracelake_node_agent::engine::CollectorSpec;
 
-use crate::support::{Burst, Recording, TestCgroup, answer, number};
+use crate::support::{Burst, Recording, Row, TestCgroup, answer, number};
 use crate::tcp_connections::own_network;
 
 /// The argument of listen; the kernel lets one more wait.
@@ -34,6 +34,7 @@ fn a_full_queue_shows_its_length_and_what_it_dropped() {
         let spec = CollectorSpec {
             name: "tcpListenQueue".into(),
             interval: Duration::from_millis(200),
+            params: [("histogram".to_owned(), "true".to_owned())].into(),
             ..CollectorSpec::default()
         };
         let mut burst = Burst::start("listen", &cgroup.path);
@@ -57,6 +58,9 @@ fn a_full_queue_shows_its_length_and_what_it_dropped() {
         if environment.starts_with("vm-") {
             // Debian's kernels have fentry.
             assert_eq!((sum(late, "overflows"), sum(early, "overflows")), (TOO_MANY as i64, 0));
+            // Two segments of each connection that found none or one waiting; all others found two.
+            assert_eq!(lengths(&rows, late), [2 * (BACKLOG as i64 + 1), TOO_MANY as i64]);
+            assert!(lengths(&rows, early).is_empty(), "what arrived before the session: {rows:?}");
         }
         let last = rows.iter().rfind(|row| number(row, "lport") == late).expect("a row of the listener");
         assert_eq!((number(last, "accept_len"), number(last, "accept_max")), (2, i64::from(BACKLOG)));
@@ -71,6 +75,19 @@ fn a_full_queue_shows_its_length_and_what_it_dropped() {
         );
     });
     test.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
+/// The sum of a listener's histograms.
+fn lengths(rows: &[Row], port: i64) -> Vec<i64> {
+    let mut sums: Vec<i64> = Vec::new();
+    for row in rows.iter().filter(|row| number(row, "lport") == port) {
+        let slots = row["accept_hist"].split_whitespace().map(|slot| slot.parse::<i64>().expect("a number"));
+        for (index, slot) in slots.enumerate() {
+            sums.resize(sums.len().max(index + 1), 0);
+            sums[index] += slot;
+        }
+    }
+    sums
 }
 
 /// Begins to connect and does not wait for it.

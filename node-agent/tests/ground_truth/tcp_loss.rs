@@ -24,7 +24,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Runs the program once under a session of one collector; its rows, and what the program says: retransmissions of the
 /// client, packets that the server's filter dropped.
 fn run(collector: &str) -> (Vec<Row>, TestCgroup, [i64; 2], Snmp) {
-    run_as(collector, Processes::Own)
+    run_as(collector, &[], Processes::Own)
+}
+
+fn run_with(collector: &str, param: (&'static str, &'static str)) -> (Vec<Row>, TestCgroup, [i64; 2], Snmp) {
+    run_as(collector, &[param], Processes::Own)
 }
 
 /// Whether the workload lives in a namespace of process ids of its own, as containers do.
@@ -34,14 +38,20 @@ enum Processes {
     OfNode,
 }
 
-fn run_as(collector: &str, processes: Processes) -> (Vec<Row>, TestCgroup, [i64; 2], Snmp) {
+fn run_as(
+    collector: &str,
+    params: &[(&'static str, &'static str)],
+    processes: Processes,
+) -> (Vec<Row>, TestCgroup, [i64; 2], Snmp) {
     // On a thread of its own, which takes its namespace with it.
     let collector = collector.to_owned();
+    let params = params.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     let test = std::thread::spawn(move || {
         own_network();
         let cgroup = TestCgroup::new();
         let spec = CollectorSpec {
             name: collector,
+            params,
             interval: Duration::from_millis(500),
             ..CollectorSpec::default()
         };
@@ -81,6 +91,25 @@ fn retransmitted_segments_are_those_that_the_kernel_counts() {
 }
 
 #[test]
+fn retransmissions_of_a_connection_are_added_up_when_asked_for() {
+    let (rows, cgroup, [retransmitted, _], delta) = run_with("tcpRetransmits", ("perFlowAggregate", "true"));
+    let sum = |column: &str| rows.iter().map(|row| number(row, column)).sum::<i64>();
+    assert_eq!((sum("segments"), sum("segments").cast_unsigned()), (retransmitted, delta.retransmitted));
+    assert_eq!((sum("weight"), sum("bytes")), (retransmitted, retransmitted), "one byte in each packet");
+    for row in &rows {
+        assert_eq!(number(row, "cgroup_id"), cgroup.id().cast_signed());
+        assert_eq!((row["laddr"].as_str(), number(row, "err")), ("127.0.0.1", 0));
+        assert!(number(row, "window_ns") > 0 && number(row, "sock_id") > 0, "{row:?}");
+        assert!(!row.contains_key("seq") && !row.contains_key("state"), "of one packet: {row:?}");
+    }
+    let mut keys: Vec<_> = rows.iter().map(|row| (&row["ts_ns"], &row["kind"])).collect();
+    let all = keys.len();
+    keys.sort_unstable();
+    keys.dedup();
+    assert_eq!(keys.len(), all, "one row per window, connection and kind: {rows:?}");
+}
+
+#[test]
 fn drops_have_their_reason_and_their_owner() {
     let (rows, cgroup, [_, dropped], _) = run("packetDrops");
     let mut packets: BTreeMap<(&str, &str), i64> = BTreeMap::new();
@@ -100,8 +129,30 @@ fn drops_have_their_reason_and_their_owner() {
 }
 
 #[test]
+fn each_drop_has_a_row_with_both_its_ends_when_asked_for() {
+    let (rows, cgroup, [_, dropped], _) = run_with("packetDrops", ("events", "true"));
+    let of = |reason: &str| rows.iter().filter(|row| row["reason"] == reason).collect::<Vec<_>>();
+    let (filtered, refused) = (of("SOCKET_FILTER"), of("NO_SOCKET"));
+    assert_eq!((filtered.len() as i64, refused.len()), (dropped, REFUSED), "{rows:?}");
+    for row in filtered.iter().chain(&refused) {
+        assert_eq!(number(row, "cgroup_id"), cgroup.id().cast_signed());
+        assert_eq!((number(row, "weight"), number(row, "family"), number(row, "protocol")), (1, 2, 6));
+        assert_eq!((row["laddr"].as_str(), row["raddr"].as_str()), ("127.0.0.1", "127.0.0.1"));
+        assert!(!row.contains_key("window_ns") && number(row, "rport") > 1, "{row:?}");
+    }
+    assert!(
+        refused.iter().all(|row| number(row, "lport") == 1 && !row.contains_key("sock_id")),
+        "{refused:?}"
+    );
+    // All of one connection, whose server has one port.
+    let mut ports: Vec<_> = filtered.iter().map(|row| (number(row, "lport"), number(row, "rport"))).collect();
+    ports.dedup();
+    assert_eq!(ports.len(), 1, "{filtered:?}");
+}
+
+#[test]
 fn a_network_that_a_process_of_the_node_enters_is_not_its_own() {
-    let (rows, _, [_, dropped], _) = run_as("packetDrops", Processes::OfNode);
+    let (rows, _, [_, dropped], _) = run_as("packetDrops", &[], Processes::OfNode);
     let of = |reason: &str| -> i64 {
         rows.iter().filter(|row| row["reason"] == reason).map(|row| number(row, "weight")).sum()
     };
@@ -147,19 +198,26 @@ fn every_received_packet_has_one_outcome() {
     }
 }
 
-#[test]
-fn every_change_of_state_has_a_row() {
-    let (rows, cgroup, _, _) = run("tcpStates");
-    let word = |row: &Row, column: &str| row.get(column).cloned().unwrap_or_default();
+fn word(row: &Row, column: &str) -> String {
+    row.get(column).cloned().unwrap_or_default()
+}
+
+/// How often each change happened to the sockets of the cgroup.
+fn changes(rows: &[Row], cgroup: &TestCgroup) -> BTreeMap<String, usize> {
     let mut found: BTreeMap<String, usize> = BTreeMap::new();
-    for row in &rows {
+    for row in rows {
         assert_eq!(number(row, "cgroup_id"), cgroup.id().cast_signed());
         let what = match row["kind"].as_str() {
             "transition" => format!("{} {}", word(row, "old_state"), word(row, "new_state")),
             kind => format!("{kind} {}", word(row, "old_state")),
         };
-        *found.entry(what).or_default() += 1;
+        *found.entry(what).or_default() += number(row, "weight") as usize;
     }
+    found
+}
+
+/// What the program's sockets go through.
+fn expected_changes() -> BTreeMap<String, usize> {
     // Two connections: one that the client ends by a FIN, one that it ends by a reset.
     let mut expected: BTreeMap<String, usize> = [
         ("CLOSE LISTEN", 1),
@@ -190,7 +248,27 @@ fn every_change_of_state_has_a_row() {
         // Debian's kernels have fentry.
         expected.insert("time_wait FIN_WAIT2".to_owned(), 1);
     }
-    assert_eq!(found, expected);
+    expected
+}
+
+#[test]
+fn changes_of_state_are_counted_by_port_when_asked_for() {
+    let (rows, cgroup, _, _) = run_with("tcpStates", ("mode", "aggregate"));
+    assert_eq!(changes(&rows, &cgroup), expected_changes());
+    for row in &rows {
+        assert!(number(row, "window_ns") > 0 && !row.contains_key("sock_id"), "{row:?}");
+        assert_ne!(row.contains_key("lport"), row.contains_key("rport"), "the lower port: {row:?}");
+    }
+    let refused = rows.iter().filter(|row| row.get("rport").is_some_and(|port| port == "1"));
+    let refused: i64 = refused.map(|row| number(row, "weight")).sum();
+    assert_eq!(refused, 3 * REFUSED as i64, "begun, reset, ended");
+}
+
+#[test]
+fn every_change_of_state_has_a_row() {
+    let (rows, cgroup, _, _) = run("tcpStates");
+    assert_eq!(changes(&rows, &cgroup), expected_changes());
+    assert!(rows.iter().all(|row| number(row, "weight") == 1));
     let stayed = |old: &str, new: &str| {
         let row = rows.iter().find(|row| word(row, "old_state") == old && word(row, "new_state") == new);
         row.expect("checked above").get("in_state_ns").map(|ns| ns.parse::<i64>().expect("a number"))

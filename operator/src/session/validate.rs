@@ -172,9 +172,9 @@ mod tests {
     #[test]
     fn what_does_not_apply_to_a_collector_is_rejected() {
         check(
-            "{target: {podSelector: {}}, duration: 1m, collectors: [{name: tcpStates, interval: 5s}]}",
+            "{target: {podSelector: {}}, duration: 1m, collectors: [{name: processes, interval: 5s}]}",
             &expect![
-                "InvalidParameter: collector tcpStates writes a row per event: interval does not apply to it"
+                "InvalidParameter: collector processes writes a row per event: interval does not apply to it"
             ],
         );
         check(

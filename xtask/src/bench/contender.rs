@@ -165,7 +165,7 @@ impl Bench {
         let mut child = command.stdout(Stdio::piped()).spawn().context("starting tracelake")?;
         let mut line = String::new();
         BufReader::new(child.stdout.take().context("a pipe")?).read_line(&mut line)?;
-        let (status, usage) = process::wait(&child)?;
+        let (status, usage) = process::wait(child)?;
         ensure!(status.success(), "tracelake record ended with {status}");
         let did: Outcome =
             serde_json::from_str(&line).with_context(|| format!("the load printed {line:?}"))?;
@@ -222,7 +222,7 @@ impl Bench {
         let recorder = command.stdout(File::create(&output)?).stderr(File::create(&errors)?).spawn()?;
         let ran = self.beside(&recorder, &mut loader, &output);
         terminate(&recorder)?;
-        let (status, usage) = process::wait(&recorder)?;
+        let (status, usage) = process::wait(recorder)?;
         if ran.is_err() {
             _ = loader.kill();
         }

@@ -170,7 +170,7 @@ impl Recording {
     fn end(self) -> Result<process::Usage> {
         use rustix::process::{Pid, Signal, kill_process};
         kill_process(Pid::from_child(&self.0), Signal::TERM)?;
-        Ok(process::wait(&self.0)?.1)
+        Ok(process::wait(self.0)?.1)
     }
 }
 

@@ -16,7 +16,7 @@ pub(super) struct Usage {
 }
 
 /// Waits for the end of a child.
-pub(super) fn wait(child: &Child) -> Result<(ExitStatus, Usage)> {
+pub(super) fn wait(child: Child) -> Result<(ExitStatus, Usage)> {
     use std::os::unix::process::ExitStatusExt;
     let mut status = 0;
     // SAFETY: an all-zero rusage is valid; the child is ours and nobody else waits for it.
@@ -53,7 +53,7 @@ mod tests {
     #[test]
     fn an_ended_child_has_used_something() {
         let child = crate::exec::command("true", [""]).spawn().unwrap();
-        let (status, usage) = super::wait(&child).unwrap();
+        let (status, usage) = super::wait(child).unwrap();
         assert!(status.success() && usage.rss_bytes > 4_096, "{status} {usage:?}");
         super::cpu_ns(std::process::id()).unwrap();
     }
