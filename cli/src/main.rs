@@ -37,6 +37,10 @@ enum Command {
     Show(verify::ShowArgs),
 }
 
+/// musl's own gives large pieces back at once, so that every batch of rows costs the kernel as much as the rows cost us.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let args = Args::parse();
     // A store's client looks the provider up when it is made.

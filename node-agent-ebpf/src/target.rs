@@ -12,7 +12,9 @@ use aya_ebpf::helpers::{bpf_probe_read_kernel_buf, bpf_probe_read_kernel_str_byt
 use aya_ebpf::macros::{btf_tracepoint, map};
 use aya_ebpf::maps::{Array, HashMap};
 use aya_ebpf::programs::BtfTracePointContext;
-use node_agent_common::target::{CGROUP_NAME, CgroupGone, CgroupMade, MAX_PODS, MAX_TARGETS, PodKey};
+use node_agent_common::target::{
+    CGROUP_NAME, CgroupGone, CgroupMade, HINTS, MAX_PODS, MAX_TARGETS, PodKey, hint,
+};
 
 use crate::atomic;
 use crate::kernel::{self, CGROUP_KN, CGROUP_PARENT, CGROUP_ROOT, CSS_CGROUP, KN_NAME, ROOT_HIERARCHY_ID};
@@ -21,6 +23,10 @@ use crate::ring;
 /// Cgroup id to the sessions that record it.
 #[map]
 static TARGETS: HashMap<u64, u64> = HashMap::with_max_entries(MAX_TARGETS, 0);
+
+/// Not 0 where a cgroup of that [`hint`] may be a target.
+#[map]
+static TARGET_HINTS: Array<u8> = Array::with_max_entries(HINTS, 0);
 
 /// Pod to the sessions that record it.
 #[map]
@@ -36,6 +42,9 @@ const RING_FULL: u32 = 1;
 /// The sessions that record the cgroup.
 #[inline(always)]
 pub(crate) fn slots(cgroup_id: u64) -> u64 {
+    if TARGET_HINTS.get(hint(cgroup_id)).is_none_or(|hint| *hint == 0) {
+        return 0;
+    }
     // SAFETY: the value is one word, read once.
     unsafe { TARGETS.get(cgroup_id) }.copied().unwrap_or(0)
 }
@@ -66,6 +75,7 @@ pub fn cgroup_mkdir(ctx: BtfTracePointContext) -> i32 {
             return 0;
         }
         let id = kernel::cgroup_id(cgroup);
+        let _ = TARGET_HINTS.set(hint(id), 1, 0);
         if TARGETS.insert(id, slots, 0).is_err() {
             error(MAP_FULL);
             return 0;

@@ -242,21 +242,19 @@ impl Engine {
             .map_err(|source| EngineError::Io { what: "cannot find the cgroup tree", source })?;
         let link = Arc::new(Link::default());
         let kernel = Arc::new(Mutex::new(None));
-        let (thread_link, thread_kernel, node) = (link.clone(), kernel.clone(), config.node.clone());
+        let (thread_link, thread_kernel) = (link.clone(), kernel.clone());
         let idle_link = link.clone();
         let thread = std::thread::Builder::new()
             .name("ring-drain".into())
-            .spawn(move || {
-                decode::run(&thread_link, &node, &out, || unload_when_idle(&thread_kernel, &idle_link))
-            })
+            .spawn(move || decode::run(&thread_link, &out, || unload_when_idle(&thread_kernel, &idle_link)))
             .map_err(|source| EngineError::Io {
                 what: "cannot start the thread that drains the rings",
                 source,
             })?;
-        let (windows_link, windows_kernel, node) = (link.clone(), kernel.clone(), config.node.clone());
+        let (windows_link, windows_kernel) = (link.clone(), kernel.clone());
         let windows = std::thread::Builder::new()
             .name("windows".into())
-            .spawn(move || window::run(&windows_link, &windows_kernel, &node))
+            .spawn(move || window::run(&windows_link, &windows_kernel))
             .map_err(|source| EngineError::Io {
                 what: "cannot start the thread that ends windows",
                 source,
@@ -313,7 +311,7 @@ impl Engine {
                 Ok(()) => {
                     running.push(index);
                     let recursion_base = kernel.recursion_misses(index);
-                    tables.extend(tables_of(index, collector, &values, recursion_base));
+                    tables.extend(tables_of(&self.config.node, index, collector, &values, recursion_base));
                     CollectorState::Running
                 }
                 Err(error) => {
@@ -523,7 +521,7 @@ impl Engine {
         let mut shared = self.link.lock();
         let rings = shared.rings.as_ref().map_or(0, |rings| rings.rings.len());
         if let Some(ending) = shared.sessions.get_mut(slot as usize).and_then(Option::as_mut) {
-            ending.end_windows(clock::boot_ns(), &self.config.node);
+            ending.end_windows(clock::boot_ns());
             count_skipped(kernel, ending);
             let patience = if names { decode::NAME_PATIENCE } else { Duration::ZERO };
             let (empty, names_until) = (vec![false; rings], Instant::now() + patience);
@@ -602,6 +600,7 @@ fn count_skipped(kernel: &Kernel, session: &mut Session) {
 
 /// The tables of a session's collector, empty.
 fn tables_of(
+    node: &str,
     index: usize,
     spec: &CollectorSpec,
     values: &Values,
@@ -616,7 +615,7 @@ fn tables_of(
             table,
             tags: records.chain(aggregation.map(|one| one.tag)).collect(),
             decoder: collector.decoder(values),
-            columns: Columns::new(table),
+            columns: Columns::new(table, node),
             deadline: None,
             kept_back: Duration::ZERO,
             unsealed: Unsealed::default(),

@@ -8,6 +8,10 @@ mod args;
 mod http;
 mod telemetry;
 
+/// musl's own gives large pieces back at once, so that every batch of rows costs the kernel as much as the rows cost us.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> anyhow::Result<()> {
     rustls::crypto::ring::default_provider()
         .install_default()

@@ -116,7 +116,7 @@ impl Decoder for RssDecoder {
             self.shown.insert(key, (bytes, raw.into()));
         }
         row.process(memory.pid, memory.pid, memory.start_ns, &memory.comm);
-        row.text(at::member, member);
+        row.word(at::member, member);
         row.uint(at::bytes, bytes);
         row.uint(at::peak_bytes, memory.peak_pages.saturating_mul(self.page_bytes));
         // Where code begins is a secret of the process: its hash tells as much.

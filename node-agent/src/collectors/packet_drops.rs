@@ -189,7 +189,7 @@ impl Decoder for DropDecoder {
             return Ok(Verdict::Filtered);
         }
         self.reasons.set(row, at::reason, drops.reason_raw.into());
-        row.text(at::class, class);
+        row.word(at::class, class);
         if let Some(name) = location {
             row.text(at::location, name);
         }
@@ -198,7 +198,7 @@ impl Decoder for DropDecoder {
             row.int(at::ip_proto, drops.ip_proto_raw.into());
         }
         if drops.state_raw != 0 {
-            row.text(at::sk_state, state::name(drops.state_raw).ok_or(DecodeError::Value("state"))?);
+            row.word(at::sk_state, state::name(drops.state_raw).ok_or(DecodeError::Value("state"))?);
         }
         row.uint(at::segments, drops.segments);
         row.uint(at::bytes, drops.bytes);

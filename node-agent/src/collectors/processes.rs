@@ -131,7 +131,7 @@ impl Decoder for ProcessDecoder {
 impl ProcessDecoder {
     fn event(&self, event: &ProcessEvent, row: &mut Row<'_>) -> Result<(), DecodeError> {
         row.process(event.pid, event.tid, event.start_ns, &event.comm);
-        row.text(at::kind, Kind::name(event.what).ok_or(DecodeError::Value("what"))?);
+        row.word(at::kind, Kind::name(event.what).ok_or(DecodeError::Value("what"))?);
         row.int(at::ppid, event.ppid.into());
         row.int(at::uid, event.uid.into());
         row.int(at::nice, event.nice.into());
@@ -152,7 +152,7 @@ impl ProcessDecoder {
 
     fn exec(&self, event: &ProcessExec, row: &mut Row<'_>) {
         row.process(event.pid, event.tid, event.start_ns, &event.comm);
-        row.text(at::kind, "exec");
+        row.word(at::kind, "exec");
         row.int(at::ppid, event.ppid.into());
         row.int(at::uid, event.uid.into());
         row.int(at::nice, event.nice.into());

@@ -216,8 +216,8 @@ impl Decoder for Filter {
         row.int(at::retrans_segs, connection.retrans_segs.into());
         row.int(at::snd_cwnd, connection.snd_cwnd.into());
         row.int(at::error, connection.error.into());
-        row.text(at::direction, connection.direction());
-        row.text(at::end_reason, connection.end_reason());
+        row.word(at::direction, connection.direction());
+        row.word(at::end_reason, connection.end_reason());
         if !until_nul(&connection.ca_name).is_empty() {
             row.bytes(at::ca_name, &connection.ca_name);
         }

@@ -129,14 +129,14 @@ struct ReceiveDecoder {
 impl Decoder for ReceiveDecoder {
     fn decode(&mut self, _header: &Header, raw: &[u8], row: &mut Row<'_>) -> Result<Verdict, DecodeError> {
         let received = Receive::read(raw).ok_or(DecodeError::Length)?;
-        row.text(at::outcome, word(Outcome::NAMES, received.outcome_raw, "outcome")?);
+        row.word(at::outcome, word(Outcome::NAMES, received.outcome_raw, "outcome")?);
         if received.outcome_raw == Outcome::Dropped as u32 && received.reason_raw != 0 {
             self.reasons.set(row, at::drop_reason, received.reason_raw.into());
         }
         if self.by_port {
             row.int(at::lport, received.lport_raw.into());
         }
-        row.text(at::hooks, if received.full != 0 { "full" } else { "tracepoint" });
+        row.word(at::hooks, if received.full != 0 { "full" } else { "tracepoint" });
         row.uint(at::segments, received.segments);
         row.uint(at::bytes, received.bytes);
         Ok(Verdict::Row)

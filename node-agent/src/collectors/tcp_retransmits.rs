@@ -80,7 +80,7 @@ impl RetransmitDecoder {
             return Ok(Verdict::Filtered);
         }
         flow::set(row, flow)?;
-        row.text(at::kind, kind);
+        row.word(at::kind, kind);
         Ok(Verdict::Row)
     }
 }
@@ -95,7 +95,7 @@ impl Decoder for RetransmitDecoder {
             return self.set(&sums.flow, sums.what, row);
         }
         let event = TcpRetransmitEvent::read(raw).ok_or(DecodeError::Length)?;
-        row.text(at::state, state::name(event.state_raw).ok_or(DecodeError::Value("state"))?);
+        row.word(at::state, state::name(event.state_raw).ok_or(DecodeError::Value("state"))?);
         row.int(at::segments, event.segments.into());
         row.int(at::bytes, event.bytes.into());
         row.int(at::seq, event.seq.into());

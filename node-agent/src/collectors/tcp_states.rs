@@ -115,10 +115,10 @@ impl StateDecoder {
         if !(self.states.is_empty() || is_wanted(old) || new.is_some_and(is_wanted)) {
             return Ok(Verdict::Filtered);
         }
-        row.text(at::kind, kind);
-        row.text(at::old_state, old);
+        row.word(at::kind, kind);
+        row.word(at::old_state, old);
         if let Some(new) = new {
-            row.text(at::new_state, new);
+            row.word(at::new_state, new);
         }
         if change.reason != NO_REASON {
             self.reasons.set(row, at::reset_reason, change.reason.into());

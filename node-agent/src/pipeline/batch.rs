@@ -63,10 +63,50 @@ enum Builder {
     Int32(Int32Builder),
     Bool(BooleanBuilder),
     Text(StringBuilder),
-    Dict(StringDictionaryBuilder<Int32Type>),
+    Dict(Words),
     Time(TimestampMicrosecondBuilder),
     Float64(Float64Builder),
     Histogram(ListBuilder<Int64Builder>),
+}
+
+/// A column of words that mostly repeat: the dictionary is asked once for each run of the same one.
+#[derive(Default)]
+struct Words {
+    builder: StringDictionaryBuilder<Int32Type>,
+    /// The word of the run; none for null.
+    word: Option<String>,
+    run: usize,
+}
+
+impl Words {
+    fn append(&mut self, word: Option<&str>, rows: usize) {
+        if self.word.as_deref() != word {
+            self.end_run();
+            match (&mut self.word, word) {
+                // Keeps its memory.
+                (Some(last), Some(word)) => {
+                    last.clear();
+                    last.push_str(word);
+                }
+                (last, word) => *last = word.map(str::to_owned),
+            }
+        }
+        self.run += rows;
+    }
+
+    fn end_run(&mut self) {
+        let run = std::mem::take(&mut self.run);
+        match &self.word {
+            None => self.builder.append_nulls(run),
+            // Fails beyond two thousand million words, which no batch holds.
+            Some(word) => self.builder.append_n(word, run).map(drop).unwrap_or_default(),
+        }
+    }
+
+    fn finish(&mut self) -> ArrayRef {
+        self.end_run();
+        Arc::new(self.builder.finish())
+    }
 }
 
 /// One row's value, kept until the row is accepted.
@@ -76,6 +116,8 @@ enum Cell {
     Null,
     Int(i64),
     Float(f64),
+    /// A word that is the same for ever.
+    Word(&'static str),
     /// Range in the scratch text.
     Text(u32, u32),
     /// Range in the scratch slots.
@@ -84,6 +126,8 @@ enum Cell {
 
 /// The rows of one table that are not sealed yet.
 pub struct Columns {
+    table: &'static Table,
+    node: String,
     schema: SchemaRef,
     builders: Vec<Builder>,
     cells: Vec<Cell>,
@@ -93,37 +137,23 @@ pub struct Columns {
     process: Option<usize>,
     flow: Option<usize>,
     rows: usize,
+    /// For how many rows the next batch's first makes room: what it would otherwise grow to by doubling, copying each time.
+    room: usize,
     weight: u64,
     bytes: u64,
 }
 
 impl Columns {
-    /// Empty columns of the table.
+    /// Empty columns of the table on that node.
     ///
     /// # Panics
     /// When the table is not in the catalogue.
-    pub fn new(table: &'static Table) -> Columns {
-        let builders = table
-            .columns
-            .iter()
-            .map(|column| match column.ty {
-                ColumnType::Int64 => Builder::Int64(Int64Builder::new()),
-                ColumnType::Int32 => Builder::Int32(Int32Builder::new()),
-                ColumnType::Bool => Builder::Bool(BooleanBuilder::new()),
-                ColumnType::Text => Builder::Text(StringBuilder::new()),
-                ColumnType::Dict | ColumnType::Ip => Builder::Dict(StringDictionaryBuilder::new()),
-                ColumnType::TimeUtc => {
-                    Builder::Time(TimestampMicrosecondBuilder::new().with_timezone(dataset::schema::UTC))
-                }
-                ColumnType::Float64 => Builder::Float64(Float64Builder::new()),
-                ColumnType::Histogram => {
-                    let slots = ListBuilder::new(Int64Builder::new());
-                    Builder::Histogram(slots.with_field(dataset::schema::histogram_slot()))
-                }
-            })
-            .collect();
+    pub fn new(table: &'static Table, node: &str) -> Columns {
+        let builders = table.columns.iter().map(|column| Builder::new(column.ty, 0)).collect();
         let first = |name| table.columns.iter().position(|column| column.name == name);
         Columns {
+            table,
+            node: node.to_owned(),
             schema: dataset::schema::of(table),
             builders,
             cells: vec![Cell::Null; table.columns.len()],
@@ -132,6 +162,7 @@ impl Columns {
             process: first("pid"),
             flow: first("family"),
             rows: 0,
+            room: 0,
             weight: 0,
             bytes: 0,
         }
@@ -152,14 +183,19 @@ impl Columns {
         self.bytes
     }
 
-    /// Cgroup of each row.
+    /// Cgroups of the rows, each run of rows of the same one once.
     pub fn cgroups(&self) -> impl Iterator<Item = u64> {
         let Builder::Int64(builder) = &self.builders[common::CGROUP_ID] else { unreachable!("an id") };
-        builder.values_slice().iter().map(|id| id.cast_unsigned())
+        builder.values_slice().chunk_by(|a, b| a == b).map(|run| run[0].cast_unsigned())
     }
 
     /// Begins a row. Unless it is [pushed](Row::push), nothing of it stays.
     pub fn row(&mut self) -> Row<'_> {
+        let room = std::mem::take(&mut self.room);
+        if room > 0 {
+            let columns = self.builders.iter_mut().zip(self.table.columns);
+            columns.for_each(|(builder, column)| *builder = Builder::new(column.ty, room));
+        }
         self.cells.fill(Cell::Null);
         self.scratch.clear();
         self.slots.clear();
@@ -176,26 +212,30 @@ impl Columns {
         let weight = std::mem::take(&mut self.weight);
         let rows = std::mem::take(&mut self.rows);
         self.bytes = 0;
+        self.room = rows;
         let mut arrays: Vec<ArrayRef> = self.builders.iter_mut().map(Builder::finish).collect();
         let cgroups = arrays[common::CGROUP_ID].as_primitive::<Int64Type>().clone();
         let mut seen: HashMap<i64, Identity<'a>> = HashMap::new();
         let mut keep = Vec::with_capacity(rows);
         let path = self.schema.index_of("cgroup_path").ok();
-        let mut words: [StringDictionaryBuilder<Int32Type>; 5] = Default::default();
-        for &cgroup in cgroups.values() {
-            let identity = seen.entry(cgroup).or_insert_with(|| identify(cgroup.cast_unsigned()));
-            keep.push(identity.keep);
+        let mut words: [Words; 5] = Default::default();
+        for run in cgroups.values().chunk_by(|a, b| a == b) {
+            let identity = seen.entry(run[0]).or_insert_with(|| identify(run[0].cast_unsigned()));
+            keep.resize(keep.len() + run.len(), identity.keep);
             let values =
                 [identity.namespace, identity.pod, identity.container, identity.pod_uid, identity.path];
-            for (builder, value) in words.iter_mut().zip(values) {
-                builder.append_option(value);
+            for (words, value) in words.iter_mut().zip(values) {
+                words.append(value, run.len());
             }
         }
+        let mut node = Words::default();
+        node.append(Some(&self.node), rows);
+        arrays[common::NODE] = node.finish();
         let columns =
             [common::NAMESPACE, common::POD, common::CONTAINER, common::POD_UID].into_iter().map(Some);
-        for (mut builder, column) in words.into_iter().zip(columns.chain([path])) {
+        for (mut words, column) in words.into_iter().zip(columns.chain([path])) {
             if let Some(column) = column {
-                arrays[column] = Arc::new(builder.finish());
+                arrays[column] = words.finish();
             }
         }
         let sealed = RecordBatch::try_new(self.schema.clone(), arrays).and_then(|batch| {
@@ -251,13 +291,32 @@ pub struct Unsealed {
 }
 
 impl Builder {
+    fn new(ty: ColumnType, room: usize) -> Builder {
+        match ty {
+            ColumnType::Int64 => Builder::Int64(Int64Builder::with_capacity(room)),
+            ColumnType::Int32 => Builder::Int32(Int32Builder::with_capacity(room)),
+            ColumnType::Bool => Builder::Bool(BooleanBuilder::with_capacity(room)),
+            ColumnType::Text => Builder::Text(StringBuilder::new()),
+            ColumnType::Dict | ColumnType::Ip => Builder::Dict(Words::default()),
+            ColumnType::TimeUtc => {
+                let builder = TimestampMicrosecondBuilder::with_capacity(room);
+                Builder::Time(builder.with_timezone(dataset::schema::UTC))
+            }
+            ColumnType::Float64 => Builder::Float64(Float64Builder::with_capacity(room)),
+            ColumnType::Histogram => {
+                let slots = ListBuilder::new(Int64Builder::new());
+                Builder::Histogram(slots.with_field(dataset::schema::histogram_slot()))
+            }
+        }
+    }
+
     fn finish(&mut self) -> ArrayRef {
         match self {
             Builder::Int64(builder) => Arc::new(builder.finish()),
             Builder::Int32(builder) => Arc::new(builder.finish()),
             Builder::Bool(builder) => Arc::new(builder.finish()),
             Builder::Text(builder) => Arc::new(builder.finish()),
-            Builder::Dict(builder) => Arc::new(builder.finish()),
+            Builder::Dict(words) => words.finish(),
             Builder::Time(builder) => Arc::new(builder.finish()),
             Builder::Float64(builder) => Arc::new(builder.finish()),
             Builder::Histogram(builder) => Arc::new(builder.finish()),
@@ -310,6 +369,11 @@ impl Row<'_> {
         let start = self.columns.scratch.len() as u32;
         self.columns.scratch.push_str(value);
         self.columns.cells[column] = Cell::Text(start, self.columns.scratch.len() as u32);
+    }
+
+    /// Sets text that is one of few words of the program itself: nothing is copied.
+    pub fn word(&mut self, column: usize, value: &'static str) {
+        self.columns.cells[column] = Cell::Word(value);
     }
 
     /// Sets text from kernel bytes up to the first NUL; what is not UTF-8 becomes U+FFFD.
@@ -366,8 +430,8 @@ impl Row<'_> {
                 (Builder::Text(builder), Cell::Text(start, end)) => {
                     builder.append_value(&scratch[start as usize..end as usize]);
                 }
-                (Builder::Dict(builder), Cell::Text(start, end)) => {
-                    builder.append_value(&scratch[start as usize..end as usize]);
+                (Builder::Dict(words), Cell::Text(start, end)) => {
+                    words.append(Some(&scratch[start as usize..end as usize]), 1);
                 }
                 (Builder::Histogram(builder), Cell::Slots(start, end)) => {
                     builder.values().append_slice(&slots[start as usize..end as usize]);
@@ -378,8 +442,10 @@ impl Row<'_> {
                 (Builder::Bool(builder), _) => builder.append_null(),
                 (Builder::Time(builder), _) => builder.append_null(),
                 (Builder::Float64(builder), _) => builder.append_null(),
+                (Builder::Dict(words), Cell::Word(word)) => words.append(Some(word), 1),
+                (Builder::Text(builder), Cell::Word(word)) => builder.append_value(word),
                 (Builder::Text(builder), _) => builder.append_null(),
-                (Builder::Dict(builder), _) => builder.append_null(),
+                (Builder::Dict(words), _) => words.append(None, 1),
                 (Builder::Histogram(builder), _) => builder.append_null(),
             }
         }

@@ -34,7 +34,7 @@ pub const PERIOD: Duration = Duration::from_millis(5);
 const RECORDS_PER_PASS: usize = 1 << 16;
 /// A batch is sealed at this size whatever the session asks for, to bound memory per table: files are put together from
 /// batches further on ...
-const BATCH_BYTES: u64 = 8 << 20;
+const BATCH_BYTES: u64 = 4 << 20;
 /// ... and at this size also if the name of a container is still to come.
 const BATCH_BYTES_MAX: u64 = 32 << 20;
 /// Rows of containers without a name wait for it so long beyond their deadline, or their session's end, looked at so often.
@@ -201,7 +201,7 @@ impl Link {
 
 /// Drains until told to stop. `idle` is called without any lock held when the last session has left, again and again
 /// until it says that it is done. It must not wait: a session that begins or ends relies on the rings being drained.
-pub fn run(link: &Link, node: &str, out: &SyncSender<Output>, idle: impl Fn() -> bool) {
+pub fn run(link: &Link, out: &SyncSender<Output>, idle: impl Fn() -> bool) {
     let (mut outputs, mut leaving) = (Vec::new(), false);
     loop {
         let empty = {
@@ -209,7 +209,7 @@ pub fn run(link: &Link, node: &str, out: &SyncSender<Output>, idle: impl Fn() ->
             if shared.stop {
                 return;
             }
-            leaving |= shared.pass(node, &mut outputs);
+            leaving |= shared.pass(&mut outputs);
             shared.sessions.iter().all(Option::is_none)
         };
         for output in outputs.drain(..) {
@@ -225,7 +225,7 @@ pub fn run(link: &Link, node: &str, out: &SyncSender<Output>, idle: impl Fn() ->
 
 impl Shared {
     /// One look at all rings. Returns whether a session ended.
-    fn pass(&mut self, node: &str, outputs: &mut Vec<Output>) -> bool {
+    fn pass(&mut self, outputs: &mut Vec<Output>) -> bool {
         let Shared { rings, sessions, directory, unknown_records, drained_ns, .. } = self;
         let Some(kernel) = rings else { return false };
         let (begin_ns, mut all_empty) = (clock::boot_ns(), true);
@@ -237,7 +237,7 @@ impl Shared {
                     empty = true;
                     break;
                 };
-                if !dispatch(&record, node, offset_ns, sessions, directory) {
+                if !dispatch(&record, offset_ns, sessions, directory) {
                     *unknown_records += 1;
                 }
             }
@@ -342,7 +342,6 @@ impl Shared {
 /// Hands a record to whom it concerns; false when it is of no known type.
 fn dispatch(
     record: &[u8],
-    node: &str,
     offset_ns: i64,
     sessions: &mut [Option<Session>],
     directory: &mut Directory,
@@ -368,7 +367,7 @@ fn dispatch(
             continue;
         };
         known = true;
-        let place = Place { node, offset_ns, interval: session.rollover_interval };
+        let place = Place { offset_ns, interval: session.rollover_interval };
         state.append(&header, record, state.weight, None, place);
     }
     known
@@ -376,16 +375,14 @@ fn dispatch(
 
 /// Where and when rows are made.
 #[derive(Clone, Copy)]
-pub struct Place<'a> {
-    /// Name of the node.
-    pub node: &'a str,
+pub struct Place {
     /// From boot time to UTC.
     pub offset_ns: i64,
     /// How long rows wait before they are sealed.
     pub interval: Duration,
 }
 
-impl Place<'_> {
+impl Place {
     fn utc_us(&self, boot_ns: u64) -> i64 {
         (boot_ns.cast_signed() + self.offset_ns).div_euclid(1000)
     }
@@ -393,7 +390,7 @@ impl Place<'_> {
 
 impl TableState {
     /// Ends the window, if the table has one, and makes its rows.
-    pub fn end_window(&mut self, now_ns: u64, place: Place<'_>) {
+    pub fn end_window(&mut self, now_ns: u64, place: Place) {
         let Some(window) = &mut self.window else { return };
         let ended = window.end(now_ns);
         let span = (ended.began_ns, ended.ended_ns);
@@ -418,7 +415,7 @@ impl TableState {
         record: &[u8],
         weight: u64,
         window: Option<(u64, u64)>,
-        place: Place<'_>,
+        place: Place,
     ) {
         let mut row = self.columns.row();
         match self.decoder.decode(header, record, &mut row) {
@@ -437,12 +434,11 @@ impl TableState {
         }
         row.int(common::TIME_UTC, place.utc_us(header.ts_ns));
         row.uint(common::TS_NS, header.ts_ns);
-        row.text(common::NODE, place.node);
         row.uint(common::CGROUP_ID, header.cgroup_id);
         if header.netns != 0 {
             row.uint(common::NETNS, header.netns);
         }
-        row.text(common::ATTRIBUTION, Attribution::name(header.attribution).unwrap_or("none"));
+        row.word(common::ATTRIBUTION, Attribution::name(header.attribution).unwrap_or("none"));
         match window {
             None => row.int(common::CPU, header.cpu.into()),
             Some((began_ns, ended_ns)) => {
@@ -505,8 +501,8 @@ impl TableState {
 
 impl Session {
     /// Ends the windows of all its tables.
-    pub fn end_windows(&mut self, now_ns: u64, node: &str) {
-        let place = Place { node, offset_ns: clock::utc_offset_ns(), interval: self.rollover_interval };
+    pub fn end_windows(&mut self, now_ns: u64) {
+        let place = Place { offset_ns: clock::utc_offset_ns(), interval: self.rollover_interval };
         self.tables.iter_mut().for_each(|state| state.end_window(now_ns, place));
     }
 

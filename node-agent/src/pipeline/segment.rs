@@ -25,9 +25,8 @@ use std::time::{Duration, Instant};
 use arrow_array::RecordBatch;
 use arrow_array::cast::AsArray;
 use arrow_array::types::Int64Type;
-use arrow_ord::sort::sort_to_indices;
 use arrow_select::concat::concat_batches;
-use arrow_select::take::take_record_batch;
+use arrow_select::interleave::interleave_record_batch;
 use dataset::catalogue::{self, Table};
 use dataset::ledger::{Term, Terms};
 use dataset::schema::{self, FileInfo, ROW_GROUP_ROWS};
@@ -250,9 +249,7 @@ impl Segment {
             self.sink.lose(self.table.name, Term::LostSpoolFull, weight);
             return Ok(());
         }
-        let batch = sorted(self.table, concat_batches(&schema::of(self.table), &batches)?)?;
-        drop(batches);
-        self.writer.write(&batch)?;
+        self.writer.write(&sorted(self.table, batches)?)?;
         self.writer.flush()?;
         (self.gathered_rows, self.gathered_bytes, self.gathered_weight) = (0, 0, 0);
         self.rows += rows as u64;
@@ -296,14 +293,28 @@ fn age(table: &Table, rows: &RecordBatch) -> Duration {
     Duration::from_nanos(clock::boot_ns().saturating_sub(oldest))
 }
 
-fn sorted(table: &Table, batch: RecordBatch) -> Result<RecordBatch, SegmentError> {
-    let Some(column) = schema::sort_column(table) else { return Ok(batch) };
-    let times = batch.column(column);
-    if times.as_primitive_opt::<Int64Type>().is_some_and(|times| times.values().is_sorted()) {
-        return Ok(batch);
+/// The rows of all batches in order of time, in memory of their own.
+fn sorted(table: &Table, batches: Vec<RecordBatch>) -> Result<RecordBatch, SegmentError> {
+    let column = schema::sort_column(table);
+    let times = column.map(|column| batches.iter().map(move |batch| batch.column(column)));
+    let times: Option<Vec<&[i64]>> = times.and_then(|mut times| {
+        times.try_fold(Vec::new(), |mut all, one| {
+            all.push(&**one.as_primitive_opt::<Int64Type>()?.values());
+            Some(all)
+        })
+    });
+    let Some(times) = times.filter(|times| !times.iter().copied().flatten().is_sorted()) else {
+        return Ok(concat_batches(&schema::of(table), &batches)?);
+    };
+    let mut order: Vec<(i64, u32, u32)> = Vec::with_capacity(times.iter().map(|times| times.len()).sum());
+    for (batch, times) in times.iter().enumerate() {
+        order.extend(times.iter().enumerate().map(|(row, time)| (*time, batch as u32, row as u32)));
     }
-    let order = sort_to_indices(times, None, None)?;
-    Ok(take_record_batch(&batch, &order)?)
+    order.sort_unstable();
+    let places: Vec<(usize, usize)> =
+        order.iter().map(|&(_, batch, row)| (batch as usize, row as usize)).collect();
+    drop(order);
+    Ok(interleave_record_batch(&batches.iter().collect::<Vec<_>>(), &places)?)
 }
 
 /// All files that are being written.
@@ -448,7 +459,7 @@ pub fn write_table(
     let mut segment = Segment::open(sink.clone(), table, Duration::ZERO)?;
     let count = rows.num_rows() as u64;
     // The limit is for events: an account that is not written would hide what the limit cost.
-    segment.writer.write(&sorted(table, rows)?)?;
+    segment.writer.write(&sorted(table, vec![rows])?)?;
     segment.rows = count;
     segment.seal().map_err(|(error, _)| error)?.ok_or_else(|| {
         SegmentError::Parquet(ParquetError::General(format!("table {} has no rows to write", table.name)))

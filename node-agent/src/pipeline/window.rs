@@ -193,7 +193,7 @@ impl Ended {
 }
 
 /// Runs until told to stop: ends each window when it is due.
-pub fn run(link: &Link, kernel: &Mutex<Option<Kernel>>, node: &str) {
+pub fn run(link: &Link, kernel: &Mutex<Option<Kernel>>) {
     loop {
         let Some(due_ns) = link.wait_for_windows() else { return };
         let now_ns = clock::boot_ns();
@@ -212,7 +212,7 @@ pub fn run(link: &Link, kernel: &Mutex<Option<Kernel>>, node: &str) {
             link.rest(RETRY);
             continue;
         }
-        link.lock().end_windows(clock::boot_ns(), node);
+        link.lock().end_windows(clock::boot_ns());
     }
 }
 
@@ -342,10 +342,10 @@ impl Shared {
     }
 
     /// Makes rows of the windows that are due.
-    fn end_windows(&mut self, now_ns: u64, node: &str) {
+    fn end_windows(&mut self, now_ns: u64) {
         let offset_ns = clock::utc_offset_ns();
         for session in self.sessions.iter_mut().flatten().filter(|session| session.closing.is_none()) {
-            let place = Place { node, offset_ns, interval: session.rollover_interval };
+            let place = Place { offset_ns, interval: session.rollover_interval };
             for state in &mut session.tables {
                 if state.window.as_ref().is_some_and(|window| window.is_due(now_ns)) {
                     state.end_window(now_ns, place);

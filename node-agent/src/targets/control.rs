@@ -73,7 +73,7 @@ impl Control {
         }
         for (&id, path) in &cgroups {
             self.cgroups.insert(id, (*path).to_owned());
-            maps::change(kernel, "TARGETS", id, self.slot, true)?;
+            maps::enter(kernel, id, self.slot)?;
             let path = maps::relative(cgroup_root, path);
             link.lock().directory.enter(id, 0, path, clock::boot_ns(), false);
         }

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use aya::maps::HashMap;
-use node_agent_common::target::{PodKey, pod_key};
+use node_agent_common::target::{PodKey, hint, pod_key};
 
 use super::{Cgroup, cgroup, pod};
 use crate::kernel::clock;
@@ -66,7 +66,7 @@ fn walk(
         link.lock().directory.enter(id, parent, path, clock::boot_ns(), false);
         match has(kernel, id, slot).and_then(|has| {
             if !has {
-                change(kernel, "TARGETS", id, slot, true)?;
+                enter(kernel, id, slot)?;
                 joined.insert(id);
             }
             Ok(())
@@ -116,6 +116,18 @@ pub fn bury(cgroup_root: &Path, link: &Link) {
 fn has(kernel: &mut Kernel, cgroup: u64, slot: u32) -> Result<bool, KernelError> {
     let targets: HashMap<_, u64, u64> = kernel.hash("TARGETS")?;
     Ok(targets.get(&cgroup, 0).is_ok_and(|slots| slots & 1 << slot != 0))
+}
+
+/// Makes a cgroup a target of the slot.
+///
+/// # Errors
+/// When the map is full or cannot be read.
+pub fn enter(kernel: &mut Kernel, cgroup: u64, slot: u32) -> Result<(), KernelError> {
+    const HINTS: &str = "TARGET_HINTS";
+    let failed = |source| KernelError::Map { map: HINTS, source };
+    // First, since hooks look at it first.
+    kernel.array::<u8>(HINTS)?.set(hint(cgroup), 1, 0).map_err(failed)?;
+    change(kernel, "TARGETS", cgroup, slot, true)
 }
 
 /// Sets or clears the slot's bit of an entry, which is made or removed as needed.
