@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 //! The `page_faults` table: page faults of each process and window, or each by itself.
 
+use crate::aggregate::Histogram;
 use crate::table::{
     self, COMMON_COLUMNS, CollectorInfo, Column, Cost, PROCESS_COLUMNS, Param, ParamType, Table,
     WINDOW_COLUMNS,
@@ -14,6 +15,33 @@ pub const INDEX: u32 = 4;
 pub const MAX_PROCESSES: u32 = 65_536;
 /// Threads that can be followed at the same time.
 pub const MAX_THREADS: u32 = 131_072;
+
+/// Position in the map of options: slots that want faults told apart by their outcome.
+pub const OPTION_DETAIL: u32 = 0;
+/// How many options there are.
+pub const OPTIONS: u32 = 1;
+
+/// Words of the parameter `detail`.
+pub const DETAILS: &[&str] = &["counters", "fexit"];
+
+/// What the memory was mapped from; the `kind` column has the word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Kind {
+    /// Nothing: the process's own.
+    Anon = 1,
+    /// A file.
+    File = 2,
+    /// A file of tmpfs, or shared memory.
+    Shmem = 3,
+    /// Its beginning was not seen.
+    Unknown = 4,
+}
+
+impl Kind {
+    /// The words of the column, in the order of the values, which begin with 1.
+    pub const NAMES: &[&str] = &["anon", "file", "shmem", "unknown"];
+}
 
 /// Bits of the processor's error code: the protocol between it and the kernel, for each architecture its own.
 pub mod cause {
@@ -31,8 +59,8 @@ aggregate! {
         start_ns: u64,
         /// Thread group.
         pid: u32,
-        /// Zero.
-        reserved: u32,
+        /// A Kind; 0 where faults are not told apart.
+        kind_raw: u32,
         /// Name of the first thread.
         comm: [u8; 16],
     }
@@ -41,6 +69,16 @@ aggregate! {
         Sum major: u64 => Int64 "faults" null,
         /// Faults without I/O; null for a row about a single fault.
         Sum minor: u64 => Int64 "faults" null,
+        /// Those of both that were writes; this and the next four only with detail fexit.
+        Sum writes: u64 => Int64 "faults" null,
+        /// Those that fetched an instruction.
+        Sum execs: u64 => Int64 "faults" null,
+        /// Attempts that had to be made again; each ends as a fault or failed.
+        Sum retries: u64 => Int64 "faults" null,
+        /// Faults that could not be resolved: a bad access, or no memory.
+        Sum failed: u64 => Int64 "faults" null,
+        /// How long each attempt took.
+        Sum latency_hist: Histogram => Histogram "ns" null,
     }
     derived {
         /// Address that was accessed; only for a row about a single fault.
@@ -51,6 +89,8 @@ aggregate! {
         write => Bool "" null,
         /// Whether the access fetched an instruction; only for a row about a single fault.
         exec => Bool "" null,
+        /// What the memory was mapped from: anon, file, shmem (tmpfs too) or unknown; only with detail fexit.
+        kind => Dict "" null,
     }
 }
 
@@ -81,6 +121,16 @@ fields! {
     }
 }
 
+fields! {
+    /// What the hooks of faults that are told apart read.
+    pub VMA_FIELDS, declare_vma_fields {
+        VMA_FILE: "vm_area_struct", "vm_file";
+        FILE_INODE: "file", "f_inode";
+        INODE_SB: "inode", "i_sb";
+        SB_MAGIC: "super_block", "s_magic";
+    }
+}
+
 const COLUMNS: [Column;
     COMMON_COLUMNS.len() + WINDOW_COLUMNS.len() + PROCESS_COLUMNS.len() + PageFaults::COLUMNS.len()] =
     table::concat(&[&COMMON_COLUMNS, &WINDOW_COLUMNS, &PROCESS_COLUMNS, PageFaults::COLUMNS]);
@@ -89,7 +139,8 @@ const COLUMNS: [Column;
 pub const TABLE: Table = Table {
     name: "page_faults",
     collector: "pageFaults",
-    doc: "One row per process and window with its page faults; with the parameter events one row per fault in user mode.",
+    doc: "One row per process and window with its page faults, with detail fexit one per kind of memory too; with the parameter \
+          events one row per fault in user mode.",
     columns: &COLUMNS,
     index: INDEX,
 };
@@ -109,11 +160,21 @@ pub const COLLECTOR: CollectorInfo = CollectorInfo {
              its exit hook and its end.",
     cost: Cost::Moderate,
     tables: &[&TABLE],
-    params: &[Param {
-        name: "events",
-        ty: ParamType::Bool,
-        default: "false",
-        doc: "Each fault by itself, instead of sums per process. Can be millions a second: combine it with sampleEvery.",
-    }],
+    params: &[
+        Param {
+            name: "events",
+            ty: ParamType::Bool,
+            default: "false",
+            doc: "Each fault by itself, instead of sums per process. Can be millions a second: combine it with sampleEvery.",
+        },
+        Param {
+            name: "detail",
+            ty: ParamType::Choice(DETAILS),
+            default: DETAILS[0],
+            doc: "Where sums come from. counters: the kernel's own, at no cost to a fault. fexit: hooks on the function that handles faults \
+              tell them apart by kind, access and outcome, and how long each took, at some 300 ns a fault; a node whose kernel has no \
+              fentry does not run the collector then. Without effect with events.",
+        },
+    ],
     events: true,
 };

@@ -42,6 +42,19 @@ static EACH: Array<u64> = Array::with_max_entries(MAX_TABLES, 0);
 
 const NANOSECONDS: u64 = 1_000_000_000;
 
+/// Hits of each table that nothing says whose they are.
+#[map]
+static UNATTRIBUTED: PerCpuArray<u64> = PerCpuArray::with_max_entries(MAX_TABLES, 0);
+
+/// Counts a hit that no socket claims, in a network namespace that is no target's or the node's own.
+#[inline(always)]
+pub(crate) fn unattributed(table: u32) {
+    if let Some(hits) = UNATTRIBUTED.get_ptr_mut(table) {
+        // SAFETY: a word of the map's value.
+        unsafe { atomic::add(hits, 1) };
+    }
+}
+
 /// Which of `slots` record `table`.
 #[inline(always)]
 pub(crate) fn enabled(slots: u64, table: u32) -> u64 {

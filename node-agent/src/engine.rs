@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use arrow_array::RecordBatch;
 use aya::maps::{ArrayOfMaps, MapData, PerCpuArray, PerCpuValues, RingBuf};
+use node_agent_common::catalogue::TABLES;
 use node_agent_common::counters::{BEGAN_NUMBERS, Counters, Limits, MAX_TABLES, RateWindow, slot_table};
 use node_agent_common::table::CollectorInfo;
 
@@ -477,6 +478,16 @@ impl Engine {
                 Err(EngineError::TargetsMissing(error))
             }
         }
+    }
+
+    /// Hits that nothing said whose they were, by table, since hooks were attached: packets without a socket, in a network
+    /// namespace that is no target's or the node's own. They are counted for the node, never stored.
+    pub fn unattributed(&self) -> Vec<(&'static str, u64)> {
+        let mut guard = lock(&self.kernel);
+        let Some(kernel) = &mut *guard else { return Vec::new() };
+        let hits =
+            TABLES.iter().filter_map(|table| Some((table.name, kernel.unattributed(table.index).ok()?)));
+        hits.filter(|(_, hits)| *hits > 0).collect()
     }
 
     /// Ends the session: what is open is reported, its last batches are sealed, then comes [`Output::Closed`]. Returns

@@ -5,6 +5,7 @@
 //! In: calls from the stages. Out: OpenMetrics text. Labels come from enums, never from sessions or
 //! pods: those are in the reports, and would grow the number of series without bound.
 
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 
@@ -22,6 +23,7 @@ type Labelled = Family<[(&'static str, &'static str); 1], Counter<u64, AtomicU64
 #[derive(Debug)]
 pub struct Metrics {
     registry: Mutex<Registry>,
+    unattributed_seen: Mutex<BTreeMap<&'static str, u64>>,
     upload_objects: Counter,
     upload_bytes: Counter,
     upload_errors: Labelled,
@@ -34,6 +36,7 @@ pub struct Metrics {
     plans_received: Counter,
     plans_refused: Counter,
     operator_connected: Gauge,
+    unattributed: Labelled,
 }
 
 impl Default for Metrics {
@@ -42,7 +45,7 @@ impl Default for Metrics {
         macro_rules! metrics {
             ($($field:ident: $name:literal, $help:literal;)*) => {{
                 $(let $field = Default::default(); registry.register($name, $help, Clone::clone(&$field));)*
-                Self { registry: Mutex::new(Registry::default()), $($field),* }
+                Self { registry: Mutex::default(), unattributed_seen: Mutex::default(), $($field),* }
             }};
         }
         let metrics = metrics! {
@@ -57,6 +60,7 @@ impl Default for Metrics {
             sessions_recording: "agent_recording_sessions", "Sessions that are being recorded";
             plans_received: "plan_messages", "Plans received";
             plans_refused: "plan_refused_bodies", "Bodies of plans that this agent's own checks refused";
+            unattributed: "hook_unattributed_events", "Packets of no socket, in a network of no target, by the table that they have no row in";
             operator_connected: "operator_connected", "Whether a stream to the operator is up";
         };
         Self { registry: Mutex::new(registry), ..metrics }
@@ -93,6 +97,14 @@ impl Metrics {
         self.spool_bytes.set(i64::try_from(spool_bytes).unwrap_or(i64::MAX));
     }
 
+    /// `hits` are since hooks were attached: fewer than before are of new ones.
+    pub(crate) fn unattributed(&self, table: &'static str, hits: u64) {
+        let counter = self.unattributed.get_or_create(&[("table", table)]);
+        let mut seen = self.unattributed_seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let before = seen.insert(table, hits).filter(|before| *before <= hits).unwrap_or(0);
+        counter.inc_by(hits - before);
+    }
+
     pub(crate) fn connected(&self, connected: bool) {
         self.operator_connected.set(i64::from(connected));
     }
@@ -119,8 +131,16 @@ mod tests {
         let metrics = Metrics::default();
         metrics.uploaded(7);
         metrics.upload_failed(&UploadError::Grant(GrantError::Unavailable("away".into())));
+        // The second attachment began anew.
+        for hits in [3, 5, 2] {
+            metrics.unattributed("packet_drops", hits);
+        }
         let text = metrics.encode().unwrap();
-        for line in ["tracelake_upload_bytes_total 7", "tracelake_upload_errors_total{kind=\"Grant\"} 1"] {
+        for line in [
+            "tracelake_hook_unattributed_events_total{table=\"packet_drops\"} 7",
+            "tracelake_upload_bytes_total 7",
+            "tracelake_upload_errors_total{kind=\"Grant\"} 1",
+        ] {
             assert!(text.contains(line), "{text}");
         }
         assert!(

@@ -6,7 +6,7 @@
 //! package index. Packages come from the mirror that this machine's apt uses, through an apt state of
 //! our own, so that the machine's package lists stay as they are.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
@@ -182,12 +182,12 @@ fn numbers(version: &str) -> Vec<u32> {
     version.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
 }
 
-/// apt with package lists of its own, for the three suites that kernels come from.
-struct PrivateApt(PathBuf);
+/// apt with package lists of its own, for the three suites that kernels come from; one at a time, as apt itself has it.
+struct PrivateApt(PathBuf, #[expect(dead_code, reason = "held while apt runs")] File);
 
 impl PrivateApt {
     fn open() -> Result<Self> {
-        let apt = Self(cache::dir().join("apt"));
+        let apt = Self(cache::dir().join("apt"), cache::lock("apt")?);
         fs::create_dir_all(apt.0.join("lists/partial"))?;
         let mirror = tools::debian_mirror()?;
         let sources: String = ["bookworm", "trixie", "trixie-backports"]

@@ -28,6 +28,10 @@ pub(crate) struct Args {
     /// Also run the parts that are not in the default run: they take long.
     #[arg(long)]
     all: bool,
+    /// Renew the committed numbers of instructions that the named VMs' verifiers go through (of all VMs when none is
+    /// named); the reason is committed with them. Runs nothing else.
+    #[arg(long, value_name = "REASON", conflicts_with_all = ["list", "all"])]
+    bless: Option<String>,
     #[command(flatten)]
     existing: Existing,
 }
@@ -108,6 +112,9 @@ pub(crate) fn main(args: &Args) -> Result<()> {
             "no part is named {name}; the parts are {}",
             PARTS.iter().map(|part| part.name).collect::<Vec<_>>().join(", ")
         );
+    }
+    if let Some(reason) = &args.bless {
+        return bless(&args.parts, reason);
     }
     let chosen = PARTS.iter().filter(|part| {
         if args.parts.is_empty() {
@@ -293,9 +300,54 @@ fn in_vm(part: &str, machine: vm::Machine, tests: &str) -> Result<()> {
         "/ground_truth --list {tests} | grep ': test$' > /dev/null && \
          TRACELAKE_ENVIRONMENT={environment} /ground_truth --test-threads=1 {tests}"
     );
-    let files = [(ground_truth()?, "/ground_truth".to_owned())];
-    let code = vm::run(machine, &files, &command, VM_TIMEOUT, &format!("{part}: "))?;
+    let code = ground_truth_in(machine, &command, &mut |line| print!("{part}: {line}"))?;
     ensure!(code == 0, "ground truth ended with {code} under kernel {}", machine.kernel.name());
+    Ok(())
+}
+
+fn ground_truth_in(machine: vm::Machine, command: &str, output: &mut dyn FnMut(&str)) -> Result<i32> {
+    let files = [(ground_truth()?, "/ground_truth".to_owned())];
+    vm::run(machine, &files, command, VM_TIMEOUT, output)
+}
+
+/// Writes what the verifiers of these VMs say now to the file that `ground_truth/verifier.rs` compares with.
+fn bless(parts: &[String], reason: &str) -> Result<()> {
+    ensure!(!reason.trim().is_empty() && !reason.contains('\n'), "the reason is one line of text");
+    let path = cache::repository().join("node-agent/tests/ground_truth/verifier.txt");
+    let vms = PARTS.iter().filter_map(|part| match part.run {
+        Run::Vm(machine, "") if parts.is_empty() || parts.iter().any(|name| name == part.name) => {
+            Some((part.name, machine))
+        }
+        _ => None,
+    });
+    let vms: Vec<_> = vms.collect();
+    ensure!(!vms.is_empty(), "none of {} is a VM with all of ground truth", parts.join(", "));
+    let day = exec::output(&mut exec::command("date", ["-u", "+%F"]))?;
+    for (environment, machine) in vms {
+        // Fails where it differs, and names every program with its number then.
+        let command = format!(
+            "TRACELAKE_BLESS=1 TRACELAKE_ENVIRONMENT={environment} /ground_truth --test-threads=1 every_collector_does_here"
+        );
+        let mut found: Vec<String> = Vec::new();
+        let mine = format!("{environment} ");
+        ground_truth_in(machine, &command, &mut |line| {
+            print!("{environment}: {line}");
+            if line.starts_with(&mine) {
+                found.push(line.trim().to_owned());
+            }
+        })?;
+        ensure!(!found.is_empty(), "{environment} named no program");
+        let old = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let others = old
+            .lines()
+            .filter(|line| !line.starts_with(&mine) && !line.starts_with(&format!("# {environment}, ")));
+        let mut lines: Vec<String> = others.map(str::to_owned).collect();
+        lines.push(format!("# {environment}, {}: {}", day.trim(), reason.trim()));
+        lines.append(&mut found);
+        fs::write(&path, lines.join("\n") + "\n")
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        println!("== {environment}: renewed in {}", path.display());
+    }
     Ok(())
 }
 

@@ -74,7 +74,8 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     }
     let command = words.iter().map(|word| exec::quote(word)).collect::<Vec<_>>().join(" ");
     let machine = Machine { kernel: args.kernel, cpus: args.cpus, memory: args.memory };
-    let code = run(machine, &files, &command, Duration::from_secs(args.timeout), "")?;
+    let code =
+        run(machine, &files, &command, Duration::from_secs(args.timeout), &mut |line| print!("{line}"))?;
     std::process::exit(code);
 }
 
@@ -96,14 +97,15 @@ impl Machine {
 
 /// Runs a shell command in a VM; `files` are copied in, each with the path it gets there.
 ///
-/// The output is printed as it appears, each line after `prefix`; the command's exit code is returned. Besides busybox there is `/usr/bin/setpriv`, for commands that
-/// have to run with fewer privileges; call it by its path, because busybox has a lesser one of that name.
+/// `output` takes each line as it appears, with its end; the command's exit code is returned. Besides busybox there is
+/// `/usr/bin/setpriv`, for commands that have to run with fewer privileges; call it by its path, because busybox has a lesser
+/// one of that name.
 pub(crate) fn run(
     Machine { kernel, cpus, memory }: Machine,
     files: &[(PathBuf, String)],
     command: &str,
     timeout: Duration,
-    prefix: &str,
+    output: &mut dyn FnMut(&str),
 ) -> Result<i32> {
     tools::packages()?;
     let kernel_files = kernel.files()?;
@@ -132,15 +134,15 @@ pub(crate) fn run(
     let ended = loop {
         let mut child = qemu.spawn().context("cannot start QEMU")?;
         let mut lines = 0;
-        let ended = follow(&mut child, timeout, prefix, &mut lines);
+        let ended = follow(&mut child, timeout, output, &mut lines);
         // What has ended, or begun to, keeps the signal that it ended by.
         let _ = child.kill();
         let signal = child.wait()?.signal().filter(|&signal| signal != Signal::KILL.as_raw());
         match signal {
             Some(signal) if ended.is_err() && lines == 0 && starts < STARTS => {
-                println!(
-                    "{prefix}QEMU crashed (signal {signal}) before the command began: starting it again"
-                );
+                output(&format!(
+                    "QEMU crashed (signal {signal}) before the command began: starting it again\n"
+                ));
                 starts += 1;
             }
             _ => break ended,
@@ -166,8 +168,13 @@ pub(crate) fn qemu(cpus: u32, memory: u32) -> Command {
     qemu
 }
 
-/// Prints what the command writes, and counts the lines, until the marker with its exit code appears.
-fn follow(child: &mut Child, timeout: Duration, prefix: &str, lines_seen: &mut usize) -> Result<i32> {
+/// Hands on what the command writes, and counts the lines, until the marker with its exit code appears.
+fn follow(
+    child: &mut Child,
+    timeout: Duration,
+    output: &mut dyn FnMut(&str),
+    lines_seen: &mut usize,
+) -> Result<i32> {
     let deadline = Instant::now() + timeout;
     let pipe = child.stdout.take().context("QEMU has no output")?;
     let (sender, lines) = mpsc::channel();
@@ -191,7 +198,7 @@ fn follow(child: &mut Child, timeout: Duration, prefix: &str, lines_seen: &mut u
                 Some(code) => break Ok(code.trim().parse().context("the VM sent no exit code")?),
                 None => {
                     *lines_seen += 1;
-                    print!("{prefix}{line}");
+                    output(&line);
                     std::io::stdout().flush()?;
                 }
             },

@@ -70,7 +70,12 @@ pub fn packet_drop(ctx: BtfTracePointContext) -> i32 {
         } else {
             (netns::owner(net, INDEX), none, true)
         };
-        let Some(hit) = hit else { return 0 };
+        let Some(hit) = hit else {
+            if sk.is_null() {
+                counters::unattributed(INDEX);
+            }
+            return 0;
+        };
         let state = if sk.is_null() { 0 } else { tcp_state(sk) };
         let ip_proto = u32::from(skb::ip_proto(packet, ethertype));
         let drop = Drop { location, reason, state, ethertype, ip_proto };

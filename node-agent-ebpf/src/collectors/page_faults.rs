@@ -3,6 +3,8 @@
 //!
 //! Hooks: `iter/task` at each window's end, tp_btf `sched_process_fork` (a new thread has had none), `sched_process_exit` (its
 //! last ones), `sched_process_exec` (its id may change) and `cgroup_attach_task`; for single faults tp_btf `page_fault_user`, which x86 has on every kernel.
+//! Where a session asks for it, fentry and fexit on `handle_mm_fault`: the kernel counts at that function's end, by the rule that
+//! is repeated here. What was mapped is looked up at the entry: at the exit the mapping may be gone.
 //! The kernel keeps the counters itself, so a fault costs nothing: what is paid is a pass over all tasks per window, some
 //! 100 ns each, and 0.2 us for each thread of a target that ends.
 //! Not seen: faults of a thread between its exit hook and its end.
@@ -11,18 +13,20 @@ use core::ptr::addr_of_mut;
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::helpers::generated::bpf_get_current_task_btf;
-use aya_ebpf::macros::{btf_tracepoint, map};
+use aya_ebpf::macros::{btf_tracepoint, fentry, fexit, map};
 use aya_ebpf::maps::{Array, HashMap};
-use aya_ebpf::programs::BtfTracePointContext;
+use aya_ebpf::programs::{BtfTracePointContext, FEntryContext, FExitContext};
 use node_agent_common::event::Attribution;
+use node_agent_common::fields;
 use node_agent_common::page_faults::{
-    INDEX, MAX_PROCESSES, MAX_THREADS, PageFaultEvent, PageFaults, PageFaultsKey, PageFaultsValue,
+    INDEX, Kind, MAX_PROCESSES, MAX_THREADS, OPTION_DETAIL, OPTIONS, PageFaultEvent, PageFaults,
+    PageFaultsKey, PageFaultsValue,
 };
 
 use super::processes::{TASK_EXIT_STATE, TASK_MAJ_FLT, TASK_MIN_FLT, TASK_PID, Task};
 use crate::aggregate::{self, Sums};
 use crate::counters::Loss;
-use crate::kernel::{self, CGROUP_ROOT, ROOT_HIERARCHY_ID, follow, load};
+use crate::kernel::{self, CGROUP_ROOT, ROOT_HIERARCHY_ID, constant, follow, load};
 use crate::ring::{self, Hit};
 use crate::{atomic, counters, target};
 
@@ -54,10 +58,31 @@ static PAGE_FAULTS_ZEROS: Array<PageFaultsValue> = Array::with_max_entries(1, 0)
 
 const SUMS: Sums<PageFaults> = Sums { entries: &PAGE_FAULTS, zeros: &PAGE_FAULTS_ZEROS };
 
-/// The sessions that want sums of the cgroup.
+/// Slots that have an option on: [`OPTION_DETAIL`].
+#[map]
+static PAGE_FAULT_OPTIONS: Array<u64> = Array::with_max_entries(OPTIONS, 0);
+
+/// An attempt to resolve a fault, from its beginning to its end.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Attempt {
+    began_ns: u64,
+    kind: u64,
+}
+
+/// Thread id to its attempt. Only while some session wants faults told apart.
+#[map]
+static FAULT_ATTEMPTS: HashMap<u32, Attempt> = HashMap::with_max_entries(MAX_THREADS, BPF_F_NO_PREALLOC);
+
+#[inline(always)]
+fn detailed() -> u64 {
+    PAGE_FAULT_OPTIONS.get(OPTION_DETAIL).copied().unwrap_or(0)
+}
+
+/// The sessions that want sums of the cgroup, by the kernel's counters.
 #[inline(always)]
 fn wanted(cgroup_id: u64) -> u64 {
-    counters::enabled(target::slots(cgroup_id), INDEX) & !counters::each(INDEX)
+    counters::enabled(target::slots(cgroup_id), INDEX) & !counters::each(INDEX) & !detailed()
 }
 
 /// Accounts for what a thread has had since it was seen last, and takes down what is seen now. A thread that is seen for the
@@ -122,7 +147,7 @@ unsafe fn add(task: &Task, hit: &Hit, major: u64, minor: u64) {
             unsafe {
                 (*key).start_ns = task.start_ns;
                 (*key).pid = task.pid;
-                (*key).reserved = 0;
+                (*key).kind_raw = 0;
                 task.leader_comm(addr_of_mut!((*key).comm));
             }
         },
@@ -249,4 +274,110 @@ pub fn page_fault_single(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
+/// Bits of enum `fault_flag`, of the running kernel.
+#[unsafe(no_mangle)]
+static FAULT_WRITE: u64 = fields::MISSING;
+#[unsafe(no_mangle)]
+static FAULT_EXEC: u64 = fields::MISSING;
+#[unsafe(no_mangle)]
+static FAULT_TRIED: u64 = fields::MISSING;
+/// Bits of enum `vm_fault_reason`; errors are several.
+#[unsafe(no_mangle)]
+static RESULT_MAJOR: u64 = fields::MISSING;
+#[unsafe(no_mangle)]
+static RESULT_RETRY: u64 = fields::MISSING;
+#[unsafe(no_mangle)]
+static RESULT_ERROR: u64 = fields::MISSING;
+
+/// `TMPFS_MAGIC` of include/uapi/linux/magic.h.
+const TMPFS_MAGIC: u64 = 0x0102_1994;
+
+/// The sessions that want the current task's faults told apart, and its cgroup.
+#[inline(always)]
+fn apart(this: *const u8) -> (u64, u64) {
+    // SAFETY: the current task is one.
+    let cgroup_id = unsafe { kernel::task_cgroup_id(this) };
+    let slots = counters::enabled(target::slots(cgroup_id), INDEX) & !counters::each(INDEX) & detailed();
+    (slots, cgroup_id)
+}
+
+#[inline(always)]
+fn current() -> *const u8 {
+    // SAFETY: the helper has no arguments.
+    unsafe { bpf_get_current_task_btf().cast_const().cast::<u8>() }
+}
+
+/// A fault is about to be handled: entry of `handle_mm_fault(vma, address, flags, regs)`.
+#[fentry]
+pub fn page_fault_begin(ctx: FEntryContext) -> i32 {
+    let this = current();
+    if apart(this).0 == 0 {
+        return 0;
+    }
+    // SAFETY: the current task is one; the first argument is a `struct vm_area_struct *`.
+    unsafe {
+        let file = follow(ctx.arg(0), &VMA_FILE);
+        let kind = if file.is_null() {
+            Kind::Anon
+        } else if load::<u64>(follow(follow(file, &FILE_INODE), &INODE_SB), &SB_MAGIC) == TMPFS_MAGIC {
+            Kind::Shmem
+        } else {
+            Kind::File
+        };
+        let attempt = Attempt { began_ns: ring::now(), kind: kind as u64 };
+        let _ = FAULT_ATTEMPTS.insert(load::<u32>(this, &TASK_PID), attempt, 0);
+    }
+    0
+}
+
+/// A fault was handled, or could not be: exit of the same function.
+#[fexit]
+pub fn page_fault_end(ctx: FExitContext) -> i32 {
+    let this = current();
+    let (slots, cgroup_id) = apart(this);
+    if slots == 0 {
+        return 0;
+    }
+    let Ok(result) = ctx.ret::<u32>() else { return 0 };
+    let (result, flags) = (u64::from(result), u64::from(ctx.arg::<u32>(2)));
+    let has = |value: u64, bits: &'static u64| u64::from(value & constant(bits) != 0);
+    // SAFETY: the current task is one; the entry is copied out of the map.
+    unsafe {
+        let task = Task::new(this);
+        let attempt = FAULT_ATTEMPTS.get_ptr(task.tid).map(|attempt| *attempt);
+        let _ = FAULT_ATTEMPTS.remove(task.tid);
+        let (took_ns, kind) =
+            attempt.map_or((0, Kind::Unknown as u64), |a| (ring::now().wrapping_sub(a.began_ns), a.kind));
+        // As the kernel accounts for it (mm_account_fault): what is to be tried again counts when it has ended.
+        let retry = has(result, &RESULT_RETRY);
+        let failed = has(result, &RESULT_ERROR) & (1 - retry);
+        let done = 1 - (retry | failed);
+        let major = done & (has(result, &RESULT_MAJOR) | has(flags, &FAULT_TRIED));
+        aggregate::add_many(
+            &SUMS,
+            &hit(slots, cgroup_id),
+            done,
+            |key: *mut PageFaultsKey| {
+                (*key).start_ns = task.start_ns;
+                (*key).pid = task.pid;
+                (*key).kind_raw = kind as u32;
+                task.leader_comm(addr_of_mut!((*key).comm));
+            },
+            |value: *mut PageFaultsValue| {
+                atomic::add(addr_of_mut!((*value).major), major);
+                atomic::add(addr_of_mut!((*value).minor), done - major);
+                atomic::add(addr_of_mut!((*value).writes), done & has(flags, &FAULT_WRITE));
+                atomic::add(addr_of_mut!((*value).execs), done & has(flags, &FAULT_EXEC));
+                atomic::add(addr_of_mut!((*value).retries), retry);
+                atomic::add(addr_of_mut!((*value).failed), failed);
+                if attempt.is_some() {
+                    aggregate::count(addr_of_mut!((*value).latency_hist), took_ns);
+                }
+            },
+        );
+    }
+    0
+}
+
+node_agent_common::declare_vma_fields!();
 node_agent_common::declare_regs_fields!();

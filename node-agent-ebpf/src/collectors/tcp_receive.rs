@@ -26,7 +26,7 @@ use crate::kernel::{constant, follow};
 use crate::ring::Hit;
 use crate::skb::{self, SKB_DATA, SKB_HEAD, SKB_LEN, SKB_TRANSPORT};
 use crate::sock::{self, Direct, Read, SK_STATE};
-use crate::{atomic, netns};
+use crate::{atomic, counters, netns};
 
 /// `SKB_DROP_REASON_NO_SOCKET` of enum `skb_drop_reason`.
 #[unsafe(no_mangle)]
@@ -98,7 +98,10 @@ unsafe fn give(packet: *mut InHand, sk: *const u8, outcome: Outcome) {
                 (*packet).attribution = Attribution::Socket as u32;
             }
             // Somebody's, but nobody's who asked.
-            None => (*packet).slots = 0,
+            None => {
+                (*packet).slots = 0;
+                (*packet).attribution = Attribution::Socket as u32;
+            }
         }
     }
 }
@@ -132,6 +135,7 @@ unsafe fn begin(skb: *const u8) -> i32 {
         (*packet).outcome = Outcome::Unknown as u32;
         (*packet).reason = 0;
         (*packet).slots = 0;
+        (*packet).attribution = 0;
         let net = skb::net(skb);
         if !net.is_null()
             && let Some(hit) = netns::owner(net, INDEX)
@@ -197,6 +201,8 @@ fn end() -> i32 {
     unsafe {
         if (*packet).skb != 0 && (*packet).slots != 0 {
             add_all(&*packet, 1);
+        } else if (*packet).skb != 0 && (*packet).attribution == 0 {
+            counters::unattributed(INDEX);
         }
         (*packet).skb = 0;
     }
@@ -320,7 +326,11 @@ pub fn receive_drop(ctx: BtfTracePointContext) -> i32 {
             sock::owner(rx, INDEX)
         } else if refused && !net.is_null() && u64::from(skb::ip_proto(skb, skb::ethertype(skb))) == sock::TCP
         {
-            netns::owner(net, INDEX)
+            let hit = netns::owner(net, INDEX);
+            if hit.is_none() {
+                counters::unattributed(INDEX);
+            }
+            hit
         } else {
             None
         };

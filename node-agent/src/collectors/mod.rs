@@ -83,6 +83,8 @@ pub enum Role {
     Together,
     /// Attached where those are not; comes after them in the list.
     Instead,
+    /// Attached only while a session asks for it by a parameter ([`Kernel::ask`]), since it costs everybody something.
+    Asked,
 }
 
 /// A preference between two programs of a collector. What the collector lacks with the other one stands in its

@@ -7,10 +7,14 @@
 
 use node_agent_common::event::{Event, Header};
 use node_agent_common::fields::{Field, TASK_FIELDS};
-use node_agent_common::page_faults::{COLLECTOR, INDEX, PageFaultEvent, PageFaults, REGS_FIELDS, at, cause};
+use node_agent_common::page_faults::{
+    COLLECTOR, DETAILS, INDEX, Kind, OPTION_DETAIL, PageFaultEvent, PageFaults, REGS_FIELDS, VMA_FIELDS, at,
+    cause,
+};
 use node_agent_common::table::CollectorInfo;
 
-use super::{Collector, DecodeError, Decoder, Hook, Values, Verdict, record};
+use super::{Attach, Collector, DecodeError, Decoder, Hook, Role, Values, Verdict, record, word};
+use crate::kernel::btf::{Btf, BtfError};
 use crate::kernel::load::{Kernel, KernelError};
 use crate::pipeline::batch::Row;
 use crate::pipeline::window::Aggregation;
@@ -19,6 +23,20 @@ use crate::pipeline::window::Aggregation;
 pub struct PageFaultsCollector;
 
 const PASS: &str = "page_fault_pass";
+/// The hook of single faults.
+const SINGLE: &[&str] = &["page_fault_single"];
+/// The hooks of faults that are told apart.
+const APART: &[&str] = &["page_fault_begin", "page_fault_end"];
+const HANDLER: &[&str] = &["handle_mm_fault"];
+/// What enum `vm_fault_reason` calls errors; `VM_FAULT_ERROR` itself is a macro.
+const ERRORS: &[&str] = &[
+    "VM_FAULT_OOM",
+    "VM_FAULT_SIGBUS",
+    "VM_FAULT_SIGSEGV",
+    "VM_FAULT_HWPOISON",
+    "VM_FAULT_HWPOISON_LARGE",
+    "VM_FAULT_FALLBACK",
+];
 
 impl Collector for PageFaultsCollector {
     fn info(&self) -> &'static CollectorInfo {
@@ -32,14 +50,30 @@ impl Collector for PageFaultsCollector {
                 Hook::on("page_fault_exec", "sched_process_exec"),
                 Hook::on("page_fault_exit", "sched_process_exit"),
                 Hook::on("page_fault_move", "cgroup_attach_task"),
-                Hook::on("page_fault_single", "page_fault_user"),
                 Hook::iterator(PASS, "task"),
+                Hook { role: Role::Asked, ..Hook::on(SINGLE[0], "page_fault_user") },
+                Hook { program: APART[0], attach: Attach::Entry(HANDLER), role: Role::Asked },
+                Hook { program: APART[1], attach: Attach::Exit(HANDLER), role: Role::Asked },
             ]
         }
     }
 
     fn fields(&self) -> &'static [&'static [Field]] {
-        &[TASK_FIELDS, REGS_FIELDS]
+        &[TASK_FIELDS, REGS_FIELDS, VMA_FIELDS]
+    }
+
+    fn constants(&self, btf: &Btf) -> Result<Vec<(&'static str, u64)>, BtfError> {
+        let bit = |of: &str, name: &str| btf.enumerator(Some(of), name).map(i64::cast_unsigned);
+        let (flag, result) = (|name| bit("fault_flag", name), |name: &str| bit("vm_fault_reason", name));
+        let errors = ERRORS.iter().map(|name| result(name)).sum::<Result<u64, _>>()?;
+        Ok(vec![
+            ("FAULT_WRITE", flag("FAULT_FLAG_WRITE")?),
+            ("FAULT_EXEC", flag("FAULT_FLAG_INSTRUCTION")?),
+            ("FAULT_TRIED", flag("FAULT_FLAG_TRIED")?),
+            ("RESULT_MAJOR", result("VM_FAULT_MAJOR")?),
+            ("RESULT_RETRY", result("VM_FAULT_RETRY")?),
+            ("RESULT_ERROR", errors),
+        ])
     }
 
     fn records(&self) -> &'static [(u16, u32)] {
@@ -47,7 +81,7 @@ impl Collector for PageFaultsCollector {
     }
 
     fn state(&self) -> &'static [&'static str] {
-        &["FAULTS_SEEN"]
+        &["FAULTS_SEEN", "FAULT_ATTEMPTS"]
     }
 
     fn aggregations(&self) -> &'static [Aggregation] {
@@ -59,7 +93,7 @@ impl Collector for PageFaultsCollector {
     }
 
     fn open(&self, kernel: &mut Kernel, slot: u32, values: &Values) -> Result<(), KernelError> {
-        kernel.set_each(INDEX, slot, values.bool("events"))
+        ask(kernel, slot, values.bool("events"), values.choice("detail") == DETAILS[1])
     }
 
     fn join(&self, kernel: &mut Kernel, _slot: u32, _cgroups: &[u64]) -> Result<(), KernelError> {
@@ -69,6 +103,16 @@ impl Collector for PageFaultsCollector {
     fn sample(&self, kernel: &mut Kernel) -> Result<(), KernelError> {
         kernel.iterate(PASS).map(drop)
     }
+
+    fn close(&self, kernel: &mut Kernel, slot: u32) -> Result<(), KernelError> {
+        ask(kernel, slot, false, false)
+    }
+}
+
+/// Attaches what the slot's session wants beyond sums by the kernel's counters.
+fn ask(kernel: &mut Kernel, slot: u32, events: bool, detail: bool) -> Result<(), KernelError> {
+    kernel.ask_for(("EACH", INDEX), slot, events, (&COLLECTOR, SINGLE))?;
+    kernel.ask_for(("PAGE_FAULT_OPTIONS", OPTION_DETAIL), slot, detail && !events, (&COLLECTOR, APART))
 }
 
 struct FaultDecoder;
@@ -80,6 +124,14 @@ impl Decoder for FaultDecoder {
             row.process(sums.pid, sums.pid, sums.start_ns, &sums.comm);
             row.uint(at::major, sums.major);
             row.uint(at::minor, sums.minor);
+            if sums.kind_raw != 0 {
+                row.word(at::kind, word(Kind::NAMES, sums.kind_raw, "kind")?);
+                row.uint(at::writes, sums.writes);
+                row.uint(at::execs, sums.execs);
+                row.uint(at::retries, sums.retries);
+                row.uint(at::failed, sums.failed);
+                row.histogram(at::latency_hist, &sums.latency_hist);
+            }
         } else {
             let fault = PageFaultEvent::read(raw).ok_or(DecodeError::Length)?;
             row.process(fault.pid, fault.tid, fault.start_ns, &fault.comm);

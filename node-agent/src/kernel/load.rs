@@ -9,12 +9,13 @@ use std::collections::BTreeSet;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd};
 
-use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapFd, RingBuf};
+use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapFd, PerCpuArray, RingBuf};
 use aya::programs::{BtfTracePoint, FEntry, FExit, Iter, RawTracePoint};
 use aya::{Ebpf, EbpfLoader};
 use node_agent_common::fields::{BASE_FIELDS, Field, MISSING, pack};
+use node_agent_common::table::CollectorInfo;
 
-use crate::collectors::{ALL, Attach, Hook, Role};
+use crate::collectors::{self, ALL, Attach, Hook, Role};
 use crate::kernel::btf::Btf;
 use crate::kernel::{entries, probe};
 
@@ -248,12 +249,47 @@ impl Kernel {
         array.set(index, word, 0).map_err(|source| KernelError::Map { map, source })
     }
 
+    /// Hits of a table that nothing said whose they were, since the object was loaded.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn unattributed(&mut self, table: u32) -> Result<u64, KernelError> {
+        const MAP: &str = "UNATTRIBUTED";
+        let failed = |source| KernelError::Map { map: MAP, source };
+        let map = self.ebpf.map_mut(MAP).ok_or_else(|| no_map(MAP))?;
+        let hits = PerCpuArray::<_, u64>::try_from(map).map_err(failed)?;
+        Ok(hits.get(&table, 0).map_err(failed)?.iter().sum())
+    }
+
     /// Says whether a slot's session wants each event of a table by itself, rather than sums.
     ///
     /// # Errors
     /// As [`set_bit`](Self::set_bit).
     pub fn set_each(&mut self, table: u32, slot: u32, each: bool) -> Result<(), KernelError> {
         self.set_bit("EACH", table, slot, each)
+    }
+
+    /// Attaches what a slot's session asks for by an option, and detaches it when no slot's does any more: `map` at `option`
+    /// has the bits of those that do.
+    ///
+    /// # Errors
+    /// As [`ask`](Self::ask), and when the map cannot be read or written.
+    pub fn ask_for(
+        &mut self,
+        (map, option): (&'static str, u32),
+        slot: u32,
+        on: bool,
+        (collector, programs): (&CollectorInfo, &[&str]),
+    ) -> Result<(), KernelError> {
+        if on {
+            self.ask(collector, programs)?;
+        }
+        self.set_bit(map, option, slot, on)?;
+        let failed = |source| KernelError::Map { map, source };
+        if self.array::<u64>(map)?.get(&option, 0).map_err(failed)? == 0 {
+            self.release(collector, programs);
+        }
+        Ok(())
     }
 
     /// Loads and attaches what the collector needs, unless another session has had that done.
@@ -308,15 +344,38 @@ impl Kernel {
                     if let Err(error) = self.attach_for(index, hook, types) {
                         let collector = ALL[index].info().name;
                         tracing::info!(%error, collector, "this kernel gives the lesser hooks only");
-                        self.unload_role(index, |role| matches!(role, Role::Together));
+                        self.unload_where(index, |hook| matches!(hook.role, Role::Together));
                         together = false;
                     }
                 }
                 Role::Instead if !together => self.attach_for(index, hook, types)?,
-                Role::Together | Role::Instead => {}
+                Role::Together | Role::Instead | Role::Asked => {}
             }
         }
         Ok(())
+    }
+
+    /// Attaches the hooks of these programs, which the collector's sessions do not all need.
+    ///
+    /// # Errors
+    /// When this kernel does not have them; then none of them is attached.
+    pub fn ask(&mut self, collector: &CollectorInfo, programs: &[&str]) -> Result<(), KernelError> {
+        let (index, found) = collectors::find(collector.name)
+            .ok_or_else(|| KernelError::Unsupported("no collector".to_owned()))?;
+        let types = aya::Btf::from_sys_fs().map_err(|error| KernelError::Unsupported(error.to_string()))?;
+        for hook in found.hooks().iter().filter(|hook| programs.contains(&hook.program)) {
+            if let Err(error) = self.attach_for(index, hook, &types) {
+                self.release(collector, programs);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Detaches them: no session asks for them any more.
+    pub fn release(&mut self, collector: &CollectorInfo, programs: &[&str]) {
+        let Some((index, _)) = collectors::find(collector.name) else { return };
+        self.unload_where(index, |hook| programs.contains(&hook.program));
     }
 
     /// Attaches a program for a collector, unless another one has it attached already.
@@ -382,11 +441,11 @@ impl Kernel {
 
     /// Unloads the collector's programs, but those that another one has attached as well.
     fn unload(&mut self, index: usize) {
-        self.unload_role(index, |_| true);
+        self.unload_where(index, |_| true);
     }
 
-    fn unload_role(&mut self, index: usize, of: impl Fn(Role) -> bool) {
-        for hook in ALL[index].hooks().iter().filter(|hook| of(hook.role)) {
+    fn unload_where(&mut self, index: usize, of: impl Fn(&Hook) -> bool) {
+        for hook in ALL[index].hooks().iter().filter(|hook| of(hook)) {
             if self.attached[index].remove(hook.program) && !self.is_attached(hook) {
                 self.unload_hook(hook);
             }

@@ -74,6 +74,10 @@ pub trait Recorder: Send {
     fn counters(&self, session: &str) -> Vec<TableCounters>;
     /// See [`Engine::coverage`].
     fn coverage(&self, session: &str) -> Vec<TargetCoverage>;
+    /// See [`Engine::unattributed`].
+    fn unattributed(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
 }
 
 impl Recorder for Engine {
@@ -103,6 +107,10 @@ impl Recorder for Engine {
 
     fn coverage(&self, session: &str) -> Vec<TargetCoverage> {
         Engine::coverage(self, session)
+    }
+
+    fn unattributed(&self) -> Vec<(&'static str, u64)> {
+        Engine::unattributed(self)
     }
 }
 

@@ -61,6 +61,53 @@ fn faults_of_a_process_and_its_children_are_those_that_the_kernel_reports() {
     }
 }
 
+/// Only where the kernel has fentry: that others say so stands in the expectations.
+#[test]
+fn faults_that_are_told_apart_are_those_that_the_kernel_reports() {
+    if !std::env::var("TRACELAKE_ENVIRONMENT").is_ok_and(|environment| environment.starts_with("vm-")) {
+        return;
+    }
+    let cgroup = TestCgroup::new();
+    let mut burst = Burst::start("faults", &cgroup.path);
+    let spec = CollectorSpec {
+        name: "pageFaults".into(),
+        params: [("detail".to_owned(), "fexit".to_owned())].into(),
+        interval: Duration::from_millis(300),
+        ..CollectorSpec::default()
+    };
+    let mut recording = Recording::start(spec, &[]);
+    recording.targets(&[cgroup.target()]);
+    let before = burst.faults();
+    burst.go("touch");
+    std::thread::sleep(Duration::from_millis(700));
+    burst.go("share");
+    let after = burst.faults();
+    burst.go("fail");
+    let done = burst.faults();
+    let pid = i64::from(burst.child.id());
+    let (rows, counters) = recording.finish();
+
+    let (own, others): (Vec<Row>, Vec<Row>) = rows.into_iter().partition(|row| number(row, "pid") == pid);
+    assert_eq!((sum(&own, "major"), sum(&own, "minor")), (done.0 - before.0, done.1 - before.1));
+    let of = |kind: &str, column: &str| sum(own.iter().filter(|row| row["kind"] == kind), column);
+    assert!(after.1 - before.1 >= 2 * PAGES as i64, "every page was touched");
+    for kind in ["anon", "shmem"] {
+        let (faults, writes) = (of(kind, "minor") + of(kind, "major"), of(kind, "writes"));
+        assert!(faults >= PAGES as i64 && (PAGES as i64..=faults).contains(&writes), "{kind}: {own:?}");
+    }
+    assert_eq!(of("unknown", "minor"), 0, "{own:?}");
+    // The child's access beyond the end of its file, which killed it.
+    assert_eq!((sum(&own, "failed"), sum(&others, "failed")), (0, 1), "{others:?}");
+    let all = || own.iter().chain(&others);
+    for row in all() {
+        let slots = row["latency_hist"].split_whitespace().map(|slot| slot.parse::<i64>().expect("a number"));
+        let ended = number(row, "major") + number(row, "minor");
+        assert_eq!(number(row, "weight"), ended, "{row:?}");
+        assert_eq!(slots.sum::<i64>(), ended + number(row, "retries") + number(row, "failed"), "{row:?}");
+    }
+    assert_eq!(sum(all(), "weight").cast_unsigned(), counters.emitted);
+}
+
 #[test]
 fn each_fault_by_itself_has_its_address() {
     let cgroup = TestCgroup::new();
@@ -120,6 +167,23 @@ fn map(pages: usize) -> (*mut u8, usize) {
     }
 }
 
+/// Maps a file in memory, so many pages long, and touches so many; the size of a page.
+fn share(length: usize, pages: usize) -> usize {
+    // SAFETY: asks for a file and memory of this process's own; the lengths are right.
+    unsafe {
+        let page = usize::try_from(libc::sysconf(libc::_SC_PAGESIZE)).expect("a size");
+        let file = libc::memfd_create(c"shared".as_ptr(), 0);
+        assert!(file >= 0 && libc::ftruncate(file, (length * page) as libc::off_t) == 0);
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let memory = libc::mmap(std::ptr::null_mut(), pages * page, access, libc::MAP_SHARED, file, 0);
+        assert_ne!(memory, libc::MAP_FAILED);
+        touch(memory.cast(), page, pages);
+        libc::munmap(memory, pages * page);
+        libc::close(file);
+        page
+    }
+}
+
 fn touch(memory: *mut u8, page: usize, pages: usize) {
     for index in 0..pages {
         // SAFETY: inside the mapping.
@@ -136,6 +200,24 @@ pub(crate) fn workload() -> ! {
             // SAFETY: the mapping that was made above.
             unsafe { libc::munmap(memory.cast(), PAGES * page) };
             format!("{} {page}", memory as usize)
+        }
+        "share" => {
+            let page = share(PAGES, PAGES);
+            page.to_string()
+        }
+        "fail" => {
+            // SAFETY: the child only touches memory, the last page of which has no file behind it.
+            match unsafe { libc::fork() } {
+                0 => {
+                    share(1, 2);
+                    unreachable!("the bus error ends it")
+                }
+                child => {
+                    // SAFETY: waits for that child.
+                    unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
+                }
+            }
+            String::new()
         }
         "fork" => {
             let before = usage(libc::RUSAGE_CHILDREN).min_flt;

@@ -66,6 +66,13 @@ fn run_as(
         let mut burst = Burst::start("lossy", &cgroup.path);
         let before = Snmp::now();
         let answer = burst.go("lose");
+        if processes == Processes::OfNode {
+            // Nothing says whose these are: counted, not stored.
+            let hits = recording.engine.unattributed();
+            let refused =
+                hits.iter().find(|(table, _)| *table == "packet_drops").map_or(0, |(_, hits)| *hits);
+            assert!(refused >= REFUSED as u64, "{hits:?}");
+        }
         let (rows, _) = recording.finish();
         let delta = Snmp::now().since(&before);
         let numbers: Vec<i64> = answer.split(' ').map(|number| number.parse().expect("a number")).collect();

@@ -79,6 +79,7 @@ impl Trial {
 /// Where everything lies that runs.
 pub(super) struct Bench {
     pub(super) tracelake: PathBuf,
+    pub(super) agent: PathBuf,
     this: PathBuf,
     headers: PathBuf,
     polars: PathBuf,
@@ -100,8 +101,9 @@ impl Bench {
         })?;
         let headers = headers()?;
         let tracelake = image::release("tracelake")?;
+        let agent = image::release("tracelake-node-agent")?;
         let this = std::env::current_exe().context("finding this program")?;
-        Ok(Self { tracelake, this, headers, polars, folder, nice: 0 })
+        Ok(Self { tracelake, agent, this, headers, polars, folder, nice: 0 })
     }
 
     /// Where the last run's files lie.
@@ -294,7 +296,7 @@ fn headers() -> Result<PathBuf> {
     })
 }
 
-fn terminate(child: &Child) -> Result<()> {
+pub(super) fn terminate(child: &Child) -> Result<()> {
     use rustix::process::{Pid, Signal, kill_process};
     // An error means that it has ended.
     _ = kill_process(Pid::from_child(child), Signal::TERM);

@@ -9,7 +9,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
@@ -36,8 +36,8 @@ impl Effort {
 const LADDERS: [(Contender, &[u64]); 4] = [
     (Contender::Tracelake, &[250_000, 500_000, 750_000, 1_000_000, 1_250_000, 1_500_000, 2_000_000]),
     (Contender::KernMlops, &[2_000, 4_000, 6_000, 8_000, 12_000, 16_000, 24_000, 32_000, 48_000]),
-    (Contender::Bcc, &[50_000, 100_000, 150_000, 200_000, 300_000, 400_000]),
-    (Contender::Bpftrace, &[50_000, 100_000, 150_000, 200_000, 300_000, 400_000, 600_000]),
+    (Contender::Bcc, &[50_000, 100_000, 200_000, 300_000, 400_000, 500_000, 600_000, 800_000]),
+    (Contender::Bpftrace, &[50_000, 100_000, 200_000, 300_000, 400_000, 600_000]),
 ];
 /// A rate that each of those that are compared by their cost keeps up with.
 const COMMON_RATE: u64 = 50_000;
@@ -67,20 +67,27 @@ pub(super) fn ladders(bench: &Bench, effort: Effort) -> Result<Vec<Trial>> {
     Ok(trials)
 }
 
-/// The highest rate without loss of each ladder of a contender.
-pub(super) fn zero_loss_rates(trials: &[Trial], contender: Contender) -> Vec<f64> {
-    let mut best: Vec<f64> = Vec::new();
+/// Of each ladder of a contender the run without loss at the highest rate; none where the first step lost already.
+pub(super) fn best(trials: &[Trial], contender: Contender) -> Vec<Option<&Trial>> {
+    let mut best: Vec<Option<&Trial>> = Vec::new();
     let mut last = u64::MAX;
     for trial in trials.iter().filter(|trial| trial.contender == contender) {
         if trial.load.rate <= last {
-            best.push(0.0);
+            best.push(None);
         }
         last = trial.load.rate;
-        if let (true, Some(best)) = (trial.lossless(), best.last_mut()) {
-            *best = best.max(trial.rate());
+        if let (true, Some(best)) = (trial.lossless(), best.last_mut())
+            && best.is_none_or(|best: &Trial| best.rate() < trial.rate())
+        {
+            *best = Some(trial);
         }
     }
     best
+}
+
+/// The highest rate without loss of each ladder of a contender.
+pub(super) fn zero_loss_rates(trials: &[Trial], contender: Contender) -> Vec<f64> {
+    best(trials, contender).into_iter().map(|trial| trial.map_or(0.0, Trial::rate)).collect()
 }
 
 /// The cost of an event at one rate.
@@ -174,11 +181,46 @@ impl Recording {
     }
 }
 
-/// What the recorder weighs with every collector on and nothing to do.
-pub(super) fn idle(bench: &Bench, effort: Effort, collectors: &str) -> Result<u64> {
+/// What the recorder weighs with every collector on and nothing to do, after its start.
+pub(super) fn idle(bench: &Bench, collectors: &str) -> Result<u64> {
+    const SETTLED: Duration = Duration::from_secs(6);
     let recording = Recording::start(bench, collectors, &["--interval", "1"])?;
-    std::thread::sleep(std::time::Duration::from_secs(effort.seconds));
-    Ok(recording.end()?.rss_bytes)
+    std::thread::sleep(SETTLED);
+    let rss = process::rss_bytes(recording.0.id());
+    recording.end()?;
+    rss
+}
+
+/// The node agent's own process without a session.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Without {
+    /// Of one CPU, while it also looks for its operator, which is not there.
+    pub(super) cpu_percent: f64,
+    pub(super) rss_bytes: u64,
+    /// That it has attached.
+    pub(super) programs: usize,
+}
+
+pub(super) fn without_session(bench: &Bench, effort: Effort) -> Result<Without> {
+    const SETTLED: Duration = Duration::from_secs(3);
+    let before = contender::programs()?.len();
+    let folder = bench.folder()?;
+    let mut agent = exec::command(&bench.agent, ["--node-name", "bench", "--http-address", "127.0.0.1:0"]);
+    agent.args(["--operator-address", "https://127.0.0.1:1", "--log-format", "text", "--spool-dir"]);
+    agent.arg(folder.join("spool")).arg("--operator-ca-dir").arg(&folder).stdout(Stdio::null());
+    let child = agent.stderr(Stdio::null()).spawn().context("starting the agent")?;
+    std::thread::sleep(SETTLED);
+    let (began, cpu) = (Instant::now(), process::cpu_ns(child.id())?);
+    std::thread::sleep(Duration::from_secs(effort.sustained));
+    let used = process::cpu_ns(child.id())? - cpu;
+    let without = Without {
+        cpu_percent: used as f64 / began.elapsed().as_nanos() as f64 * 100.0,
+        rss_bytes: process::rss_bytes(child.id())?,
+        programs: contender::programs()?.len().saturating_sub(before),
+    };
+    contender::terminate(&child)?;
+    process::wait(child)?;
+    Ok(without)
 }
 
 /// A build with and without a recording, seconds.

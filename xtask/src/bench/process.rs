@@ -36,6 +36,15 @@ pub(super) fn wait(child: Child) -> Result<(ExitStatus, Usage)> {
     Ok((ExitStatus::from_raw(status), usage))
 }
 
+/// Memory that a process has now.
+pub(super) fn rss_bytes(pid: u32) -> Result<u64> {
+    let path = format!("/proc/{pid}/status");
+    let status = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix("kB"));
+    let kib: u64 = kib.with_context(|| format!("{path} names no VmRSS"))?.trim().parse()?;
+    Ok(kib << 10)
+}
+
 /// CPU time that a process has used until now, all threads, to a hundredth of a second.
 pub(super) fn cpu_ns(pid: u32) -> Result<u64> {
     let path = format!("/proc/{pid}/stat");
@@ -56,5 +65,6 @@ mod tests {
         let (status, usage) = super::wait(child).unwrap();
         assert!(status.success() && usage.rss_bytes > 4_096, "{status} {usage:?}");
         super::cpu_ns(std::process::id()).unwrap();
+        assert!(super::rss_bytes(std::process::id()).unwrap() > 4_096);
     }
 }
