@@ -43,6 +43,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if !matches!(args.command, Command::Record(_)) {
+        // What prints to a pipe ends with its reader, as `head`; a recording does not.
+        // SAFETY: no handler of ours, and no other thread yet.
+        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    }
     // A store's client looks the provider up when it is made.
     _ = rustls::crypto::ring::default_provider().install_default();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
@@ -58,9 +63,15 @@ fn main() -> ExitCode {
         Command::Show(args) => verify::show(&args),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("tracelake: {error:#}");
+        say(&format!("tracelake: {error:#}\n"));
         ExitCode::FAILURE
     })
+}
+
+/// Writes to standard error. That nobody reads it is no reason to stop.
+fn say(text: &str) {
+    use std::io::Write;
+    _ = std::io::stderr().write_all(text.as_bytes());
 }
 
 fn collectors(capabilities: &[Capability]) -> String {

@@ -36,7 +36,7 @@ impl Progress {
     /// Says something that stays, above the line.
     pub(crate) fn say(&self, text: &str) {
         let clear = if self.seen.is_some() { CLEAR } else { "" };
-        eprintln!("{clear}tracelake: {text}");
+        crate::say(&format!("{clear}tracelake: {text}\n"));
     }
 
     /// Draws the line when it is time.

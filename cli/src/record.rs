@@ -132,6 +132,11 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         Path::new(BTF).exists(),
         "this kernel has no type information ({BTF}): boot one built with CONFIG_DEBUG_INFO_BTF"
     );
+    // Before anything is made: a mistyped name should leave nothing behind.
+    if let Some(program) = args.argv.first().filter(|program| !is_there(program)) {
+        crate::say(&format!("tracelake: there is no program {program:?}\n"));
+        return Ok(ExitCode::from(NO_PROGRAM));
+    }
     let root = cgroup::root(None).context(
         "this machine has no cgroup v2 tree: mount one with `mount -t cgroup2 none /sys/fs/cgroup`",
     )?;
@@ -207,7 +212,8 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         match &outcome.state {
             CollectorState::Running => running += 1,
             CollectorState::Unsupported { message, .. } => {
-                eprintln!("tracelake: this kernel cannot run {}: {message}", outcome.collector);
+                let collector = &outcome.collector;
+                crate::say(&format!("tracelake: this kernel cannot run {collector}: {message}\n"));
             }
         }
     }
@@ -227,8 +233,8 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         let key = Key::manifest(manifest.number);
         reader::create_json(location.store.as_ref(), &location.prefix, &key, &manifest).await?;
         let contents = reader::open(&location.store, &location.prefix).await?;
-        if !args.quiet {
-            eprint!("{}", summary(&contents, &location.name));
+        if !args.quiet && status.is_ok() {
+            crate::say(&summary(&contents, &location.name));
         }
         ensure!(manifest.verdict == Verdict::Complete, "the dataset is not complete");
         anyhow::Ok(())
@@ -237,6 +243,18 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         None => ExitCode::SUCCESS,
         Some(status) => ExitCode::from(exit_code(status)),
     })
+}
+
+/// What shells answer to a name that no program has.
+const NO_PROGRAM: u8 = 127;
+
+/// Whether the program is found as `execvp` looks for it.
+fn is_there(program: &str) -> bool {
+    if program.contains('/') {
+        return Path::new(program).is_file();
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
 }
 
 fn rustix_is_root() -> bool {
@@ -315,7 +333,7 @@ fn drain(session: &mut Session, engine: &Engine, location: &Location) -> Result<
         let why = session.upload_error().map_or_else(|| "no answer".to_owned(), |error| error.to_string());
         ensure!(
             progress.0.elapsed() <= patience,
-            "{pending} bytes could not be written to {}: {why}",
+            "{pending} bytes could not be written to {}, which has no manifest: {why}",
             location.name
         );
         ensure!(

@@ -47,6 +47,20 @@ pub enum ReadError {
         /// What the store said.
         source: object_store::Error,
     },
+    /// The store could not be written to.
+    #[error("cannot write {what} to the store: {source}")]
+    Write {
+        /// What was being written.
+        what: String,
+        /// What the store said.
+        source: object_store::Error,
+    },
+    /// The disk that the store is on has no room left.
+    #[error("no room is left for {what}")]
+    Full {
+        /// What was being written.
+        what: String,
+    },
     /// A file is not what its key says.
     #[error("{key} is not readable: {reason}")]
     Invalid {
@@ -576,7 +590,7 @@ fn hex(bytes: &[u8]) -> String {
 /// is our own earlier success.
 ///
 /// # Errors
-/// [`ReadError::Exists`] when the key holds something else, [`ReadError::Store`] when the store fails.
+/// [`ReadError::Exists`] when the key holds something else, [`ReadError::Full`] when a disk is, the others when the store fails.
 pub async fn create_json<T: serde::Serialize>(
     store: &dyn ObjectStore,
     prefix: &SessionPrefix,
@@ -604,8 +618,22 @@ pub async fn create(store: &dyn ObjectStore, path: &Path, content: Bytes) -> Res
             }
             Err(ReadError::Exists { key: path.to_string() })
         }
-        Err(source) => Err(failed(source)),
+        Err(source) if is_full(&source) => Err(ReadError::Full { what: path.to_string() }),
+        Err(source) => Err(ReadError::Write { what: path.to_string(), source }),
     }
+}
+
+/// Whether the system said that a disk, or what somebody may use of it, is full.
+fn is_full(error: &object_store::Error) -> bool {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = source {
+        let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+        if matches!(kind, Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)) {
+            return true;
+        }
+        source = error.source();
+    }
+    false
 }
 
 /// Opens a dataset for reading: like [`load`], and both `session.json` and a manifest have to be there.

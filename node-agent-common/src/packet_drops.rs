@@ -83,6 +83,8 @@ event! {
         segments: u32,
         /// Bytes of the packet as the stack held it.
         bytes: u32,
+        /// Name of the place: there may have been no window yet to learn it in.
+        location_name: [u8; LOCATION],
     }
 }
 

@@ -73,9 +73,9 @@ aggregate! {
         Sum writes: u64 => Int64 "faults" null,
         /// Those that fetched an instruction.
         Sum execs: u64 => Int64 "faults" null,
-        /// Attempts that had to be made again; each ends as a fault or failed.
+        /// Attempts that had to be made again; unless a signal ends the thread, each becomes a fault or a failed one.
         Sum retries: u64 => Int64 "faults" null,
-        /// Faults that could not be resolved: a bad access, or no memory.
+        /// Faults that the kernel's handler could not resolve: beyond a file's end, no memory, a damaged page.
         Sum failed: u64 => Int64 "faults" null,
         /// How long each attempt took.
         Sum latency_hist: Histogram => Histogram "ns" null,
@@ -155,9 +155,10 @@ pub const COLLECTOR: CollectorInfo = CollectorInfo {
           a row of its own, with address and instruction, and rows per window are left out; sampleEvery and \
           maxEventsPerSecond are about these rows, sums leave nothing out.",
     exact: "Major and minor faults of every process, as getrusage has them. With events: every fault in user mode.",
-    bounded: "With events whether a fault was major is not known, and a fault costs its process some 100 ns.",
-    unseen: "With events: faults inside the kernel, as read(2) into a new page. Without: faults of a thread between \
-             its exit hook and its end.",
+    bounded: "With events whether a fault was major is not known. With events or detail each fault costs its process something \
+              (docs/benchmarks.md), and the class is C.",
+    unseen: "With events: faults inside the kernel, as read(2) into a new page. Without: faults of a thread between its exit hook \
+             and its end. With detail: accesses outside of any mapping, which end in a signal and are no fault that is handled.",
     cost: Cost::Moderate,
     tables: &[&TABLE],
     params: &[
@@ -172,8 +173,8 @@ pub const COLLECTOR: CollectorInfo = CollectorInfo {
             ty: ParamType::Choice(DETAILS),
             default: DETAILS[0],
             doc: "Where sums come from. counters: the kernel's own, at no cost to a fault. fexit: hooks on the function that handles faults \
-              tell them apart by kind, access and outcome, and how long each took, at some 300 ns a fault; a node whose kernel has no \
-              fentry does not run the collector then. Without effect with events.",
+              tell them apart by kind, access and outcome, and how long each took, which every fault of the target pays for; a node \
+              whose kernel has no fentry does not run the collector then. Without effect with events.",
         },
     ],
     events: true,

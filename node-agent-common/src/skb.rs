@@ -13,6 +13,8 @@ fields! {
         SKB_HEAD: "sk_buff", "head";
         SKB_DATA: "sk_buff", "data";
         SKB_END: "sk_buff", "end";
+        SKB_TAIL: "sk_buff", "tail";
+        SKB_IIF: "sk_buff", "skb_iif";
         SKB_NETWORK: "sk_buff", "network_header";
         SKB_TRANSPORT: "sk_buff", "transport_header";
         SKB_CB: "sk_buff", "cb";

@@ -97,7 +97,7 @@ pub const COLLECTOR: CollectorInfo = CollectorInfo {
     bounded: "Lengths are those of one moment per window. overflows and accept_hist are null where the kernel has no \
               fentry. 16,384 listeners at a time.",
     unseen: "Listeners that no process holds, and the queues of MPTCP's own listeners.",
-    cost: Cost::Rare,
+    cost: Cost::Moderate,
     tables: &[&TABLE],
     params: &[
         Param {

@@ -118,7 +118,8 @@ pub const COLLECTOR: CollectorInfo = CollectorInfo {
     question: "Which connections of the target sent segments again, why, and how did their path look at that moment?",
     doc: "Tracepoints of retransmission. A row belongs to the cgroup that made the socket, for synack the listener. \
           One packet of the stack may be several segments on the wire: sum segments, not rows.",
-    exact: "Packets and segments: the sum of segments with err 0 is what the kernel counts as RetransSegs.",
+    exact: "Packets and segments: the sum of segments with err 0 is what the kernel counts as RetransSegs, less those that IP could \
+            not send.",
     bounded: "kind is told by the state of congestion control at that moment. Kernels before 6.17 do not tell of \
               retransmissions that could not be sent.",
     unseen: "Segments that the network card sends again by itself.",

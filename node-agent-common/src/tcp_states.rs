@@ -88,9 +88,9 @@ aggregate! {
         new: u32,
         /// Why resets were sent: enum sk_rst_reason.
         reset_reason_raw: u32,
-        /// Local port, host order, if it is the lower one; else 0.
+        /// Local port, host order, if it is the one that counts; else 0.
         lport: u16,
-        /// Remote port, host order, if it is the lower one; else 0.
+        /// Remote port, host order, if it is the one that counts; else 0.
         rport: u16,
         /// Zero.
         reserved: u32,
@@ -133,8 +133,9 @@ pub const COLLECTOR: CollectorInfo = CollectorInfo {
             name: "mode",
             ty: ParamType::Choice(MODES),
             default: MODES[0],
-            doc: "event: a row for each. aggregate: counts per window, by kind, states and port (the lower one of the two, which is \
-                  a server's: lport or rport says which side has it), with no other column of the flow.",
+            doc: "event: a row for each. aggregate: counts per window, by kind, states and the server's port (lport of what the target \
+                  accepted, rport of what it opened; the lower one where the session saw no beginning), with no other column of the \
+                  flow; ports then goes by that port.",
         },
         Param {
             name: "kinds",

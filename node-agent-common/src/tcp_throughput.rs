@@ -103,7 +103,7 @@ pub const COLLECTOR: CollectorInfo = CollectorInfo {
               no process holds (not accepted yet, or closed and still sending) have their row when they end, not \
               window by window.",
     unseen: "Headers, and what is not TCP.",
-    cost: Cost::Rare,
+    cost: Cost::Moderate,
     tables: &[&TABLE],
     params: &[
         Param {

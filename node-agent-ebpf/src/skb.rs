@@ -74,7 +74,7 @@ pub(crate) unsafe fn flow(skb: *const u8, ethertype: u32, ip_proto: u8, inbound:
                 bpf_probe_read_kernel(destination.as_mut_ptr().cast(), 4, header.wrapping_add(16).cast());
                 let words = usize::from(half(0) >> 8 & 0xf);
                 let is_first = half(6) & 0x1fff == 0;
-                (INET, if is_first { words * 4 } else { 0 })
+                (INET, if is_first && words >= 5 { words * 4 } else { 0 })
             }
             IPV6 => {
                 bpf_probe_read_kernel(source.as_mut_ptr().cast(), 16, header.wrapping_add(8).cast());
@@ -83,7 +83,10 @@ pub(crate) unsafe fn flow(skb: *const u8, ethertype: u32, ip_proto: u8, inbound:
             }
             _ => (0, 0),
         };
-        let has_ports = above != 0 && (ip_proto == sock::TCP as u8 || ip_proto == UDP);
+        // What lies behind the packet's own bytes is somebody else's.
+        let end = Direct::number(skb, &SKB_NETWORK) + above as u64 + 4;
+        let is_inside = end <= Direct::number(skb, &SKB_TAIL);
+        let has_ports = above != 0 && is_inside && (ip_proto == sock::TCP as u8 || ip_proto == UDP);
         let (from, into) = if has_ports { (half(above), half(above + 2)) } else { (0, 0) };
         (*to).family = family;
         (*to).protocol = u16::from(ip_proto);

@@ -321,9 +321,7 @@ impl<R: Recorder> Agent<R> {
         self.reported = Instant::now();
         let recording = self.sessions.values().filter(|managed| managed.session.is_recording()).count();
         self.node.metrics.state(self.sessions.len(), recording, self.node.spool.used_bytes());
-        for (table, hits) in self.recorder.unattributed() {
-            self.node.metrics.unattributed(table, hits);
-        }
+        self.node.metrics.unattributed(self.recorder.unattributed());
         self.node.metrics.connected(*self.connected.borrow());
         let known: Vec<String> = self
             .sessions

@@ -21,7 +21,7 @@ use node_agent_common::catalogue::TABLES;
 use node_agent_common::counters::{BEGAN_NUMBERS, Counters, Limits, MAX_TABLES, RateWindow, slot_table};
 use node_agent_common::table::CollectorInfo;
 
-use crate::collectors::{self, ALL, ParamError, Params, Values};
+use crate::collectors::{self, ALL, ParamError, Params, Running, Values};
 use crate::coverage::{self, Windows};
 use crate::kernel::clock;
 use crate::kernel::load::{Kernel, KernelError, wait_for_programs};
@@ -303,16 +303,17 @@ impl Engine {
         let (mut outcomes, mut running, mut unsupported, mut tables) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (index, collector, values) in wanted {
-            let started = kernel.attach(index).and_then(|()| {
-                prepare(kernel, slot, index, collector)
+            let used = Running { index, asks: ALL[index].asks(&values) };
+            let started = kernel.attach(used).and_then(|()| {
+                prepare(kernel, slot, index, collector, ALL[index].each(&values))
                     .and_then(|()| ALL[index].open(kernel, slot, &values))
-                    .inspect_err(|_| kernel.detach(index))
+                    .inspect_err(|_| kernel.detach(used))
             });
             let state = match started {
                 Ok(()) => {
-                    running.push(index);
-                    let recursion_base = kernel.recursion_misses(index);
-                    tables.extend(tables_of(&self.config.node, index, collector, &values, recursion_base));
+                    running.push(used);
+                    let recursion_base = kernel.recursion_misses(used);
+                    tables.extend(tables_of(&self.config.node, used, collector, &values, recursion_base));
                     CollectorState::Running
                 }
                 Err(error) => {
@@ -348,11 +349,11 @@ impl Engine {
             slots.resize_with(slots.len().max(slot as usize + 1), || None);
             slots[slot as usize] = Some(session);
         }
-        for table in running.iter().flat_map(|&index| ALL[index].info().tables) {
+        for table in running.iter().flat_map(|used| ALL[used.index].info().tables) {
             kernel.set_bit("ENABLED", table.index, slot, true)?;
         }
         let collectors =
-            running.iter().map(|&index| (ALL[index].info().name, kernel.hook_words(index))).collect();
+            running.iter().map(|&used| (ALL[used.index].info().name, kernel.hook_words(used))).collect();
         let windows = Windows { collectors, unsupported, ..Windows::default() };
         let (pods, cgroups) = (BTreeMap::new(), BTreeMap::new());
         let opened_ns = clock::boot_ns();
@@ -505,7 +506,7 @@ impl Engine {
                 tracing::error!(%error, session, "cannot {what}");
             }
         };
-        for &index in &control.collectors {
+        for &Running { index, .. } in &control.collectors {
             log("report what is still open", ALL[index].flush(kernel, slot));
             log("look once more", ALL[index].sample(kernel));
         }
@@ -539,9 +540,9 @@ impl Engine {
             ending.closing = Some(Closing { empty, windows: control.windows, names_until });
         }
         drop(shared);
-        for &index in &control.collectors {
-            log("leave the collector's maps", ALL[index].close(kernel, slot));
-            kernel.detach(index);
+        for &used in &control.collectors {
+            log("leave the collector's maps", ALL[used.index].close(kernel, slot));
+            kernel.detach(used);
         }
         if self.sessions.is_empty() {
             kernel.detach_targets();
@@ -612,17 +613,17 @@ fn count_skipped(kernel: &Kernel, session: &mut Session) {
 /// The tables of a session's collector, empty.
 fn tables_of(
     node: &str,
-    index: usize,
+    used: Running,
     spec: &CollectorSpec,
     values: &Values,
     recursion_base: u64,
 ) -> impl Iterator<Item = TableState> {
-    let collector = ALL[index];
+    let collector = ALL[used.index];
     collector.info().tables.iter().map(move |&table| {
         let aggregation = collector.aggregations().iter().find(|one| one.table == table.index);
         let records = collector.records().iter().filter(|(_, of)| *of == table.index).map(|(tag, _)| *tag);
         TableState {
-            collector: index,
+            collector: used,
             table,
             tags: records.chain(aggregation.map(|one| one.tag)).collect(),
             decoder: collector.decoder(values),
@@ -630,7 +631,9 @@ fn tables_of(
             deadline: None,
             kept_back: Duration::ZERO,
             unsealed: Unsealed::default(),
-            window: aggregation.map(|one| Window::new(one, spec.interval)),
+            window: aggregation
+                .filter(|_| !collector.each(values))
+                .map(|one| Window::new(one, spec.interval)),
             weight: limits(collector.info(), spec).sample_every.max(1),
             filtered: 0,
             decode_error: 0,
@@ -658,13 +661,20 @@ fn begin(kernel: &mut Kernel, slot: u32) -> Result<(), KernelError> {
 }
 
 /// Writes the slot's limits.
-fn prepare(kernel: &mut Kernel, slot: u32, index: usize, spec: &CollectorSpec) -> Result<(), KernelError> {
+fn prepare(
+    kernel: &mut Kernel,
+    slot: u32,
+    index: usize,
+    spec: &CollectorSpec,
+    each: bool,
+) -> Result<(), KernelError> {
     let limits = limits(ALL[index].info(), spec);
     let failed = |map| move |source| KernelError::Map { map, source };
     for table in ALL[index].info().tables {
         let at = slot_table(slot, table.index);
         kernel.array::<Limits>("LIMITS")?.set(at, limits, 0).map_err(failed("LIMITS"))?;
         kernel.array::<RateWindow>("RATES")?.set(at, RateWindow::default(), 0).map_err(failed("RATES"))?;
+        kernel.set_bit("EACH", table.index, slot, each)?;
         kernel.set_bit("SAMPLED", table.index, slot, limits.sample_every > 1)?;
     }
     Ok(())

@@ -60,7 +60,7 @@ impl Default for Metrics {
             sessions_recording: "agent_recording_sessions", "Sessions that are being recorded";
             plans_received: "plan_messages", "Plans received";
             plans_refused: "plan_refused_bodies", "Bodies of plans that this agent's own checks refused";
-            unattributed: "hook_unattributed_events", "Packets of no socket, in a network of no target, by the table that they have no row in";
+            unattributed: "hook_unattributed_events", "Packets of no socket, in a network that no session records this table of";
             operator_connected: "operator_connected", "Whether a stream to the operator is up";
         };
         Self { registry: Mutex::new(registry), ..metrics }
@@ -97,12 +97,15 @@ impl Metrics {
         self.spool_bytes.set(i64::try_from(spool_bytes).unwrap_or(i64::MAX));
     }
 
-    /// `hits` are since hooks were attached: fewer than before are of new ones.
-    pub(crate) fn unattributed(&self, table: &'static str, hits: u64) {
-        let counter = self.unattributed.get_or_create(&[("table", table)]);
+    /// All there is since hooks were attached; nothing while there are none.
+    pub(crate) fn unattributed(&self, all: Vec<(&'static str, u64)>) {
         let mut seen = self.unattributed_seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let before = seen.insert(table, hits).filter(|before| *before <= hits).unwrap_or(0);
-        counter.inc_by(hits - before);
+        for (table, hits) in &all {
+            // Fewer than before are of hooks that were attached since.
+            let before = seen.get(table).copied().filter(|before| before <= hits).unwrap_or(0);
+            self.unattributed.get_or_create(&[("table", table)]).inc_by(hits - before);
+        }
+        *seen = all.into_iter().collect();
     }
 
     pub(crate) fn connected(&self, connected: bool) {
@@ -132,12 +135,12 @@ mod tests {
         metrics.uploaded(7);
         metrics.upload_failed(&UploadError::Grant(GrantError::Unavailable("away".into())));
         // The second attachment began anew.
-        for hits in [3, 5, 2] {
-            metrics.unattributed("packet_drops", hits);
+        for hits in [vec![3], vec![5], vec![2], vec![], vec![4]] {
+            metrics.unattributed(hits.into_iter().map(|hits| ("packet_drops", hits)).collect());
         }
         let text = metrics.encode().unwrap();
         for line in [
-            "tracelake_hook_unattributed_events_total{table=\"packet_drops\"} 7",
+            "tracelake_hook_unattributed_events_total{table=\"packet_drops\"} 11",
             "tracelake_upload_bytes_total 7",
             "tracelake_upload_errors_total{kind=\"Grant\"} 1",
         ] {

@@ -39,7 +39,9 @@ fn hooks(collector: &dyn Collector) -> String {
             Role::Better(better) => format!("`{}` takes its place", better.than),
             Role::Together => "none of this kind is attached: see the columns".to_owned(),
             Role::Instead => "takes the place of those that come together".to_owned(),
-            Role::Asked => "attached only while a session asks for it by a parameter".to_owned(),
+            Role::Asked | Role::AskedExtra => {
+                "attached only while a session asks for it by a parameter".to_owned()
+            }
             Role::Extra => "less is told: see the columns".to_owned(),
         };
         writeln!(text, "| `{at}` | {how} | {without} |").expect("text grows");

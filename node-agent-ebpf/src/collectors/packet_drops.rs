@@ -22,7 +22,7 @@ use node_agent_common::packet_drops::{
 use crate::aggregate::{self, Sums};
 use crate::kernel::{constant, follow};
 use crate::ring::{self, Hit};
-use crate::skb::{self, SKB_LEN, SKB_SK};
+use crate::skb::{self, SKB_IIF, SKB_LEN, SKB_SK};
 use crate::sock::{self, Direct, Read, SK_COOKIE, SK_NET, SK_STATE};
 use crate::{atomic, counters, netns};
 
@@ -61,14 +61,14 @@ pub fn packet_drop(ctx: BtfTracePointContext) -> i32 {
         let (net, from) = (skb::net(packet), follow(packet, &SKB_SK));
         // A packet of somebody's socket is not of the namespace's pod, whoever that somebody is.
         let none = core::ptr::null();
-        let (hit, sk, inbound) = if sock::is_full(rx) {
-            (sock::owner(rx, INDEX), rx, true)
+        let (hit, sk) = if sock::is_full(rx) {
+            (sock::owner(rx, INDEX), rx)
         } else if sock::is_full(from) && (net.is_null() || follow(from, &SK_NET) == net) {
-            (sock::owner(from, INDEX), from, false)
+            (sock::owner(from, INDEX), from)
         } else if net.is_null() {
-            (None, none, true)
+            (None, none)
         } else {
-            (netns::owner(net, INDEX), none, true)
+            (netns::owner(net, INDEX), none)
         };
         let Some(hit) = hit else {
             if sk.is_null() {
@@ -89,6 +89,8 @@ pub fn packet_drop(ctx: BtfTracePointContext) -> i32 {
         }
         if single != 0 {
             let sock_id = if sk.is_null() { 0 } else { Direct::number(sk, &SK_COOKIE) };
+            // What came through a device knows by which one; an answer of no socket yet, as a SYN-ACK, is sent all the same.
+            let inbound = Direct::number(packet, &SKB_IIF) != 0 || from.is_null();
             send(packet, &Hit { slots: single, ..hit }, drop, sock_id, inbound);
         }
     }
@@ -131,6 +133,8 @@ unsafe fn send(packet: *const u8, hit: &Hit, drop: Drop, sock_id: u64, inbound: 
             (*record).ip_proto_raw = drop.ip_proto;
             (*record).segments = skb::segments(packet) as u32;
             (*record).bytes = Direct::number(packet, &SKB_LEN) as u32;
+            (*record).location_name =
+                DROP_LOCATIONS.get_ptr(drop.location).map_or([0; LOCATION], |name| *name);
         }
     });
 }

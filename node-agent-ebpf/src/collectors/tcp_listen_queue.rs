@@ -181,6 +181,10 @@ unsafe fn report(sk: *const u8, tcp: *const u8, listener: *mut Listener, hit: &H
             );
         };
         let none = core::ptr::null_mut();
+        if owed == 0 {
+            // Nobody's who is here now.
+            let _ = LISTEN_LENGTHS.remove(sk as u64);
+        }
         give(owed, dropped, overflows, LISTEN_LENGTHS.get_ptr_mut(sk as u64).unwrap_or(none));
         give(hit.slots & !owed, 0, 0, none);
     }

@@ -28,9 +28,15 @@ use crate::sock::{self, Direct, INET_SPORT, Read, SK_DPORT, SK_ERR, SK_PROTOCOL,
 struct Since {
     /// Tells it from another at the same address; 0 for one that a listener has just made and not given its cookie yet.
     sock_id: u64,
-    state: u64,
+    state: u32,
+    /// Which end's port the connection is counted by.
+    side: u32,
     at_ns: u64,
 }
+
+/// The end that serves: as the connection's beginning told, which these say; else nobody saw it.
+const LOCAL: u32 = 1;
+const REMOTE: u32 = 2;
 
 /// Address of a target's socket to when it came into its state. A full map costs a column's value.
 #[map]
@@ -59,6 +65,7 @@ struct Change {
     new: u32,
     since_ns: u64,
     reason: u32,
+    side: u32,
 }
 
 /// # Safety
@@ -101,7 +108,11 @@ unsafe fn count(tcp: *const u8, hit: &Hit, change: Change) {
         (port(&INET_SPORT), port(&SK_DPORT))
     };
     // Ports of clients are many: what is counted goes by the server's. Who begins to connect has no own port yet.
-    let is_remote = remote != 0 && (local == 0 || remote < local);
+    let is_remote = match change.side {
+        LOCAL => false,
+        REMOTE => true,
+        _ => remote != 0 && (local == 0 || remote < local),
+    };
     aggregate::add(
         &SUMS,
         hit,
@@ -121,14 +132,16 @@ unsafe fn count(tcp: *const u8, hit: &Hit, change: Change) {
     );
 }
 
-/// Since when the socket is in `state`; 0 where nobody saw it come.
+/// Since when the socket is in `state`, and which end serves; 0 where nobody saw it.
 #[inline(always)]
-fn since(key: u64, sock_id: u64, state: u32) -> u64 {
-    let Some(since) = SINCE.get_ptr(key) else { return 0 };
+fn since(key: u64, sock_id: u64, state: u32) -> (u64, u32) {
+    let Some(since) = SINCE.get_ptr(key) else { return (0, 0) };
     // SAFETY: words of the map's value.
     unsafe {
-        let is_it = (*since).sock_id == sock_id || (*since).sock_id == 0;
-        if is_it && (*since).state == u64::from(state) { (*since).at_ns } else { 0 }
+        if (*since).sock_id != sock_id && (*since).sock_id != 0 {
+            return (0, 0);
+        }
+        (if (*since).state == state { (*since).at_ns } else { 0 }, (*since).side)
     }
 }
 
@@ -151,14 +164,19 @@ pub fn tcp_state_change(ctx: BtfTracePointContext) -> i32 {
         // A socket that a listener makes is a copy of it still.
         let is_copy = new == state::SYN_RECV && old == state::LISTEN;
         let sock_id = if is_copy { 0 } else { sock::cookie(tcp) };
-        let since_ns = if is_copy { 0 } else { since(key, sock_id, old) };
+        let (since_ns, known) = if is_copy { (0, LOCAL) } else { since(key, sock_id, old) };
+        let side = match new {
+            state::SYN_SENT => REMOTE,
+            state::LISTEN => LOCAL,
+            _ => known,
+        };
         if new == state::CLOSE {
             let _ = SINCE.remove(key);
         } else {
-            let _ = SINCE.insert(key, Since { sock_id, state: u64::from(new), at_ns: now }, 0);
+            let _ = SINCE.insert(key, Since { sock_id, state: new, side, at_ns: now }, 0);
         }
         let kind = Kind::Transition;
-        send(tcp, &hit, now, Change { kind, sock_id, old, new, since_ns, reason: NO_REASON });
+        send(tcp, &hit, now, Change { kind, sock_id, old, new, since_ns, reason: NO_REASON, side });
     }
     0
 }
@@ -179,7 +197,8 @@ unsafe fn reset(sk: *const u8, kind: Kind, reason: u32) -> i32 {
         }
         let old = Direct::number(sk, &SK_STATE) as u32;
         let sock_id = sock::cookie(tcp);
-        send(tcp, &hit, ring::now(), Change { kind, sock_id, old, new: 0, since_ns: 0, reason });
+        let (_, side) = since(sk as u64, sock_id, old);
+        send(tcp, &hit, ring::now(), Change { kind, sock_id, old, new: 0, since_ns: 0, reason, side });
     }
     0
 }
@@ -214,9 +233,9 @@ pub fn tcp_state_time_wait(ctx: FEntryContext) -> i32 {
         // The second argument is FIN_WAIT2 where the mini-socket is to stay in that state for a while.
         let new = ctx.arg::<i32>(1) as u32;
         let sock_id = sock::cookie(tcp);
-        let since_ns = since(sk as u64, sock_id, old);
+        let (since_ns, side) = since(sk as u64, sock_id, old);
         let kind = Kind::TimeWait;
-        send(tcp, &hit, ring::now(), Change { kind, sock_id, old, new, since_ns, reason: NO_REASON });
+        send(tcp, &hit, ring::now(), Change { kind, sock_id, old, new, since_ns, reason: NO_REASON, side });
     }
     0
 }

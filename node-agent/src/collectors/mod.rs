@@ -83,8 +83,18 @@ pub enum Role {
     Together,
     /// Attached where those are not; comes after them in the list.
     Instead,
-    /// Attached only while a session asks for it by a parameter ([`Kernel::ask`]), since it costs everybody something.
+    /// Attached only while a session asks for it by a parameter ([`Collector::asks`]), since it costs everybody something.
     Asked,
+    /// The same of one that only adds to what another asked one sees, as [`Extra`](Role::Extra): a run that is skipped costs no
+    /// event.
+    AskedExtra,
+}
+
+impl Role {
+    /// Whether some session has to ask for it.
+    pub const fn is_asked(self) -> bool {
+        matches!(self, Role::Asked | Role::AskedExtra)
+    }
 }
 
 /// A preference between two programs of a collector. What the collector lacks with the other one stands in its
@@ -95,6 +105,22 @@ pub struct Better {
     pub than: &'static str,
     /// On which kernels this program is preferred.
     pub on: fn(&Btf) -> bool,
+}
+
+/// A collector as a session uses it.
+#[derive(Clone, Copy, Debug)]
+pub struct Running {
+    /// Its position in [`ALL`].
+    pub index: usize,
+    /// The programs that the session asks for: [`Collector::asks`].
+    pub asks: &'static [&'static str],
+}
+
+impl Running {
+    /// Whether what the hook sees is the session's.
+    pub fn has(&self, hook: &Hook) -> bool {
+        !hook.role.is_asked() || self.asks.contains(&hook.program)
+    }
 }
 
 /// A record of the rings, for [`Collector::records`].
@@ -239,6 +265,14 @@ pub trait Collector: Sync {
     }
     /// The maps in which its programs add up.
     fn aggregations(&self) -> &'static [Aggregation] {
+        &[]
+    }
+    /// Whether a session with these parameters wants each event of its table by itself, where the programs can also add up.
+    fn each(&self, _values: &Values) -> bool {
+        false
+    }
+    /// The programs of role [`Asked`](Role::Asked) that a session with these parameters needs.
+    fn asks(&self, _values: &Values) -> &'static [&'static str] {
         &[]
     }
     /// Makes the decoder of a session with these parameters.

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use node_agent_common::event::{Event, Header, until_nul};
 use node_agent_common::fields::{Field, NETNS_FIELDS};
 use node_agent_common::packet_drops::{
-    COLLECTOR, ETHERTYPE_NUMBERS, ETHERTYPES, INDEX, LOCATION, PacketDropEvent, PacketDrops, at,
+    COLLECTOR, ETHERTYPE_NUMBERS, ETHERTYPES, LOCATION, PacketDropEvent, PacketDrops, at,
 };
 use node_agent_common::skb::SKB_FIELDS;
 use node_agent_common::sock::{SOCK_FIELDS, TCP_FIELDS, state};
@@ -119,9 +119,12 @@ impl Collector for PacketDropsCollector {
         })
     }
 
-    fn open(&self, kernel: &mut Kernel, slot: u32, values: &Values) -> Result<(), KernelError> {
-        kernel.set_each(INDEX, slot, values.bool("events"))?;
+    fn open(&self, kernel: &mut Kernel, _slot: u32, _values: &Values) -> Result<(), KernelError> {
         netns::open(kernel)
+    }
+
+    fn each(&self, values: &Values) -> bool {
+        values.bool("events")
     }
 
     fn join(&self, kernel: &mut Kernel, _slot: u32, _cgroups: &[u64]) -> Result<(), KernelError> {
@@ -176,6 +179,9 @@ impl Decoder for DropDecoder {
         let drops = if header.tag == PacketDropEvent::TAG {
             let event = PacketDropEvent::read(raw).ok_or(DecodeError::Length)?;
             flow::set_packet(row, &event.flow)?;
+            if event.location_name[0] != 0 && !self.locations.contains_key(&event.location_raw) {
+                self.learn(event.location_raw, &String::from_utf8_lossy(until_nul(&event.location_name)));
+            }
             dropped!(event)
         } else {
             let sums = PacketDrops::read(raw).ok_or(DecodeError::Length)?;

@@ -8,8 +8,7 @@
 use node_agent_common::event::{Event, Header};
 use node_agent_common::fields::{Field, TASK_FIELDS};
 use node_agent_common::page_faults::{
-    COLLECTOR, DETAILS, INDEX, Kind, OPTION_DETAIL, PageFaultEvent, PageFaults, REGS_FIELDS, VMA_FIELDS, at,
-    cause,
+    COLLECTOR, DETAILS, Kind, OPTION_DETAIL, PageFaultEvent, PageFaults, REGS_FIELDS, VMA_FIELDS, at, cause,
 };
 use node_agent_common::table::CollectorInfo;
 
@@ -52,7 +51,7 @@ impl Collector for PageFaultsCollector {
                 Hook::on("page_fault_move", "cgroup_attach_task"),
                 Hook::iterator(PASS, "task"),
                 Hook { role: Role::Asked, ..Hook::on(SINGLE[0], "page_fault_user") },
-                Hook { program: APART[0], attach: Attach::Entry(HANDLER), role: Role::Asked },
+                Hook { program: APART[0], attach: Attach::Entry(HANDLER), role: Role::AskedExtra },
                 Hook { program: APART[1], attach: Attach::Exit(HANDLER), role: Role::Asked },
             ]
         }
@@ -88,12 +87,24 @@ impl Collector for PageFaultsCollector {
         const { &[Aggregation::of::<PageFaults>("PAGE_FAULTS").exact()] }
     }
 
+    fn each(&self, values: &Values) -> bool {
+        values.bool("events")
+    }
+
+    fn asks(&self, values: &Values) -> &'static [&'static str] {
+        match (values.bool("events"), apart(values)) {
+            (true, _) => SINGLE,
+            (false, true) => APART,
+            (false, false) => &[],
+        }
+    }
+
     fn decoder(&self, _values: &Values) -> Box<dyn Decoder> {
         Box::new(FaultDecoder)
     }
 
     fn open(&self, kernel: &mut Kernel, slot: u32, values: &Values) -> Result<(), KernelError> {
-        ask(kernel, slot, values.bool("events"), values.choice("detail") == DETAILS[1])
+        kernel.set_bit("PAGE_FAULT_OPTIONS", OPTION_DETAIL, slot, apart(values))
     }
 
     fn join(&self, kernel: &mut Kernel, _slot: u32, _cgroups: &[u64]) -> Result<(), KernelError> {
@@ -103,16 +114,11 @@ impl Collector for PageFaultsCollector {
     fn sample(&self, kernel: &mut Kernel) -> Result<(), KernelError> {
         kernel.iterate(PASS).map(drop)
     }
-
-    fn close(&self, kernel: &mut Kernel, slot: u32) -> Result<(), KernelError> {
-        ask(kernel, slot, false, false)
-    }
 }
 
-/// Attaches what the slot's session wants beyond sums by the kernel's counters.
-fn ask(kernel: &mut Kernel, slot: u32, events: bool, detail: bool) -> Result<(), KernelError> {
-    kernel.ask_for(("EACH", INDEX), slot, events, (&COLLECTOR, SINGLE))?;
-    kernel.ask_for(("PAGE_FAULT_OPTIONS", OPTION_DETAIL), slot, detail && !events, (&COLLECTOR, APART))
+/// Whether a session wants faults told apart.
+fn apart(values: &Values) -> bool {
+    !values.bool("events") && values.choice("detail") == DETAILS[1]
 }
 
 struct FaultDecoder;

@@ -70,6 +70,10 @@ impl Collector for TcpListenQueue {
         kernel.set_bit("LISTEN_OPTIONS", OPTION_HISTOGRAM, slot, values.bool("histogram"))
     }
 
+    fn close(&self, kernel: &mut Kernel, slot: u32) -> Result<(), KernelError> {
+        kernel.set_bit("LISTEN_OPTIONS", OPTION_HISTOGRAM, slot, false)
+    }
+
     fn join(&self, kernel: &mut Kernel, _slot: u32, _cgroups: &[u64]) -> Result<(), KernelError> {
         self.sample(kernel)
     }

@@ -8,12 +8,11 @@ use node_agent_common::fields::Field;
 use node_agent_common::skb::SKB_FIELDS;
 use node_agent_common::sock::{Flow, SOCK_FIELDS, TCP_FIELDS, state};
 use node_agent_common::table::CollectorInfo;
-use node_agent_common::tcp_retransmits::{COLLECTOR, INDEX, Kind, TcpRetransmitEvent, TcpRetransmitSums, at};
+use node_agent_common::tcp_retransmits::{COLLECTOR, Kind, TcpRetransmitEvent, TcpRetransmitSums, at};
 
 use super::{Collector, DecodeError, Decoder, Hook, Ports, Values, Verdict, flow, record, word};
 use crate::kernel::btf::{Btf, BtfError};
 use crate::kernel::clock;
-use crate::kernel::load::{Kernel, KernelError};
 use crate::pipeline::batch::Row;
 use crate::pipeline::window::Aggregation;
 
@@ -53,8 +52,8 @@ impl Collector for TcpRetransmits {
         const { &[Aggregation::of::<TcpRetransmitSums>("TCP_RETRANSMIT_SUMS")] }
     }
 
-    fn open(&self, kernel: &mut Kernel, slot: u32, values: &Values) -> Result<(), KernelError> {
-        kernel.set_each(INDEX, slot, !values.bool("perFlowAggregate"))
+    fn each(&self, values: &Values) -> bool {
+        !values.bool("perFlowAggregate")
     }
 
     fn decoder(&self, values: &Values) -> Box<dyn Decoder> {

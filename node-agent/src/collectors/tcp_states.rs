@@ -7,15 +7,12 @@ use node_agent_common::event::{Event, Header};
 use node_agent_common::fields::Field;
 use node_agent_common::sock::{Flow, SOCK_FIELDS, TCP_FIELDS, state};
 use node_agent_common::table::CollectorInfo;
-use node_agent_common::tcp_states::{
-    COLLECTOR, INDEX, Kind, MODES, NO_REASON, TcpStateCounts, TcpStateEvent, at,
-};
+use node_agent_common::tcp_states::{COLLECTOR, Kind, MODES, NO_REASON, TcpStateCounts, TcpStateEvent, at};
 
 use super::{
     Attach, Collector, DecodeError, Decoder, Hook, Ports, Role, Values, Verdict, flow, record, word,
 };
 use crate::kernel::btf::{Btf, BtfError};
-use crate::kernel::load::{Kernel, KernelError};
 use crate::kernel::names::Names;
 use crate::pipeline::batch::Row;
 use crate::pipeline::window::Aggregation;
@@ -69,8 +66,8 @@ impl Collector for TcpStates {
         const { &[Aggregation::of::<TcpStateCounts>("TCP_STATE_COUNTS")] }
     }
 
-    fn open(&self, kernel: &mut Kernel, slot: u32, values: &Values) -> Result<(), KernelError> {
-        kernel.set_each(INDEX, slot, values.choice("mode") == MODES[0])
+    fn each(&self, values: &Values) -> bool {
+        values.choice("mode") == MODES[0]
     }
 
     fn decoder(&self, values: &Values) -> Box<dyn Decoder> {
@@ -138,11 +135,14 @@ impl Decoder for StateDecoder {
         }
         let event = TcpStateEvent::read(raw).ok_or(DecodeError::Length)?;
         let TcpStateEvent { flow, what, old, new, reset_reason_raw: reason, .. } = event;
+        if self.set(&Change { flow, what, old, new, reason }, row)? == Verdict::Filtered {
+            return Ok(Verdict::Filtered);
+        }
         flow::set(row, &flow)?;
         if event.since_ns != 0 {
             row.uint(at::in_state_ns, header.ts_ns.saturating_sub(event.since_ns));
         }
         row.int(at::error, event.error.into());
-        self.set(&Change { flow, what, old, new, reason }, row)
+        Ok(Verdict::Row)
     }
 }

@@ -13,9 +13,8 @@ use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapFd, PerCpuArray, R
 use aya::programs::{BtfTracePoint, FEntry, FExit, Iter, RawTracePoint};
 use aya::{Ebpf, EbpfLoader};
 use node_agent_common::fields::{BASE_FIELDS, Field, MISSING, pack};
-use node_agent_common::table::CollectorInfo;
 
-use crate::collectors::{self, ALL, Attach, Hook, Role};
+use crate::collectors::{ALL, Attach, Hook, Role, Running};
 use crate::kernel::btf::Btf;
 use crate::kernel::{entries, probe};
 
@@ -65,6 +64,8 @@ pub struct Kernel {
     btf: Btf,
     /// How many sessions use each collector, in the order of [`ALL`].
     users: Vec<usize>,
+    /// Programs that sessions ask for, once for each that does.
+    asked: Vec<&'static str>,
     /// Programs that each collector has attached; some are shared.
     attached: Vec<BTreeSet<&'static str>>,
     targets_attached: bool,
@@ -106,7 +107,7 @@ impl Kernel {
         }
         let ebpf = loader.load(OBJECT).map_err(|error| KernelError::Object(Box::new(error)))?;
         let (users, attached) = (vec![0; ALL.len()], vec![BTreeSet::new(); ALL.len()]);
-        Ok(Kernel { ebpf, btf, users, attached, targets_attached: false, rings: None })
+        Ok(Kernel { ebpf, btf, users, asked: Vec::new(), attached, targets_attached: false, rings: None })
     }
 
     /// The running kernel's types.
@@ -261,47 +262,18 @@ impl Kernel {
         Ok(hits.get(&table, 0).map_err(failed)?.iter().sum())
     }
 
-    /// Says whether a slot's session wants each event of a table by itself, rather than sums.
-    ///
-    /// # Errors
-    /// As [`set_bit`](Self::set_bit).
-    pub fn set_each(&mut self, table: u32, slot: u32, each: bool) -> Result<(), KernelError> {
-        self.set_bit("EACH", table, slot, each)
-    }
-
-    /// Attaches what a slot's session asks for by an option, and detaches it when no slot's does any more: `map` at `option`
-    /// has the bits of those that do.
-    ///
-    /// # Errors
-    /// As [`ask`](Self::ask), and when the map cannot be read or written.
-    pub fn ask_for(
-        &mut self,
-        (map, option): (&'static str, u32),
-        slot: u32,
-        on: bool,
-        (collector, programs): (&CollectorInfo, &[&str]),
-    ) -> Result<(), KernelError> {
-        if on {
-            self.ask(collector, programs)?;
-        }
-        self.set_bit(map, option, slot, on)?;
-        let failed = |source| KernelError::Map { map, source };
-        if self.array::<u64>(map)?.get(&option, 0).map_err(failed)? == 0 {
-            self.release(collector, programs);
-        }
-        Ok(())
-    }
-
     /// Loads and attaches what the collector needs, unless another session has had that done.
     ///
     /// # Errors
     /// The reason why it cannot run here; nothing of it stays loaded then.
-    pub fn attach(&mut self, index: usize) -> Result<(), KernelError> {
+    pub fn attach(&mut self, running: Running) -> Result<(), KernelError> {
+        let index = running.index;
         let collector = ALL[index];
-        if self.users[index] == 0 {
-            if let Some(reason) = probe::missing(collector, &self.btf) {
-                return Err(KernelError::Unsupported(reason));
-            }
+        let is_first = self.users[index] == 0;
+        if is_first && let Some(reason) = probe::missing(collector, &self.btf) {
+            return Err(KernelError::Unsupported(reason));
+        }
+        if is_first || !running.asks.is_empty() {
             let types =
                 aya::Btf::from_sys_fs().map_err(|error| KernelError::Unsupported(error.to_string()))?;
             if !self.targets_attached {
@@ -310,11 +282,15 @@ impl Kernel {
                 }
                 self.targets_attached = true;
             }
-            if let Err(error) = self.attach_hooks(index, &types) {
-                self.unload(index);
+            let attached = if is_first { self.attach_hooks(index, &types) } else { Ok(()) };
+            if let Err(error) = attached.and_then(|()| self.attach_asked(running, &types)) {
+                if is_first {
+                    self.unload(index);
+                }
                 return Err(error);
             }
         }
+        self.asked.extend(running.asks);
         self.users[index] += 1;
         Ok(())
     }
@@ -349,33 +325,27 @@ impl Kernel {
                     }
                 }
                 Role::Instead if !together => self.attach_for(index, hook, types)?,
-                Role::Together | Role::Instead | Role::Asked => {}
+                Role::Together | Role::Instead | Role::Asked | Role::AskedExtra => {}
             }
         }
         Ok(())
     }
 
-    /// Attaches the hooks of these programs, which the collector's sessions do not all need.
-    ///
-    /// # Errors
-    /// When this kernel does not have them; then none of them is attached.
-    pub fn ask(&mut self, collector: &CollectorInfo, programs: &[&str]) -> Result<(), KernelError> {
-        let (index, found) = collectors::find(collector.name)
-            .ok_or_else(|| KernelError::Unsupported("no collector".to_owned()))?;
-        let types = aya::Btf::from_sys_fs().map_err(|error| KernelError::Unsupported(error.to_string()))?;
-        for hook in found.hooks().iter().filter(|hook| programs.contains(&hook.program)) {
-            if let Err(error) = self.attach_for(index, hook, &types) {
-                self.release(collector, programs);
-                return Err(error);
-            }
+    /// Attaches the hooks of these programs, or none of them.
+    fn attach_asked(&mut self, running: Running, types: &aya::Btf) -> Result<(), KernelError> {
+        let is_asked = |hook: &&Hook| running.asks.contains(&hook.program);
+        for hook in ALL[running.index].hooks().iter().filter(is_asked) {
+            self.attach_for(running.index, hook, types)
+                .inspect_err(|_| self.unload_unasked(running.index))?;
         }
         Ok(())
     }
 
-    /// Detaches them: no session asks for them any more.
-    pub fn release(&mut self, collector: &CollectorInfo, programs: &[&str]) {
-        let Some((index, _)) = collectors::find(collector.name) else { return };
-        self.unload_where(index, |hook| programs.contains(&hook.program));
+    /// Unloads what no session asks for any more.
+    fn unload_unasked(&mut self, index: usize) {
+        let asked = std::mem::take(&mut self.asked);
+        self.unload_where(index, |hook| hook.role.is_asked() && !asked.contains(&hook.program));
+        self.asked = asked;
     }
 
     /// Attaches a program for a collector, unless another one has it attached already.
@@ -422,10 +392,18 @@ impl Kernel {
         result.map_err(|error| refused(name, &error))
     }
 
-    /// One session less uses the collector; with the last its programs are detached and unloaded.
-    pub fn detach(&mut self, index: usize) {
+    /// One session less uses the collector; with the last its programs are detached and unloaded, with the last that asked for
+    /// some of them those.
+    pub fn detach(&mut self, running: Running) {
+        let index = running.index;
+        for program in running.asks {
+            if let Some(at) = self.asked.iter().position(|asked| asked == program) {
+                self.asked.swap_remove(at);
+            }
+        }
         self.users[index] = self.users[index].saturating_sub(1);
         if self.users[index] > 0 {
+            self.unload_unasked(index);
             return;
         }
         self.unload(index);
@@ -498,8 +476,9 @@ impl Kernel {
 
     /// How the collector's programs meet the kernel here, as in the coverage: `tp_btf`, or `tp_btf,fentry`; `iter` where it
     /// only looks.
-    pub fn hook_words(&self, index: usize) -> String {
-        let loaded = |hook: &&Hook| self.attached[index].contains(hook.program);
+    pub fn hook_words(&self, running: Running) -> String {
+        let index = running.index;
+        let loaded = |hook: &&Hook| self.attached[index].contains(hook.program) && running.has(hook);
         let words: BTreeSet<_> =
             ALL[index].hooks().iter().filter(loaded).filter_map(|hook| hook.attach.word()).collect();
         let looks = |hook: &Hook| matches!(hook.attach, Attach::Iterator(_));
@@ -511,10 +490,14 @@ impl Kernel {
 
     /// Times that the collector's programs were skipped because they ran on that CPU already, since they were loaded. An
     /// extra one that is skipped costs a column's value, no event.
-    pub fn recursion_misses(&self, index: usize) -> u64 {
-        let attached = |hook: &&Hook| self.attached[index].contains(hook.program);
-        let hooks =
-            ALL[index].hooks().iter().filter(attached).filter(|hook| !matches!(hook.role, Role::Extra));
+    pub fn recursion_misses(&self, running: Running) -> u64 {
+        let index = running.index;
+        let attached = |hook: &&Hook| self.attached[index].contains(hook.program) && running.has(hook);
+        let hooks = ALL[index]
+            .hooks()
+            .iter()
+            .filter(attached)
+            .filter(|hook| !matches!(hook.role, Role::Extra | Role::AskedExtra));
         let programs = hooks.filter_map(|hook| self.ebpf.program(hook.program)?.fd().ok());
         programs.map(|fd| recursion_misses(fd.as_fd().as_raw_fd()).unwrap_or(0)).sum()
     }

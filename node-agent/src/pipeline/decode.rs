@@ -22,7 +22,7 @@ use rand::Rng;
 use super::batch::{Columns, common};
 use super::unsealed::Unsealed;
 use super::window::Window;
-use crate::collectors::Decoder;
+use crate::collectors::{Decoder, Running};
 use crate::coverage::{TargetCoverage, Windows};
 use crate::engine::{Batch, Output, TableCounters};
 use crate::kernel::clock;
@@ -53,8 +53,8 @@ pub struct Rings {
 
 /// One table of one session.
 pub struct TableState {
-    /// Position of its collector in [`ALL`](crate::collectors::ALL).
-    pub collector: usize,
+    /// Its collector.
+    pub collector: Running,
     /// The table.
     pub table: &'static Table,
     /// Tags of the records that become its rows.

@@ -153,6 +153,9 @@ pub enum UploadError {
     /// The store cannot be reached, or its answer did not come.
     #[error("the store cannot be reached: {0}")]
     StoreUnreachable(String),
+    /// The disk that the data go to is full.
+    #[error("no room is left where the data go")]
+    StoreFull,
     /// The store answered with an error.
     #[error("the store answered {status}{code}")]
     StoreError {
@@ -248,6 +251,7 @@ impl Uploader {
                     Err(dataset::reader::ReadError::Exists { .. }) => {
                         Err(UploadError::ObjectConflict { key: key.relative() })
                     }
+                    Err(dataset::reader::ReadError::Full { .. }) => Err(UploadError::StoreFull),
                     Err(error) => Err(UploadError::StoreUnreachable(error.to_string())),
                 }
             }

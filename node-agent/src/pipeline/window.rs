@@ -254,7 +254,7 @@ pub fn turn(kernel: &mut Kernel, link: &Link, tables: &[u32]) -> Result<(), Kern
     let mut shared = link.lock();
     let states = shared.sessions.iter_mut().flatten().flat_map(|session| &mut session.tables);
     for state in states.filter(|state| tables.contains(&state.table.index)) {
-        first = first.and(ALL[state.collector].refresh(kernel, &mut *state.decoder));
+        first = first.and(ALL[state.collector.index].refresh(kernel, &mut *state.decoder));
     }
     first
 }
@@ -375,7 +375,8 @@ mod tests {
     fn entry(aggregation: &Aggregation, pid: u8, words: &[u64]) -> (Vec<u8>, Vec<u8>) {
         let mut key = vec![0; aggregation.key_bytes];
         key[aggregation.key_bytes - 1] = pid;
-        let value = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let mut value: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        value.resize(aggregation.value_bytes, 0);
         (key, value)
     }
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::maps::{self, Roots};
 use super::{PodTarget, TargetSpec};
-use crate::collectors::ALL;
+use crate::collectors::{ALL, Running};
 use crate::coverage::{self, Windows};
 use crate::kernel::clock;
 use crate::kernel::load::{Kernel, KernelError};
@@ -20,8 +20,8 @@ use crate::pipeline::decode::Link;
 pub struct Control {
     /// Its slot.
     pub slot: u32,
-    /// Position of each running collector in [`ALL`].
-    pub collectors: Vec<usize>,
+    /// The collectors that run.
+    pub collectors: Vec<Running>,
     /// What it recorded when.
     pub windows: Windows,
     /// UIDs of the pods it records now, with the names that the cgroup of each may have.
@@ -104,7 +104,7 @@ impl Control {
             return;
         }
         let joined: Vec<u64> = joined.into_iter().collect();
-        for &index in &self.collectors {
+        for &Running { index, .. } in &self.collectors {
             if let Err(error) = ALL[index].join(kernel, self.slot, &joined) {
                 let collector = ALL[index].info().name;
                 tracing::warn!(%error, collector, session, "what runs already is reported with its first event only");

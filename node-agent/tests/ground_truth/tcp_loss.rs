@@ -146,12 +146,16 @@ fn each_drop_has_a_row_with_both_its_ends_when_asked_for() {
         assert_eq!((number(row, "weight"), number(row, "family"), number(row, "protocol")), (1, 2, 6));
         assert_eq!((row["laddr"].as_str(), row["raddr"].as_str()), ("127.0.0.1", "127.0.0.1"));
         assert!(!row.contains_key("window_ns") && number(row, "rport") > 1, "{row:?}");
+        assert!(
+            row.get("location").is_some_and(|place| place.contains("tcp")),
+            "a place with a name: {row:?}"
+        );
     }
     assert!(
         refused.iter().all(|row| number(row, "lport") == 1 && !row.contains_key("sock_id")),
         "{refused:?}"
     );
-    // All of one connection, whose server has one port.
+    // All of one connection, whose server has one port: packets of the client.
     let mut ports: Vec<_> = filtered.iter().map(|row| (number(row, "lport"), number(row, "rport"))).collect();
     ports.dedup();
     assert_eq!(ports.len(), 1, "{filtered:?}");

@@ -704,12 +704,16 @@ fn done(states: &BTreeMap<String, NodeState>, late: &BTreeSet<String>) -> usize 
 
 fn unreadable(error: &ReadError) -> StoreProblem {
     let reason = match error {
-        ReadError::Store { .. } => reason::STORE_UNAVAILABLE,
+        ReadError::Store { .. } | ReadError::Write { .. } | ReadError::Full { .. } => {
+            reason::STORE_UNAVAILABLE
+        }
         _ => reason::STORE_ERROR,
     };
     let message = match error {
         // An answer's body may hold anything; its kind is enough, the log of the store has the rest.
-        ReadError::Store { what, source } => format!("{what}: {}", crate::store::kind(source)),
+        ReadError::Store { what, source } | ReadError::Write { what, source } => {
+            format!("{what}: {}", crate::store::kind(source))
+        }
         other => other.to_string(),
     };
     StoreProblem { reason, message }

@@ -40,7 +40,7 @@ const LADDERS: [(Contender, &[u64]); 4] = [
     (Contender::Bpftrace, &[50_000, 100_000, 200_000, 300_000, 400_000, 600_000]),
 ];
 /// A rate that each of those that are compared by their cost keeps up with.
-const COMMON_RATE: u64 = 50_000;
+pub(super) const COMMON_RATE: u64 = 50_000;
 
 /// How often each contender kept everything, and up to which rate: one list of runs a round.
 pub(super) fn ladders(bench: &Bench, effort: Effort) -> Result<Vec<Trial>> {
@@ -209,18 +209,20 @@ pub(super) fn without_session(bench: &Bench, effort: Effort) -> Result<Without> 
     agent.args(["--operator-address", "https://127.0.0.1:1", "--log-format", "text", "--spool-dir"]);
     agent.arg(folder.join("spool")).arg("--operator-ca-dir").arg(&folder).stdout(Stdio::null());
     let child = agent.stderr(Stdio::null()).spawn().context("starting the agent")?;
-    std::thread::sleep(SETTLED);
-    let (began, cpu) = (Instant::now(), process::cpu_ns(child.id())?);
-    std::thread::sleep(Duration::from_secs(effort.sustained));
-    let used = process::cpu_ns(child.id())? - cpu;
-    let without = Without {
-        cpu_percent: used as f64 / began.elapsed().as_nanos() as f64 * 100.0,
-        rss_bytes: process::rss_bytes(child.id())?,
-        programs: contender::programs()?.len().saturating_sub(before),
-    };
+    let measured = (|| {
+        std::thread::sleep(SETTLED);
+        let (began, cpu) = (Instant::now(), process::cpu_ns(child.id())?);
+        std::thread::sleep(Duration::from_secs(effort.sustained));
+        let used = process::cpu_ns(child.id())? - cpu;
+        Ok(Without {
+            cpu_percent: used as f64 / began.elapsed().as_nanos() as f64 * 100.0,
+            rss_bytes: process::rss_bytes(child.id())?,
+            programs: contender::programs()?.len().saturating_sub(before),
+        })
+    })();
     contender::terminate(&child)?;
     process::wait(child)?;
-    Ok(without)
+    measured
 }
 
 /// A build with and without a recording, seconds.
