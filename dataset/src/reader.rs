@@ -623,9 +623,9 @@ pub async fn create(store: &dyn ObjectStore, path: &Path, content: Bytes) -> Res
     }
 }
 
-/// Whether the system said that a disk, or what somebody may use of it, is full.
-fn is_full(error: &object_store::Error) -> bool {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+/// Whether what is behind an error is that a disk, or what somebody may use of it, is full.
+pub fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut source = Some(error);
     while let Some(error) = source {
         let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
         if matches!(kind, Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)) {

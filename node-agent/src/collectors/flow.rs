@@ -12,12 +12,24 @@ use crate::pipeline::batch::Row;
 
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
+const AT_LPORT: usize = position(&FLOW_COLUMNS, "lport");
+const AT_RPORT: usize = position(&FLOW_COLUMNS, "rport");
+const AT_SOCK_ID: usize = position(&FLOW_COLUMNS, "sock_id");
 
 /// Sets the flow columns.
 ///
 /// # Errors
 /// When the family is none that IP sockets have.
 pub fn set(row: &mut Row<'_>, flow: &Flow) -> Result<(), DecodeError> {
+    set_ends(row, flow)?;
+    row.int(row.flow() + AT_LPORT, flow.lport.into());
+    row.int(row.flow() + AT_RPORT, flow.rport.into());
+    row.uint(row.flow() + AT_SOCK_ID, flow.sock_id);
+    Ok(())
+}
+
+/// Sets the columns that tell the two ends apart, without their ports.
+fn set_ends(row: &mut Row<'_>, flow: &Flow) -> Result<(), DecodeError> {
     let local = address(flow.family, flow.laddr).ok_or(DecodeError::Value("family"))?;
     let remote = address(flow.family, flow.raddr).ok_or(DecodeError::Value("family"))?;
     let first = row.flow();
@@ -30,10 +42,7 @@ pub fn set(row: &mut Row<'_>, flow: &Flow) -> Result<(), DecodeError> {
     row.int(at!("family"), i64::from(if remote.is_ipv4() { AF_INET } else { AF_INET6 }));
     row.int(at!("protocol"), flow.protocol.into());
     row.ip(at!("laddr"), local);
-    row.int(at!("lport"), flow.lport.into());
     row.ip(at!("raddr"), remote);
-    row.int(at!("rport"), flow.rport.into());
-    row.uint(at!("sock_id"), flow.sock_id);
     Ok(())
 }
 
@@ -45,23 +54,19 @@ pub fn set_packet(row: &mut Row<'_>, packet: &Flow) -> Result<(), DecodeError> {
     if packet.family == 0 {
         return Ok(());
     }
-    let first = row.flow();
-    set(row, packet)?;
-    for (name, value) in
-        [("lport", packet.lport.into()), ("rport", packet.rport.into()), ("sock_id", packet.sock_id)]
-    {
-        if value == 0 {
-            row.unset(first + position(&FLOW_COLUMNS, name));
-        }
+    set_ends(row, packet)?;
+    set_ports(row, packet);
+    if packet.sock_id != 0 {
+        row.uint(row.flow() + AT_SOCK_ID, packet.sock_id);
     }
     Ok(())
 }
 
-/// Sets those of the two ports that are not 0, where a row stands for several connections.
+/// Sets those of the two ports that are not 0: where a row stands for several connections, or a packet has none.
 pub fn set_ports(row: &mut Row<'_>, flow: &Flow) {
-    for (name, port) in [("lport", flow.lport), ("rport", flow.rport)] {
+    for (at, port) in [(AT_LPORT, flow.lport), (AT_RPORT, flow.rport)] {
         if port != 0 {
-            row.int(row.flow() + position(&FLOW_COLUMNS, name), port.into());
+            row.int(row.flow() + at, port.into());
         }
     }
 }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `packetDrops`: packets of the targets that the kernel dropped.
 //!
-//! In: entries of [`PacketDrops`], and [`PacketDropEvent`] records for sessions with the parameter `events`. Out: rows of `packet_drops`. Reasons have the running kernel's own names, since their
-//! numbers change from kernel to kernel; places have the names that the kernel wrote for the programs.
+//! In: entries of [`PacketDrops`], and [`PacketDropEvent`] records for sessions with the parameter `events`. Out: rows of
+//! `packet_drops`. Reasons have the running kernel's own names, since their numbers change from kernel to kernel; places have
+//! the names that the kernel wrote for the programs.
 
 use std::collections::HashMap;
 

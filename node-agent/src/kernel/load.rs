@@ -273,7 +273,8 @@ impl Kernel {
         if is_first && let Some(reason) = probe::missing(collector, &self.btf) {
             return Err(KernelError::Unsupported(reason));
         }
-        if is_first || !running.asks.is_empty() {
+        // The kernel's types are large: they are read only for what has to be attached.
+        if is_first || running.asks.iter().any(|program| !self.attached[index].contains(program)) {
             let types =
                 aya::Btf::from_sys_fs().map_err(|error| KernelError::Unsupported(error.to_string()))?;
             if !self.targets_attached {

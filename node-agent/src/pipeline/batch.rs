@@ -340,11 +340,6 @@ impl Row<'_> {
         self.int(column, i64::try_from(value).unwrap_or(i64::MAX));
     }
 
-    /// Takes a value back: the column is null again.
-    pub fn unset(&mut self, column: usize) {
-        self.columns.cells[column] = Cell::Null;
-    }
-
     /// Sets a truth value.
     pub fn bool(&mut self, column: usize, value: bool) {
         self.int(column, i64::from(value));

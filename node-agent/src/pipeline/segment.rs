@@ -29,6 +29,7 @@ use arrow_select::concat::concat_batches;
 use arrow_select::interleave::interleave_record_batch;
 use dataset::catalogue::{self, Table};
 use dataset::ledger::{Term, Terms};
+use dataset::reader::is_full;
 use dataset::schema::{self, FileInfo, ROW_GROUP_ROWS};
 use parquet::arrow::ArrowWriter;
 use parquet::errors::ParquetError;
@@ -161,19 +162,7 @@ pub enum SegmentError {
 
 impl SegmentError {
     fn term(&self) -> Term {
-        let full = match self {
-            Self::Spool(error) => error.is_full(),
-            Self::Parquet(ParquetError::External(error)) => {
-                error.downcast_ref::<std::io::Error>().is_some_and(|error| {
-                    matches!(
-                        error.kind(),
-                        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
-                    )
-                })
-            }
-            _ => false,
-        };
-        if full { Term::LostSpoolFull } else { Term::LostBatchCut }
+        if is_full(self) { Term::LostSpoolFull } else { Term::LostBatchCut }
     }
 }
 
@@ -464,4 +453,23 @@ pub fn write_table(
     segment.seal().map_err(|(error, _)| error)?.ok_or_else(|| {
         SegmentError::Parquet(ParquetError::General(format!("table {} has no rows to write", table.name)))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Error, ErrorKind};
+
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_from_one_that_fails() {
+        let terms = |kind: ErrorKind| {
+            let spool = SpoolError { what: "write", path: "file".into(), source: Error::from(kind) };
+            let parquet = ParquetError::External(Box::new(Error::from(kind)));
+            [SegmentError::from(spool).term(), SegmentError::from(parquet).term()]
+        };
+        assert_eq!(terms(ErrorKind::StorageFull), [Term::LostSpoolFull; 2]);
+        assert_eq!(terms(ErrorKind::QuotaExceeded), [Term::LostSpoolFull; 2]);
+        assert_eq!(terms(ErrorKind::PermissionDenied), [Term::LostBatchCut; 2]);
+    }
 }

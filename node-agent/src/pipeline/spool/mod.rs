@@ -62,11 +62,6 @@ impl SpoolError {
         let path = path.to_owned();
         move |source| SpoolError { what, path, source }
     }
-
-    /// Whether the disk is full.
-    pub fn is_full(&self) -> bool {
-        matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-    }
 }
 
 /// A file that is complete, on disk, and not yet acknowledged.
