@@ -39,6 +39,16 @@ pub(crate) struct Hit {
     pub(crate) attribution: Attribution,
 }
 
+impl Hit {
+    /// The hit for the sessions that want sums of `table`, and for those that want each event; none where no session does.
+    #[inline(always)]
+    pub(crate) fn split(&self, table: u32) -> (Option<Hit>, Option<Hit>) {
+        let each = counters::each(table);
+        let part = |slots: u64| (slots != 0).then_some(Hit { slots, ..*self });
+        (part(self.slots & !each), part(self.slots & each))
+    }
+}
+
 /// Nanoseconds since boot.
 #[inline(always)]
 pub(crate) fn now() -> u64 {

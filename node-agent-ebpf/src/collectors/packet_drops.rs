@@ -82,16 +82,15 @@ pub fn packet_drop(ctx: BtfTracePointContext) -> i32 {
         if DROP_LOCATIONS.get_ptr(location).is_none() {
             name(location);
         }
-        let each = counters::each(INDEX);
-        let (single, summed) = (hit.slots & each, hit.slots & !each);
-        if summed != 0 {
-            count(packet, &Hit { slots: summed, ..hit }, drop);
+        let (sums, each) = hit.split(INDEX);
+        if let Some(hit) = sums {
+            count(packet, &hit, drop);
         }
-        if single != 0 {
+        if let Some(hit) = each {
             let sock_id = if sk.is_null() { 0 } else { Direct::number(sk, &SK_COOKIE) };
             // What came through a device knows by which one; an answer of no socket yet, as a SYN-ACK, is sent all the same.
             let inbound = Direct::number(packet, &SKB_IIF) != 0 || from.is_null();
-            send(packet, &Hit { slots: single, ..hit }, drop, sock_id, inbound);
+            send(packet, &hit, drop, sock_id, inbound);
         }
     }
     0

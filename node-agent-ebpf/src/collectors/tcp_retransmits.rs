@@ -19,6 +19,7 @@ use node_agent_common::tcp_retransmits::{
 };
 
 use crate::aggregate::{self, Sums};
+use crate::atomic;
 use crate::kernel::{address, constant};
 use crate::ring::{self, Hit};
 use crate::skb::{SKB_CB, SKB_LEN, TCP_CB_FLAGS, TCP_CB_SEGS, TCP_CB_SEQ};
@@ -26,7 +27,6 @@ use crate::sock::{
     self, Direct, ICSK_CA_STATE, ICSK_PENDING, ICSK_RTO, Probe, Read, SK_STATE, TCP_PACKETS_OUT,
     TCP_SND_CWND, TCP_SRTT_US, TCP_TOTAL_RETRANS,
 };
-use crate::{atomic, counters};
 
 /// Not 0 where `tcp_retransmit_skb` says whether it was sent.
 #[unsafe(no_mangle)]
@@ -64,12 +64,11 @@ struct Again {
 /// Adds it up for the sessions that want sums; returns the hit of those that want each packet.
 #[inline(always)]
 fn add_up(hit: &Hit, again: Again, flow: impl FnOnce(*mut Flow)) -> Option<Hit> {
-    let each = counters::each(INDEX);
-    let (single, summed) = (hit.slots & each, hit.slots & !each);
-    if summed != 0 {
+    let (sums, each) = hit.split(INDEX);
+    if let Some(hit) = sums {
         aggregate::add(
             &SUMS,
-            &Hit { slots: summed, ..*hit },
+            &hit,
             |key: *mut TcpRetransmitSumsKey| {
                 // SAFETY: the key is ours.
                 unsafe {
@@ -87,7 +86,7 @@ fn add_up(hit: &Hit, again: Again, flow: impl FnOnce(*mut Flow)) -> Option<Hit> 
             },
         );
     }
-    (single != 0).then_some(Hit { slots: single, ..*hit })
+    each
 }
 
 /// Why the socket sends again now.

@@ -17,7 +17,6 @@ use node_agent_common::tcp_states::{
 };
 
 use crate::aggregate::{self, Sums};
-use crate::counters;
 use crate::kernel::constant;
 use crate::ring::{self, Hit};
 use crate::sock::{self, Direct, INET_SPORT, Read, SK_DPORT, SK_ERR, SK_PROTOCOL, SK_STATE};
@@ -72,17 +71,13 @@ struct Change {
 /// `tcp` is a typed `struct tcp_sock`.
 #[inline(always)]
 unsafe fn send(tcp: *const u8, hit: &Hit, ts_ns: u64, change: Change) {
-    let each = counters::each(INDEX);
-    let (single, counted) = (hit.slots & each, hit.slots & !each);
-    if counted != 0 {
+    let (sums, each) = hit.split(INDEX);
+    if let Some(hit) = sums {
         // SAFETY: as promised.
-        unsafe { count(tcp, &Hit { slots: counted, ..*hit }, change) };
+        unsafe { count(tcp, &hit, change) };
     }
-    if single == 0 {
-        return;
-    }
-    let hit = &Hit { slots: single, ..*hit };
-    ring::emit_at::<TcpStateEvent>(hit, ts_ns, |record| {
+    let Some(hit) = each else { return };
+    ring::emit_at::<TcpStateEvent>(&hit, ts_ns, |record| {
         // SAFETY: the record is ours, the socket as promised.
         unsafe {
             sock::flow(tcp, &raw mut (*record).flow);
