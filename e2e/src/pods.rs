@@ -4,13 +4,13 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{AttachParams, LogParams, PostParams};
+use kube::api::{AttachParams, AttachedProcess, LogParams, PostParams};
 use kube::runtime::wait::await_condition;
 use kube::{Api, Client};
 use serde_json::{Value, json};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// What the harness loads into its own nodes: Debian with nginx, redis and `workload` (`workload/src/main.rs`).
 pub const OUR_IMAGE: &str = "tracelake/shop:dev";
@@ -110,17 +110,22 @@ pub async fn running(api: &Api<Pod>, name: &str) -> Result<Pod> {
         .context("the pod is gone")
 }
 
-/// Waits until a pod has succeeded and returns the last line of its log as JSON.
-pub async fn finished(api: &Api<Pod>, name: &str) -> Result<Value> {
+/// Waits until a pod has succeeded.
+pub async fn ended(api: &Api<Pod>, name: &str, patience: Duration) -> Result<()> {
     let has_ended =
         |pod: Option<&Pod>| phase(pod).is_some_and(|phase| phase == "Succeeded" || phase == "Failed");
-    let pod = tokio::time::timeout(PATIENCE, await_condition(api.clone(), name, has_ended))
+    let pod = tokio::time::timeout(patience, await_condition(api.clone(), name, has_ended))
         .await
-        .with_context(|| format!("pod {name} has not ended after {PATIENCE:?}"))??;
+        .with_context(|| format!("pod {name} has not ended after {patience:?}"))??;
+    ensure!(phase(pod.as_ref()).as_deref() == Some("Succeeded"), "pod {name} failed");
+    Ok(())
+}
+
+/// Waits until a pod has succeeded and returns the last line of its log as JSON.
+pub async fn finished(api: &Api<Pod>, name: &str) -> Result<Value> {
+    let result = ended(api, name, PATIENCE).await;
     let log = api.logs(name, &LogParams::default()).await?;
-    if phase(pod.as_ref()).as_deref() != Some("Succeeded") {
-        bail!("pod {name} failed; its log:\n{log}");
-    }
+    result.with_context(|| format!("its log:\n{log}"))?;
     let last = log.lines().last().with_context(|| format!("pod {name} printed nothing"))?;
     serde_json::from_str(last).with_context(|| format!("pod {name} printed {last:?}"))
 }
@@ -151,12 +156,29 @@ pub async fn exec(api: &Api<Pod>, name: &str, command: &[&str]) -> Result<String
     if let Some(mut stdout) = attached.stdout() {
         stdout.read_to_string(&mut text).await?;
     }
+    succeeded(&mut attached, name, &command.join(" ")).await?;
+    Ok(text)
+}
+
+async fn succeeded(attached: &mut AttachedProcess, name: &str, command: &str) -> Result<()> {
     let status =
         attached.take_status().context("exec has a status")?.await.context("exec ended without a status")?;
     if status.status.as_deref() != Some("Success") {
-        bail!("`{}` in pod {name} failed: {}", command.join(" "), status.message.unwrap_or_default());
+        bail!("`{command}` in pod {name} failed: {}", status.message.unwrap_or_default());
     }
-    Ok(text)
+    Ok(())
+}
+
+/// Puts a program into a pod's container; it is there whole, or not at all.
+pub async fn put(api: &Api<Pod>, name: &str, path: &str, content: &[u8]) -> Result<()> {
+    let length = content.len();
+    let take = format!("head -c {length} > {path}.part && chmod 755 {path}.part && mv {path}.part {path}");
+    let params = AttachParams::default().stdin(true).stderr(true);
+    let mut attached = api.exec(name, ["/bin/sh", "-c", &take], &params).await?;
+    let mut stdin = attached.stdin().context("the command has an input")?;
+    stdin.write_all(content).await.with_context(|| format!("writing {path} in pod {name}"))?;
+    stdin.flush().await?;
+    succeeded(&mut attached, name, &take).await
 }
 
 /// Makes the file that `workload hold` waits for. The program may end at once, and its container with it: then the kernel

@@ -116,13 +116,14 @@ fn every_collector_agrees_with_the_pods_own_kernel() -> Result<()> {
         let dataset = Dataset::complete(&env, &session).await?;
         let mut differences = Differences::default();
         for row in dataset.table("coverage").await? {
-            let has = !text(&row, "hooks").is_empty() || text(&row, "collector") == "nodeInfo";
+            let has = !text(&row, "hooks").is_empty();
             differences.holds(has, || format!("a collector without hooks: {row:?}"));
         }
         packets(&dataset, &kernel, &mut differences).await?;
         connections(&dataset, &mut differences).await?;
         process(&dataset, &kernel, &mut differences).await?;
         nodes(&env, &dataset, [&a, &b], &mut differences).await?;
+        networks(&dataset, &kernel, &mut differences).await?;
         differences.none()
     })
 }
@@ -228,8 +229,26 @@ async fn nodes(env: &Env, dataset: &Dataset, names: [&str; 2], differences: &mut
         differences.equal("the node's memory", number(memory, "mem_total"), kib * 1024);
     }
     let nics = dataset.table("node_net").await?;
-    let eth0 = nics.iter().filter(|row| text(row, "ifname") == "eth0").count();
-    differences.holds(eth0 > 0, || "no row of eth0 in node_net".to_owned());
+    for (whose, pod, attribution) in [("the node's", "", "none"), ("the server's", "server", "netns")] {
+        let is = |row: &&Row| {
+            text(row, "ifname") == "eth0"
+                && text(row, "pod") == pod
+                && text(row, "attribution") == attribution
+        };
+        differences.holds(nics.iter().any(|row| is(&row)), || format!("no row of {whose} eth0 in node_net"));
+    }
+    Ok(())
+}
+
+/// What the server's network counted to the end.
+async fn networks(dataset: &Dataset, kernel: &Kernel, differences: &mut Differences) -> Result<()> {
+    let counters = dataset.table("net_counters").await?;
+    let own = of_pod(&counters, "server");
+    for name in ["PassiveOpens", "InSegs", "RetransSegs", "OutRsts"] {
+        let values = own.iter().filter(|row| text(row, "counter") == format!("Tcp{name}"));
+        let last = values.max_by_key(|row| number(row, "ts_ns")).map_or(0, |row| number(row, "value"));
+        differences.equal(&format!("{name} of the server's network"), last, kernel.after[name]);
+    }
     Ok(())
 }
 

@@ -23,6 +23,7 @@ pub const TABLES: &[&Table] = &[
     &node_info::NET,
     &memory_rss::TABLE,
     &tcp_receive::TABLE,
+    &node_info::COUNTERS,
 ];
 
 /// Every collector, sorted by name.

@@ -34,34 +34,48 @@ fn is_of_node(cookie: u64) -> bool {
     NETNS_OF_NODE.get(0).is_none_or(|node| *node == cookie || *node == 0)
 }
 
+/// A target's namespace.
+pub(crate) struct Network {
+    pub(crate) cookie: u64,
+    pub(crate) inum: u64,
+    pub(crate) cgroup_id: u64,
+}
+
+/// The network namespace of a target's task, and whose it is.
+///
 /// # Safety
 /// `task` is a typed pointer to a task.
 #[inline(always)]
-unsafe fn learn(task: *const u8) {
+pub(crate) unsafe fn learn(task: *const u8) -> Option<Network> {
     // SAFETY: each step loads a member of the type before.
     unsafe {
         let cgroup_id = kernel::task_cgroup_id(task);
         if target::slots(cgroup_id) == 0 {
-            return;
+            return None;
         }
         let namespaces = follow(task, &TASK_NSPROXY);
         let net = follow(namespaces, &NSPROXY_NET);
         let cookie = Direct::number(net, &NET_COOKIE);
         if namespaces.is_null() || cookie == 0 || is_of_node(cookie) {
-            return;
+            return None;
         }
         // Who enters a pod's namespace from elsewhere, as network plugins do, is in another namespace of processes, the first
         // of which lives in another network.
         let first = follow(follow(namespaces, &NSPROXY_PID), &PID_NS_REAPER);
         if Direct::number(follow(follow(first, &TASK_NSPROXY), &NSPROXY_NET), &NET_COOKIE) != cookie {
-            return;
+            return None;
         }
         let own = follow(follow(task, &TASK_CGROUPS), &CSS_SET_DFL_CGRP);
         let above = kernel::cgroup_id(follow(follow(own, &CGROUP_PARENT), &CSS_CGROUP));
         let owner = if target::slots(above) != 0 { above } else { cgroup_id };
+        let inum = Direct::number(net, &NET_INUM);
         // Nobody takes over what another target has.
-        if NETNS.get(cookie).is_none_or(|known| target::slots(*known) == 0) {
-            let _ = NETNS.insert(cookie, owner, 0);
+        match NETNS.get(cookie).filter(|known| target::slots(**known) != 0) {
+            Some(known) => Some(Network { cookie, inum, cgroup_id: *known }),
+            None => {
+                let _ = NETNS.insert(cookie, owner, 0);
+                Some(Network { cookie, inum, cgroup_id: owner })
+            }
         }
     }
 }

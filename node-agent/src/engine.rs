@@ -508,8 +508,15 @@ impl Engine {
         };
         for &Running { index, .. } in &control.collectors {
             log("report what is still open", ALL[index].flush(kernel, slot));
-            log("look once more", ALL[index].sample(kernel));
         }
+        let added_up: Vec<u32> = {
+            let shared = self.link.lock();
+            let tables = shared.session(session).into_iter().flat_map(|(_, session)| &session.tables);
+            let open = tables.filter(|state| state.window.as_ref().is_some_and(Window::is_open));
+            open.map(|state| state.table.index).collect()
+        };
+        // While the targets are the session's still.
+        log("look once more", window::look(kernel, &self.link, &added_up));
         for table in 0..MAX_TABLES {
             log("stop recording", kernel.set_bit("ENABLED", table, slot, false));
         }
@@ -524,11 +531,6 @@ impl Engine {
             log("forget targets", maps::clear(kernel, slot));
             wait_for_programs();
         }
-        let added_up: Vec<u32> = {
-            let shared = self.link.lock();
-            let tables = shared.session(session).into_iter().flat_map(|(_, session)| &session.tables);
-            tables.filter(|state| state.window.is_some()).map(|state| state.table.index).collect()
-        };
         log("take out what was added up", window::turn(kernel, &self.link, &added_up));
         let mut shared = self.link.lock();
         let rings = shared.rings.as_ref().map_or(0, |rings| rings.rings.len());

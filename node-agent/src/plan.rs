@@ -146,6 +146,14 @@ pub fn validate(body: &v1::SessionPlan, hash: &str) -> Result<ValidPlan, PlanErr
         count("parameters", collector.params.len(), MAX_PARAMS)?;
         let params = collector.params.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
         match catalogue::validate(&collector.name, &params) {
+            // What it lacks may be what the user asked for above all: a filter, a limit.
+            Ok(_) if !node_api::plan::is_whole(collector) => refused.push(Refused {
+                collector: collector.name.clone(),
+                message: format!(
+                    "its plan has fields that this agent (version {}) does not know: the operator is newer",
+                    env!("CARGO_PKG_VERSION")
+                ),
+            }),
             Ok(_) => collectors.push(CollectorSpec {
                 name: collector.name.clone(),
                 params,
@@ -331,6 +339,20 @@ mod tests {
         assert_eq!(valid.spec.collectors.len(), 1);
         assert_eq!(valid.refused[0].collector, "ofTheFuture");
         assert!(valid.refused[0].message.contains(catalogue::COLLECTORS[0].name));
+    }
+
+    #[test]
+    fn a_collector_whose_plan_has_unknown_fields_is_left_out_and_the_others_run() {
+        let mut plan = good();
+        let name = catalogue::COLLECTORS[1].name.to_owned();
+        plan.collectors.push(v1::CollectorPlan { name, sha256: vec![1; 32], ..Default::default() });
+        let valid = validate(&plan, "h").unwrap();
+        assert_eq!(valid.spec.collectors.len(), 1);
+        assert!(valid.refused[0].message.contains("the operator is newer"), "{:?}", valid.refused);
+        let whole =
+            node_api::plan::sealed(v1::CollectorPlan { sha256: Vec::new(), ..plan.collectors.remove(1) });
+        plan.collectors.push(whole);
+        assert_eq!(validate(&plan, "h").unwrap().spec.collectors.len(), 2);
     }
 
     #[test]

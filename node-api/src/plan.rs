@@ -6,12 +6,13 @@
 //! writes fields in the order of their numbers, so equal plans have equal hashes on both sides.
 //!
 //! A body that carries a field which the receiver does not know hashes differently after decoding
-//! (the field is gone): [`matches()`] tells an agent that it holds less than the operator meant.
+//! (the field is gone): [`matches()`] tells an agent that it holds less than the operator meant, [`is_whole()`] of which
+//! collector.
 
 use prost::Message;
 use sha2::{Digest, Sha256};
 
-use crate::v1::SessionPlan;
+use crate::v1::{CollectorPlan, SessionPlan};
 
 /// SHA-256 of the plan's encoding, 64 lower-case hex digits.
 pub fn hash(plan: &SessionPlan) -> String {
@@ -23,10 +24,24 @@ pub fn matches(plan: &SessionPlan, hash: &str) -> bool {
     self::hash(plan) == hash
 }
 
+/// The collector's plan with the digest by which a receiver notices that it does not know all of it.
+pub fn sealed(collector: CollectorPlan) -> CollectorPlan {
+    CollectorPlan { sha256: digest(&collector), ..collector }
+}
+
+/// Whether a collector's plan as decoded here is the whole of what the sender meant, as far as the sender told.
+pub fn is_whole(collector: &CollectorPlan) -> bool {
+    collector.sha256.is_empty() || collector.sha256 == digest(collector)
+}
+
+fn digest(collector: &CollectorPlan) -> Vec<u8> {
+    let bare = CollectorPlan { sha256: Vec::new(), ..collector.clone() };
+    Sha256::digest(bare.encode_to_vec()).to_vec()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::v1::CollectorPlan;
 
     fn plan(params: &[(&str, &str)]) -> SessionPlan {
         let params = params.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
@@ -49,5 +64,17 @@ mod tests {
         let decoded = SessionPlan::decode(wire.as_slice()).unwrap();
         assert_eq!(decoded, plan(&[]));
         assert!(!matches(&decoded, &named));
+    }
+
+    #[test]
+    fn a_collector_of_a_newer_operator_is_not_whole() {
+        let collector = sealed(plan(&[("a", "1")]).collectors.remove(0));
+        assert!(is_whole(&collector) && is_whole(&CollectorPlan::default()));
+        // The same with field 100, as a newer operator would send and digest it.
+        let mut newer = CollectorPlan { sha256: Vec::new(), ..collector.clone() }.encode_to_vec();
+        newer.extend([0xa0, 0x06, 0x01]);
+        let sha256 = Sha256::digest(&newer).to_vec();
+        newer.extend(CollectorPlan { sha256, ..Default::default() }.encode_to_vec());
+        assert!(!is_whole(&CollectorPlan::decode(newer.as_slice()).unwrap()));
     }
 }

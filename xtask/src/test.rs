@@ -81,7 +81,7 @@ const PARTS: &[Part] = &[
     part("e2e", "the whole path on a two-node cluster", Run::Cluster(&CLUSTER_TESTS)),
     slow(part(
         "e2e-slow",
-        "who may connect, what fails in mid-session, fifty pods that come and go, the end of it all",
+        "who may connect, ground truth in pods, what fails in mid-session, fifty pods that come and go, the end of it all",
         Run::Cluster(&SLOW_CLUSTER_TESTS),
     )),
 ];
@@ -188,7 +188,10 @@ const WORKSPACE: [&str; 4] = ["--locked", "--workspace", "--exclude", "tracelake
 /// The cluster tests of every run, in the order of their runs and with the number that run side by side.
 const CLUSTER_TESTS: [Suite; 3] = [("input", 4), ("collect", 4), ("collectors", 2)];
 /// Those that break what others share, or take long, each alone; the last one uninstalls.
-const SLOW_CLUSTER_TESTS: [Suite; 4] = [("identity", 1), ("churn", 1), ("disruption", 1), ("uninstall", 1)];
+const SLOW_CLUSTER_TESTS: [Suite; 5] =
+    [("identity", 1), (KERNELS, 1), ("churn", 1), ("disruption", 1), ("uninstall", 1)];
+/// Runs the ground truth tests on the nodes, and is told where they are.
+const KERNELS: &str = "kernels";
 
 fn clippy() -> Result<()> {
     let strict = ["--", "-D", "warnings"];
@@ -390,6 +393,9 @@ fn e2e(existing: &Existing, suites: &[Suite]) -> Result<()> {
 }
 
 fn cluster_tests(suites: &[Suite]) -> Result<Vec<PathBuf>> {
+    if suites.iter().any(|(test, _)| *test == KERNELS) {
+        ground_truth()?;
+    }
     test_binaries(&mut cargo(["test"])?, &suites.iter().map(|(test, _)| *test).collect::<Vec<_>>())
 }
 
@@ -402,6 +408,9 @@ fn run_suites(access: &Access, suites: &[Suite], binaries: &[PathBuf]) -> Result
         access.apply_to(&mut tests)?;
         // A backtrace of an error that a test returns ends in the test harness, and hides the error above it.
         tests.env("RUST_LIB_BACKTRACE", "0");
+        if *test == KERNELS {
+            tests.env("TRACELAKE_GROUND_TRUTH", ground_truth()?);
+        }
         if let Err(error) = exec::loud(&mut tests) {
             println!("{test}: {error:#}");
             failed.push(*test);

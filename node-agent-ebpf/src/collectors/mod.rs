@@ -3,6 +3,7 @@
 
 mod cpu_sched;
 mod memory_rss;
+mod node_info;
 mod packet_drops;
 mod page_faults;
 mod processes;

@@ -298,8 +298,19 @@ pub trait Collector: Sync {
     fn sample(&self, _kernel: &mut Kernel) -> Result<(), KernelError> {
         Ok(())
     }
-    /// A window ends: hand over the records of what the collector itself reads for a table, key and value, for all sessions.
-    fn gather(&self, _aggregation: &Aggregation, _out: &mut dyn FnMut(&[u8])) {}
+    /// A window ends: hand over the records of what the collector itself reads for a table, key and value, for the sessions in
+    /// their headers.
+    ///
+    /// # Errors
+    /// When the kernel refuses a pass; the window then goes on.
+    fn gather(
+        &self,
+        _kernel: &mut Kernel,
+        _aggregation: &Aggregation,
+        _out: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), KernelError> {
+        Ok(())
+    }
     /// A window ended: tell a session's decoder what its rows need beside the records.
     ///
     /// # Errors

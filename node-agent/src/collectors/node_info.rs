@@ -1,31 +1,37 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `nodeInfo`: what the node is, and its memory and interfaces over time.
 //!
-//! In: the kernel's own files, read at the end of each window. Out: rows of `node_info`, `node_memory` and `node_net`.
+//! In: the kernel's own files, read at the end of each window; for the targets' networks those of a process that a pass over
+//! tasks found there. Out: rows of `node_info`, `node_memory`, `node_net` and `net_counters`.
 //! A file that is not there, or says something else than expected, leaves its columns zero or null: none of them is worth a
 //! session.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use node_agent_common::event::{Attribution, Event, Header, until_nul};
-use node_agent_common::fields::Field;
+use node_agent_common::fields::{Field, NETNS_FIELDS, TASK_FIELDS};
+use node_agent_common::node_info::counters::{self, NetCounter};
 use node_agent_common::node_info::info::{self, NodeInfo};
-use node_agent_common::node_info::memory::{self, NodeMemory};
+use node_agent_common::node_info::memory::{self, ABSENT, MEMINFO, NodeMemory};
 use node_agent_common::node_info::net::{self, NodeNet};
-use node_agent_common::node_info::{COLLECTOR, INFO_INDEX, MEMORY_INDEX};
+use node_agent_common::node_info::{COLLECTOR, INFO_INDEX, MEMORY, MEMORY_INDEX, NET_INDEX, NetNamespace};
+use node_agent_common::sock::SOCK_FIELDS;
 use node_agent_common::table::CollectorInfo;
 
-use super::{Collector, DecodeError, Decoder, Hook, Values, Verdict};
+use super::{Collector, DecodeError, Decoder, Hook, Values, Verdict, netns};
+use crate::kernel::btf::Btf;
 use crate::kernel::clock;
+use crate::kernel::load::{Kernel, KernelError};
 use crate::pipeline::batch::Row;
 use crate::pipeline::window::Aggregation;
 
 /// The collector.
 pub struct NodeInfoCollector;
 
-/// The network namespace of the node: that of its first process, whose other files are closed to a least-privileged agent.
-const INTERFACES: &str = "/proc/1/net/dev";
+/// A process that lives in the node's network: its first one, whose other files are closed to a least-privileged agent.
+const OF_NODE: &str = "/proc/1";
+const PASS: &str = "node_networks";
 
 impl Collector for NodeInfoCollector {
     fn info(&self) -> &'static CollectorInfo {
@@ -33,11 +39,11 @@ impl Collector for NodeInfoCollector {
     }
 
     fn hooks(&self) -> &'static [Hook] {
-        &[]
+        const { &[netns::HOOKS[0], Hook::iterator(PASS, "task")] }
     }
 
     fn fields(&self) -> &'static [&'static [Field]] {
-        &[]
+        &[SOCK_FIELDS, TASK_FIELDS, NETNS_FIELDS]
     }
 
     fn aggregations(&self) -> &'static [Aggregation] {
@@ -46,6 +52,7 @@ impl Collector for NodeInfoCollector {
                 Aggregation::gathered::<NodeInfo>().once(),
                 Aggregation::gathered::<NodeMemory>(),
                 Aggregation::gathered::<NodeNet>(),
+                Aggregation::gathered::<NetCounter>(),
             ]
         }
     }
@@ -54,13 +61,79 @@ impl Collector for NodeInfoCollector {
         Box::new(NodeDecoder)
     }
 
-    fn gather(&self, aggregation: &Aggregation, out: &mut dyn FnMut(&[u8])) {
+    fn open(&self, kernel: &mut Kernel, _slot: u32, _values: &Values) -> Result<(), KernelError> {
+        netns::open(kernel)
+    }
+
+    fn gather(
+        &self,
+        kernel: &mut Kernel,
+        aggregation: &Aggregation,
+        out: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), KernelError> {
         match aggregation.table {
             INFO_INDEX => out(node().bytes()),
             MEMORY_INDEX => out(memory_of(&read("/proc/meminfo"), &|file| read(file)).bytes()),
-            _ => interfaces(&read(INTERFACES)).iter().for_each(|one| out(one.bytes())),
+            table => {
+                network_of(table, OF_NODE, of_node(), out);
+                for (folder, header) in of_targets(&kernel.iterate(PASS)?) {
+                    network_of(table, &folder, header, out);
+                }
+            }
         }
+        Ok(())
     }
+}
+
+/// Header of a row about the node, for every session.
+fn of_node() -> Header {
+    Header { attribution: Attribution::Node as u8, slots: u64::MAX, ..Header::default() }
+}
+
+/// The folder in /proc of one process in each of the targets' networks, and the header of its rows.
+fn of_targets(pass: &[u8]) -> impl Iterator<Item = (String, Header)> {
+    let mut met = BTreeSet::new();
+    let found: Vec<_> = NetNamespace::all(pass).collect();
+    found.into_iter().filter_map(move |net| {
+        let folder = format!("/proc/{}", net.pid);
+        // Another process may have the number by now, or in the agent's own namespace of process ids.
+        if met.contains(&net.cookie) || start_ticks(&read(&format!("{folder}/stat")))? != ticks(net.start_ns)
+        {
+            return None;
+        }
+        met.insert(net.cookie);
+        let header = Header {
+            attribution: Attribution::Netns as u8,
+            slots: net.slots,
+            cgroup_id: net.cgroup_id,
+            netns: net.netns,
+            ..Header::default()
+        };
+        Some((folder, header))
+    })
+}
+
+/// Hands over the records of one network.
+fn network_of(table: u32, folder: &str, header: Header, out: &mut dyn FnMut(&[u8])) {
+    let file = |name: &str| read(&format!("{folder}/net/{name}"));
+    if table == NET_INDEX {
+        interfaces(&file("dev"), header).iter().for_each(|one| out(one.bytes()));
+    } else {
+        net_counters(&[&file("snmp"), &file("netstat"), &file("snmp6")], header)
+            .iter()
+            .for_each(|one| out(one.bytes()));
+    }
+}
+
+/// Time since boot in the unit of /proc/PID/stat, which is the same on every machine.
+const fn ticks(ns: u64) -> u64 {
+    ns / 10_000_000
+}
+
+/// When a process began, by its stat file.
+fn start_ticks(stat: &str) -> Option<u64> {
+    // The name is in parentheses and may hold some; the start is the 22nd field.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(22 - 3)?.parse().ok()
 }
 
 fn read(path: &str) -> String {
@@ -68,7 +141,7 @@ fn read(path: &str) -> String {
 }
 
 fn header<E: Event>() -> Header {
-    Header { tag: E::TAG, attribution: Attribution::Node as u8, ..Header::default() }
+    Header { tag: E::TAG, ..of_node() }
 }
 
 /// Text in a fixed array, cut at a character's end.
@@ -101,6 +174,9 @@ fn node() -> NodeInfo {
     let thp = thp.split_once('[').and_then(|(_, rest)| rest.split_once(']')).map_or("", |(word, _)| word);
     // SAFETY: the call takes no pointers.
     let page_size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    let btf = Btf::running();
+    let types = |has: &dyn Fn(&Btf) -> bool| u64::from(btf.as_ref().is_ok_and(has));
+    let exists = |path: &str| u64::from(fs::exists(path).unwrap_or(false));
     NodeInfo {
         header: header::<NodeInfo>(),
         kernel_raw: text(&uname.release),
@@ -119,6 +195,11 @@ fn node() -> NodeInfo {
         swap_bytes: of("SwapTotal"),
         page_size: u64::try_from(page_size).unwrap_or(0),
         clock_offset_ns: clock::utc_offset_ns().cast_unsigned(),
+        btf: btf.is_ok().into(),
+        has_fentry: types(&|btf| btf.function("register_ftrace_direct").is_some()),
+        has_kprobe: exists("/sys/bus/event_source/devices/kprobe"),
+        has_kprobe_multi: types(&|btf| btf.function("bpf_kprobe_multi_link_attach").is_some()),
+        has_pmu: exists("/sys/bus/event_source/devices/cpu"),
     }
 }
 
@@ -172,34 +253,13 @@ fn pressure(text: &str, who: &str) -> u64 {
 
 fn memory_of(meminfo_text: &str, file: &dyn Fn(&str) -> String) -> NodeMemory {
     let memory = meminfo(meminfo_text);
-    let of = |name: &str| memory.get(name).copied().unwrap_or(0);
     let (cpu, mem, io) =
         (file("/proc/pressure/cpu"), file("/proc/pressure/memory"), file("/proc/pressure/io"));
     NodeMemory {
         header: header::<NodeMemory>(),
         reserved: 0,
         count: 1,
-        mem_total: of("MemTotal"),
-        mem_free: of("MemFree"),
-        mem_available: of("MemAvailable"),
-        buffers: of("Buffers"),
-        cached: of("Cached"),
-        swap_cached: of("SwapCached"),
-        swap_total: of("SwapTotal"),
-        swap_free: of("SwapFree"),
-        dirty: of("Dirty"),
-        writeback: of("Writeback"),
-        anon_pages: of("AnonPages"),
-        mapped: of("Mapped"),
-        shmem: of("Shmem"),
-        slab_reclaimable: of("SReclaimable"),
-        slab_unreclaimable: of("SUnreclaim"),
-        kernel_stack: of("KernelStack"),
-        page_tables: of("PageTables"),
-        committed: of("Committed_AS"),
-        anon_huge_pages: of("AnonHugePages"),
-        huge_pages_total: of("HugePages_Total"),
-        huge_pages_free: of("HugePages_Free"),
+        meminfo_raw: MEMINFO.map(|(key, _)| memory.get(key).copied().unwrap_or(ABSENT)),
         cpu_some_raw: pressure(&cpu, "some"),
         memory_some_raw: pressure(&mem, "some"),
         memory_full_raw: pressure(&mem, "full"),
@@ -209,7 +269,7 @@ fn memory_of(meminfo_text: &str, file: &dyn Fn(&str) -> String) -> NodeMemory {
 }
 
 /// The lines of /proc/net/dev.
-fn interfaces(text: &str) -> Vec<NodeNet> {
+fn interfaces(text: &str, of: Header) -> Vec<NodeNet> {
     let line = |line: &str| {
         let (name, numbers) = line.split_once(':')?;
         let numbers: Vec<u64> = numbers.split_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?;
@@ -229,7 +289,7 @@ fn interfaces(text: &str) -> Vec<NodeNet> {
             tx_drops,
         ] = *numbers.first_chunk()?;
         Some(NodeNet {
-            header: header::<NodeNet>(),
+            header: Header { tag: NodeNet::TAG, ..of },
             ifname_raw: self::text(name.trim()),
             count: 1,
             rx_bytes,
@@ -245,6 +305,98 @@ fn interfaces(text: &str) -> Vec<NodeNet> {
     text.lines().filter_map(line).collect()
 }
 
+/// The counters of a network that get rows, by the names that nstat gives them: traffic, and what says that something went
+/// wrong. The kernel has some three hundred.
+const COUNTERS: &[&str] = &[
+    "IpInReceives",
+    "IpInDiscards",
+    "IpOutRequests",
+    "IpOutDiscards",
+    "IpOutNoRoutes",
+    "IpReasmFails",
+    "IpExtInOctets",
+    "IpExtOutOctets",
+    "Ip6InReceives",
+    "Ip6InDiscards",
+    "Ip6OutRequests",
+    "Ip6OutDiscards",
+    "TcpActiveOpens",
+    "TcpPassiveOpens",
+    "TcpAttemptFails",
+    "TcpEstabResets",
+    "TcpCurrEstab",
+    "TcpInSegs",
+    "TcpOutSegs",
+    "TcpRetransSegs",
+    "TcpInErrs",
+    "TcpOutRsts",
+    "TcpInCsumErrors",
+    "TcpExtListenOverflows",
+    "TcpExtListenDrops",
+    "TcpExtSyncookiesSent",
+    "TcpExtTCPReqQFullDrop",
+    "TcpExtTCPTimeouts",
+    "TcpExtTCPLossProbes",
+    "TcpExtTCPFastRetrans",
+    "TcpExtTCPSlowStartRetrans",
+    "TcpExtTCPSynRetrans",
+    "TcpExtTCPLostRetransmit",
+    "TcpExtTCPSpuriousRTOs",
+    "TcpExtTCPBacklogDrop",
+    "TcpExtTCPRcvQDrop",
+    "TcpExtTCPZeroWindowDrop",
+    "TcpExtTCPToZeroWindowAdv",
+    "TcpExtPruneCalled",
+    "TcpExtRcvPruned",
+    "TcpExtTCPRcvCollapsed",
+    "TcpExtTCPOFOQueue",
+    "TcpExtTCPOFODrop",
+    "TcpExtTCPAbortOnData",
+    "TcpExtTCPAbortOnClose",
+    "TcpExtTCPAbortOnMemory",
+    "TcpExtTCPAbortOnTimeout",
+    "TcpExtTCPMemoryPressures",
+    "TcpExtTCPTimeWaitOverflow",
+    "UdpInDatagrams",
+    "UdpOutDatagrams",
+    "UdpNoPorts",
+    "UdpInErrors",
+    "UdpRcvbufErrors",
+    "UdpSndbufErrors",
+    "Udp6InDatagrams",
+    "Udp6OutDatagrams",
+    "Udp6NoPorts",
+    "Udp6InErrors",
+    "Udp6RcvbufErrors",
+    "Udp6SndbufErrors",
+];
+
+/// Those of [`COUNTERS`] that files like /proc/net/snmp, netstat and snmp6 have, also where they are 0.
+fn net_counters(files: &[&str], of: Header) -> Vec<NetCounter> {
+    let mut found: Vec<NetCounter> = Vec::new();
+    let mut take = |name: &str, value: &str| {
+        if let (true, Ok(value)) = (COUNTERS.contains(&name), value.parse()) {
+            let header = Header { tag: NetCounter::TAG, ..of };
+            found.push(NetCounter { header, counter_raw: text(name), count: 1, value });
+        }
+    };
+    for text in files {
+        let mut lines = text.lines();
+        while let Some(line) = lines.next() {
+            if let Some((protocol, names)) = line.split_once(": ") {
+                // Two lines of words: names, then their values.
+                let values = lines.next().and_then(|line| line.split_once(": ")).map_or("", |(_, v)| v);
+                for (name, value) in names.split_whitespace().zip(values.split_whitespace()) {
+                    take(&format!("{protocol}{name}"), value);
+                }
+            } else if let Some((name, value)) = line.split_once(char::is_whitespace) {
+                take(name, value.trim());
+            }
+        }
+    }
+    found
+}
+
 struct NodeDecoder;
 
 fn set_text(row: &mut Row<'_>, column: usize, value: &[u8]) {
@@ -258,7 +410,12 @@ impl Decoder for NodeDecoder {
         match header.tag {
             NodeInfo::TAG => info_row(&NodeInfo::read(raw).ok_or(DecodeError::Length)?, row),
             NodeMemory::TAG => memory_row(&NodeMemory::read(raw).ok_or(DecodeError::Length)?, row),
-            _ => net_row(&NodeNet::read(raw).ok_or(DecodeError::Length)?, row),
+            NodeNet::TAG => net_row(&NodeNet::read(raw).ok_or(DecodeError::Length)?, row),
+            _ => {
+                let one = NetCounter::read(raw).ok_or(DecodeError::Length)?;
+                row.bytes(counters::at::counter, &one.counter_raw);
+                row.uint(counters::at::value, one.value);
+            }
         }
         Ok(Verdict::Row)
     }
@@ -281,34 +438,27 @@ fn info_row(node: &NodeInfo, row: &mut Row<'_>) {
     row.uint(at::swap_bytes, node.swap_bytes);
     row.uint(at::page_size, node.page_size);
     row.int(at::clock_offset_ns, node.clock_offset_ns.cast_signed());
+    row.int(at::boot_time, node.clock_offset_ns.cast_signed() / 1_000);
+    for (column, flag) in [
+        (at::btf, node.btf),
+        (at::has_fentry, node.has_fentry),
+        (at::has_kprobe, node.has_kprobe),
+        (at::has_kprobe_multi, node.has_kprobe_multi),
+        (at::has_pmu, node.has_pmu),
+    ] {
+        row.uint(column, flag);
+    }
 }
 
 fn memory_row(memory: &NodeMemory, row: &mut Row<'_>) {
     use memory::at;
-    for (column, bytes) in [
-        (at::mem_total, memory.mem_total),
-        (at::mem_free, memory.mem_free),
-        (at::mem_available, memory.mem_available),
-        (at::buffers, memory.buffers),
-        (at::cached, memory.cached),
-        (at::swap_cached, memory.swap_cached),
-        (at::swap_total, memory.swap_total),
-        (at::swap_free, memory.swap_free),
-        (at::dirty, memory.dirty),
-        (at::writeback, memory.writeback),
-        (at::anon_pages, memory.anon_pages),
-        (at::mapped, memory.mapped),
-        (at::shmem, memory.shmem),
-        (at::slab_reclaimable, memory.slab_reclaimable),
-        (at::slab_unreclaimable, memory.slab_unreclaimable),
-        (at::kernel_stack, memory.kernel_stack),
-        (at::page_tables, memory.page_tables),
-        (at::committed, memory.committed),
-        (at::anon_huge_pages, memory.anon_huge_pages),
-        (at::huge_pages_total, memory.huge_pages_total),
-        (at::huge_pages_free, memory.huge_pages_free),
-    ] {
-        row.uint(column, bytes);
+    for ((_, column), bytes) in MEMINFO.iter().zip(memory.meminfo_raw) {
+        let nullable = MEMORY.columns[*column].nullable;
+        if bytes != ABSENT {
+            row.uint(*column, bytes);
+        } else if !nullable {
+            row.uint(*column, 0);
+        }
     }
     for (column, share) in [
         (at::cpu_some, memory.cpu_some_raw),
@@ -365,7 +515,10 @@ mod tests {
             _ => String::new(),
         };
         let found = memory_of("MemTotal:       100 kB\nHugePages_Total:       3\n", &files);
-        assert_eq!((found.mem_total, found.huge_pages_total, found.mem_free), (100 << 10, 3, 0));
+        let of = |key: &str| {
+            found.meminfo_raw[MEMINFO.iter().position(|(name, _)| *name == key).expect("is known")]
+        };
+        assert_eq!((of("MemTotal"), of("HugePages_Total"), of("MemFree")), (100 << 10, 3, ABSENT));
         assert_eq!((found.memory_some_raw, found.memory_full_raw, found.cpu_some_raw), (126, 1, 0));
     }
 
@@ -373,9 +526,37 @@ mod tests {
     fn interfaces_are_read() {
         let text =
             "Inter-|   Receive  |  Transmit\n face |bytes packets\n  eth0: 1 2 3 4 0 0 0 9 5 6 7 8 0 0 0 0\n";
-        let [one] = interfaces(text).try_into().expect("one interface");
+        let [one] = interfaces(text, of_node()).try_into().expect("one interface");
         assert_eq!(until_nul(&one.ifname_raw), b"eth0");
         assert_eq!((one.rx_bytes, one.rx_drops, one.tx_bytes, one.tx_drops), (1, 4, 5, 8));
+    }
+
+    #[test]
+    fn counters_have_the_names_that_nstat_prints() {
+        let snmp = "Ip: Forwarding InReceives\nIp: 1 7\nTcp: MaxConn RetransSegs CurrEstab\nTcp: -1 3 0\nIcmp: InMsgs\nIcmp: 5\n";
+        let snmp6 =
+            "Ip6InReceives                   \t9\nIcmp6InMsgs \t4\nUdp6NoPorts \t2\nUdpLite6InErrors 1\n";
+        let found = net_counters(&[snmp, "TcpExt: ListenDrops\nTcpExt: 11\n", snmp6], of_node());
+        let found: Vec<_> = found
+            .iter()
+            .map(|one| (String::from_utf8_lossy(until_nul(&one.counter_raw)).into_owned(), one.value))
+            .collect();
+        let expected = [
+            ("IpInReceives", 7),
+            ("TcpRetransSegs", 3),
+            ("TcpCurrEstab", 0),
+            ("TcpExtListenDrops", 11),
+            ("Ip6InReceives", 9),
+            ("Udp6NoPorts", 2),
+        ];
+        assert_eq!(found, expected.map(|(name, value)| (name.to_owned(), value)));
+    }
+
+    #[test]
+    fn the_start_of_a_process_is_the_22nd_field() {
+        let fields: Vec<String> = (3..=30).map(|field| field.to_string()).collect();
+        assert_eq!(start_ticks(&format!("7 (a) b) {}", fields.join(" "))), Some(22));
+        assert_eq!(start_ticks(""), None);
     }
 
     #[test]

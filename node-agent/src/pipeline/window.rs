@@ -144,7 +144,7 @@ impl Window {
     fn add(&mut self, key: &[u8], value: &[u8], weight: u64) {
         let words = value.chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().expect("8 bytes")));
         let weight = if self.aggregation.exact { 1 } else { weight };
-        if self.aggregation.once && !self.is_first {
+        if !self.is_open() {
             return;
         }
         let sums = match self.sums.get_mut(key) {
@@ -167,8 +167,13 @@ impl Window {
         Ended { began_ns, ended_ns: now_ns, sums }
     }
 
+    /// Whether it will have rows still.
+    pub fn is_open(&self) -> bool {
+        self.is_first || !self.aggregation.once
+    }
+
     fn is_due(&self, now_ns: u64) -> bool {
-        now_ns >= self.due_ns || self.sums.len() >= MOST_KEYS
+        self.is_open() && (now_ns >= self.due_ns || self.sums.len() >= MOST_KEYS)
     }
 }
 
@@ -224,29 +229,12 @@ pub fn turn(kernel: &mut Kernel, link: &Link, tables: &[u32]) -> Result<(), Kern
     if tables.is_empty() {
         return Ok(());
     }
-    let mut first = Ok(());
-    for collector in ALL.iter().filter(|c| c.info().tables.iter().any(|table| tables.contains(&table.index)))
-    {
-        first = first.and(collector.sample(kernel));
-    }
+    let mut first = look(kernel, link, tables);
     let mut raised = BTreeMap::new();
     for &table in tables {
         raised.insert(table, raise(kernel, table)?);
     }
     wait_for_programs();
-    for collector in ALL {
-        let wanted = collector.aggregations().iter().filter(|one| one.is_gathered());
-        for aggregation in wanted.filter(|one| tables.contains(&one.table)) {
-            // Files are read without the lock, for which the rings wait.
-            let mut records = Vec::new();
-            collector.gather(aggregation, &mut |record| records.push(record.to_vec()));
-            let mut shared = link.lock();
-            for record in records {
-                let (key, value) = record.split_at(aggregation.key_bytes);
-                shared.add_up(aggregation, u64::MAX, u64::MAX, key, value);
-            }
-        }
-    }
     let all = ALL.iter().flat_map(|collector| collector.aggregations()).filter(|one| !one.is_gathered());
     for aggregation in all.filter(|aggregation| tables.contains(&aggregation.table)) {
         first = first.and(take(kernel, link, aggregation, raised[&aggregation.table]));
@@ -255,6 +243,34 @@ pub fn turn(kernel: &mut Kernel, link: &Link, tables: &[u32]) -> Result<(), Kern
     let states = shared.sessions.iter_mut().flatten().flat_map(|session| &mut session.tables);
     for state in states.filter(|state| tables.contains(&state.table.index)) {
         first = first.and(ALL[state.collector.index].refresh(kernel, &mut *state.decoder));
+    }
+    first
+}
+
+/// Has passes made over what is there now, for the window that is about to end.
+///
+/// # Errors
+/// When the kernel refuses one. The others are made.
+pub fn look(kernel: &mut Kernel, link: &Link, tables: &[u32]) -> Result<(), KernelError> {
+    let mut first = Ok(());
+    for collector in ALL.iter().filter(|c| c.info().tables.iter().any(|table| tables.contains(&table.index)))
+    {
+        first = first.and(collector.sample(kernel));
+        let wanted = collector.aggregations().iter().filter(|one| one.is_gathered());
+        for aggregation in wanted.filter(|one| tables.contains(&one.table)) {
+            // Files are read without the lock, for which the rings wait.
+            let mut records = Vec::new();
+            let gathered = collector.gather(kernel, aggregation, &mut |record| records.push(record.to_vec()));
+            first = first.and(gathered);
+            let mut shared = link.lock();
+            for record in &mut records {
+                let (key, value) = record.split_at_mut(aggregation.key_bytes);
+                let Some(mut header) = Header::of(key) else { continue };
+                let slots = std::mem::take(&mut header.slots);
+                header.write(key);
+                shared.add_up(aggregation, u64::MAX, slots, key, value);
+            }
+        }
     }
     first
 }
@@ -306,7 +322,8 @@ impl Shared {
     /// When the next window of any session is due, nanoseconds since boot.
     pub fn next_window(&self) -> Option<u64> {
         let sessions = self.sessions.iter().flatten().filter(|session| session.closing.is_none());
-        sessions.flat_map(|session| session.tables.iter().flat_map(|t| &t.window)).map(|w| w.due_ns).min()
+        let windows = sessions.flat_map(|session| session.tables.iter().flat_map(|t| &t.window));
+        windows.filter(|window| window.is_open()).map(|window| window.due_ns).min()
     }
 
     /// Tables of which some session's window is due.
@@ -421,7 +438,9 @@ mod tests {
         let mut window = Window::new(&ONCE, HOUR);
         assert!(end::<NodeNet>(&mut window).is_empty());
         add(&mut window, 1, &[1; 9], 1);
+        assert!(window.is_open());
         assert_eq!((end::<NodeNet>(&mut window).len(), window.looked), (1, 1));
+        assert!(!window.is_open() && !window.is_due(u64::MAX), "nobody has to look again");
         add(&mut window, 1, &[1; 9], 1);
         assert_eq!((end::<NodeNet>(&mut window).len(), window.looked), (0, 1));
     }

@@ -9,7 +9,7 @@ use node_agent_common::counters::{Counters, slot_table};
 use node_agent_common::{page_faults, processes};
 use tracelake_node_agent::engine::{CollectorSpec, EngineConfig};
 
-use crate::support::{Burst, Recording, TestCgroup, answer, number, program, start_in, wait};
+use crate::support::{Burst, Recording, TestCgroup, answer, as_root, number, program, start_in, wait};
 
 /// Threads and their naps at an order: more threads than the map of the test has room for.
 const THREADS: usize = 8;
@@ -89,9 +89,12 @@ fn what_finds_a_map_full_is_counted() {
 
 /// Adds one to a counter of the newest engine's first session, on its first CPU.
 fn break_counter(table: u32, counter: impl Fn(&mut Counters) -> &mut u64) {
-    let maps = loaded_maps().filter_map(Result::ok).filter(|map| map.name_as_str() == Some("COUNTERS"));
-    let newest = maps.map(|map| map.id()).max().expect("the engine has counters");
-    let map = Map::PerCpuArray(MapData::from_id(newest).expect("it is there"));
+    let map = as_root(|| {
+        let maps = loaded_maps().filter_map(Result::ok).filter(|map| map.name_as_str() == Some("COUNTERS"));
+        let newest = maps.map(|map| map.id()).max().expect("the engine has counters");
+        MapData::from_id(newest).expect("it is there")
+    });
+    let map = Map::PerCpuArray(map);
     let mut map = PerCpuArray::<MapData, Counters>::try_from(map).expect("it is one");
     let index = slot_table(0, table);
     let mut values = map.get(&index, 0).expect("it can be read").to_vec();

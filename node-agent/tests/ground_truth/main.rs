@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Known workloads, exact counts, no loss: each collector against what the programs themselves know. Needs root, on the
-//! host or in a virtual machine with nothing but this binary.
+//! host, in a virtual machine with nothing but this binary, or in a privileged pod. The engines have the capabilities of the
+//! chart's pod there, the workloads those of root ([`support::as_root`]).
 
 #![allow(clippy::zombie_processes, reason = "they are reaped by wait4, which also says what they used")]
 
@@ -27,6 +28,7 @@ static WORKLOAD: extern "C" fn() = {
         tcp_connections::workload();
         support::workload();
         support::undisturbed();
+        support::least_privilege();
     }
     workload
 };

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the node is, against sysinfo(2), uname(2) and sysconf(3), which read the kernel and not its files.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use node_agent_common::node_info::{MEMORY, memory};
 use tracelake_node_agent::engine::CollectorSpec;
 use tracelake_node_agent::kernel::clock;
 
@@ -16,10 +17,22 @@ fn the_node_is_what_the_kernel_says() {
         ..CollectorSpec::default()
     };
     let recording = Recording::start(spec, &[]);
-    std::thread::sleep(Duration::from_millis(700));
+    let looked = || {
+        recording
+            .engine
+            .counters(recording.session)
+            .iter()
+            .find(|c| c.table == "node_memory")
+            .map(|c| c.emitted)
+    };
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while looked() < Some(3) {
+        assert!(Instant::now() < deadline, "three windows of 200 ms within 30 s");
+        std::thread::sleep(Duration::from_millis(20));
+    }
     let (rows, _) = recording.finish();
     let of = |table: &str| -> Vec<&Row> { rows.iter().filter(|row| row[TABLE] == table).collect() };
-    let (info, memory, net) = (of("node_info"), of("node_memory"), of("node_net"));
+    let (info, memory_rows, net) = (of("node_info"), of("node_memory"), of("node_net"));
 
     // SAFETY: an all-zero sysinfo is valid, and the call fills it.
     let system = unsafe {
@@ -38,14 +51,28 @@ fn the_node_is_what_the_kernel_says() {
     assert_eq!(number(info, "page_size"), page);
     assert!((number(info, "clock_offset_ns") - clock::utc_offset_ns()).abs() < 1_000_000_000);
     assert_eq!(info["boot_id"].len(), 36);
+    // Debian's kernels have fentry; the host's is whatever it is.
+    let in_vm = std::env::var("TRACELAKE_ENVIRONMENT").expect("names this machine").starts_with("vm-");
+    assert!(info["btf"] == "true" && (!in_vm || info["has_fentry"] == "true"), "{info:?}");
 
-    assert!(memory.len() >= 3, "every 200 ms: {}", memory.len());
-    for row in &memory {
+    assert!(memory_rows.len() >= 3, "three windows: {}", memory_rows.len());
+    for row in &memory_rows {
         assert_eq!(number(row, "mem_total"), ram);
         assert!((1..ram).contains(&number(row, "mem_free")));
         assert!(number(row, "window_ns") > 0);
     }
+    // As many columns as the kernel's file has keys, but for those that say nothing.
+    let file = std::fs::read_to_string("/proc/meminfo").expect("is there");
+    let silent = ["VmallocTotal", "VmallocChunk", "NFS_Unstable", "WritebackTmp", "Balloon"];
+    for key in file.lines().filter_map(|line| line.split_once(':')).map(|(key, _)| key) {
+        let column = memory::MEMINFO.iter().find(|(name, _)| *name == key);
+        let column = column.map(|(_, column)| MEMORY.columns[*column].name);
+        assert!(
+            column.is_some_and(|column| memory_rows[0].contains_key(column)) || silent.contains(&key),
+            "{key} of /proc/meminfo has no column"
+        );
+    }
     let lo: Vec<_> = net.iter().filter(|row| row["ifname"] == "lo").collect();
-    assert_eq!(lo.len(), memory.len(), "each window has a row of lo");
+    assert_eq!(lo.len(), memory_rows.len(), "each window has a row of lo");
     assert!(rows.iter().all(|row| row["attribution"] == "none" && !row.contains_key("pod")));
 }

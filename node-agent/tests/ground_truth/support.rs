@@ -18,6 +18,7 @@ use arrow_array::cast::AsArray;
 use arrow_array::types::{Float64Type, Int32Type, Int64Type};
 use arrow_array::{Array, RecordBatch, StringArray};
 use arrow_schema::DataType;
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use tracelake_node_agent::engine::{
     Batch, CollectorSpec, CollectorState, Engine, EngineConfig, Output, SessionSpec, TableCounters,
     TargetCoverage, TargetSpec,
@@ -172,7 +173,7 @@ impl Burst {
 
     /// A file of /proc about it.
     pub(crate) fn proc(&self, file: &str) -> String {
-        fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).expect("it lives")
+        as_root(|| fs::read_to_string(format!("/proc/{}/{file}", self.child.id()))).expect("it lives")
     }
 
     /// Major and minor faults of all its threads, by /proc.
@@ -215,6 +216,31 @@ pub(crate) fn undisturbed() {
     if (numbers.next(), numbers.next()) >= (Some(6), Some(16)) {
         schedule(libc::SCHED_FIFO, 1).expect("root may ask for a real-time priority");
     }
+}
+
+/// What the chart's pod gives an agent beyond uid 0, and nothing else: the engines of these tests have to do with it.
+const DEFAULT_POD: CapabilitySet = CapabilitySet::BPF.union(CapabilitySet::PERFMON);
+
+/// Leaves this thread, and the threads that it starts from now on, the capabilities of the default pod. Programs that they
+/// execute have all of root's again.
+pub(crate) fn least_privilege() {
+    effective(DEFAULT_POD);
+}
+
+/// Does as root what workloads need, and the test's own looks at them.
+pub(crate) fn as_root<T>(work: impl FnOnce() -> T) -> T {
+    let all = capabilities(None).expect("a thread knows its own").permitted;
+    effective(all);
+    let result = work();
+    least_privilege();
+    result
+}
+
+fn effective(set: CapabilitySet) {
+    let mut sets = capabilities(None).expect("a thread knows its own");
+    assert!(sets.permitted.contains(set), "{:?} is missing: root is needed", set - sets.permitted);
+    sets.effective = set;
+    set_capabilities(None, sets).expect("what is permitted can be effective");
 }
 
 /// Sets the policy of this thread, and of what it starts from now on.
@@ -292,7 +318,7 @@ impl TestCgroup {
             std::process::id(),
             NEXT.fetch_add(1, Ordering::Relaxed)
         ));
-        fs::create_dir(&path).expect("root may make cgroups");
+        as_root(|| fs::create_dir(&path)).expect("root may make cgroups");
         TestCgroup { made: vec![path.clone()], path }
     }
 
@@ -302,7 +328,7 @@ impl TestCgroup {
         for part in name.split('/') {
             path.push(part);
             if !path.exists() {
-                fs::create_dir(&path).expect("root may make cgroups");
+                as_root(|| fs::create_dir(&path)).expect("root may make cgroups");
                 self.made.push(path.clone());
             }
         }
@@ -321,7 +347,7 @@ impl TestCgroup {
 impl Drop for TestCgroup {
     fn drop(&mut self) {
         for path in self.made.iter().rev() {
-            let _ = fs::remove_dir(path);
+            let _ = as_root(|| fs::remove_dir(path));
         }
     }
 }

@@ -20,7 +20,7 @@ use tracelake_node_agent::engine::{
 };
 use tracelake_node_agent::kernel::clock;
 
-use crate::support::{self, ALONE, TestCgroup, number, program, rows_of, start_in};
+use crate::support::{self, ALONE, TestCgroup, as_root, number, program, rows_of, start_in};
 
 /// Says to a run of this binary that it is workload: `server`, or `client <ports>`.
 const ROLE: &str = "TRACELAKE_TEST_TCP";
@@ -468,7 +468,7 @@ pub(crate) fn own_network() {
         Request { name: [0; 16], flags: (libc::IFF_UP | libc::IFF_RUNNING) as i16, rest: [0; 22] };
     request.name[..2].copy_from_slice(b"lo");
     // SAFETY: no pointers but to `request`, which has the size of `struct ifreq`.
-    unsafe {
+    as_root(|| unsafe {
         assert_eq!(
             libc::unshare(libc::CLONE_NEWNET),
             0,
@@ -479,7 +479,7 @@ pub(crate) fn own_network() {
         let result = libc::ioctl(socket, libc::SIOCSIFFLAGS as _, &raw mut request);
         assert_eq!(result, 0, "cannot set lo up: {}", std::io::Error::last_os_error());
         libc::close(socket);
-    }
+    });
 }
 
 /// The beginning of `struct tcp_info`, of include/uapi/linux/tcp.h; what libc declares ends earlier.

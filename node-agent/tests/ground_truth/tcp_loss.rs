@@ -4,7 +4,7 @@
 //!
 //! Packets are lost by a socket filter that drops all: it needs no device, so it works on every kernel and in a bare machine.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use tracelake_node_agent::engine::CollectorSpec;
 
-use crate::support::{Burst, Recording, Row, TestCgroup, answer, number};
+use crate::support::{Burst, Recording, Row, TABLE, TestCgroup, answer, as_root, number};
 use crate::tcp_connections::{Snmp, close_by_reset, own_network, tcp_info};
 
 /// Connects to a port where nobody listens.
@@ -60,7 +60,7 @@ fn run_as(
         if processes == Processes::Own {
             // Of the children from here on; this thread can start no other thread any more.
             // SAFETY: changes where this thread's children are born.
-            let unshared = unsafe { libc::unshare(libc::CLONE_NEWPID) };
+            let unshared = as_root(|| unsafe { libc::unshare(libc::CLONE_NEWPID) });
             assert_eq!(unshared, 0, "{}", std::io::Error::last_os_error());
         }
         let mut burst = Burst::start("lossy", &cgroup.path);
@@ -114,6 +114,36 @@ fn retransmissions_of_a_connection_are_added_up_when_asked_for() {
     keys.sort_unstable();
     keys.dedup();
     assert_eq!(keys.len(), all, "one row per window, connection and kind: {rows:?}");
+}
+
+#[test]
+fn counters_of_a_targets_network_are_the_kernels_own() {
+    let (rows, cgroup, [retransmitted, _], delta) = run("nodeInfo");
+    // Nothing was sent in that network before the program began.
+    let last = |counter: &str| {
+        let mut own = rows.iter().filter(|row| row[TABLE] == "net_counters" && row["counter"] == counter);
+        let last = own.rfind(|row| number(row, "cgroup_id") == cgroup.id().cast_signed());
+        last.map(|row| {
+            assert_eq!((row["attribution"].as_str(), number(row, "weight")), ("netns", 1));
+            number(row, "value")
+        })
+    };
+    assert_eq!(last("TcpRetransSegs"), Some(retransmitted));
+    assert_eq!(last("TcpInSegs"), Some(delta.received.cast_signed()));
+    assert_eq!(last("TcpAttemptFails"), Some(REFUSED as i64));
+    assert_eq!(last("UdpInDatagrams"), Some(0), "nobody sent any");
+    let lo = rows.iter().filter(|row| row[TABLE] == "node_net" && row["ifname"] == "lo");
+    let lo: Vec<_> = lo.filter(|row| number(row, "cgroup_id") == cgroup.id().cast_signed()).collect();
+    let inodes: BTreeSet<i64> = lo.iter().map(|row| number(row, "netns")).collect();
+    assert_eq!(inodes.len(), 1, "one network: {lo:?}");
+    assert!(
+        lo.iter().any(|row| number(row, "rx_packets") >= last("TcpInSegs").unwrap_or(i64::MAX)),
+        "{lo:?}"
+    );
+    // Who is not a target has none, and the node's own are nobody's.
+    for row in rows.iter().filter(|row| number(row, "cgroup_id") != cgroup.id().cast_signed()) {
+        assert_eq!((row["attribution"].as_str(), number(row, "cgroup_id")), ("none", 0), "{row:?}");
+    }
 }
 
 #[test]

@@ -10,21 +10,23 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use aya::programs::{ProgramInfo, loaded_programs};
 
+use crate::support::as_root;
+
 const BASELINE: &str = include_str!("verifier.txt");
 /// The verifier gives up at a million; other kernels may need twice what these do.
 const MOST: u32 = 500_000;
 
 /// Programs that are loaded now.
 pub(crate) fn loaded() -> BTreeSet<u32> {
-    loaded_programs().filter_map(Result::ok).map(|program| program.id()).collect()
+    as_root(|| loaded_programs().filter_map(Result::ok).map(|program| program.id()).collect())
 }
 
 /// Checks those that came since `before`.
 pub(crate) fn check(environment: &str, before: &BTreeSet<u32>) {
-    let new = loaded_programs().filter_map(Result::ok).filter(|program| !before.contains(&program.id()));
+    let new: Vec<_> = as_root(|| loaded_programs().filter_map(Result::ok).collect());
     let mut all: BTreeMap<String, Vec<u32>> = BTreeMap::new();
-    for program in new {
-        let instructions = ProgramInfo::verified_instruction_count(&program).expect("kernels since 5.16 say");
+    for program in new.iter().filter(|program| !before.contains(&program.id())) {
+        let instructions = ProgramInfo::verified_instruction_count(program).expect("kernels since 5.16 say");
         all.entry(program.name_as_str().expect("a name in ASCII").to_owned()).or_default().push(instructions);
     }
     // Where 15 bytes are the same for several programs, they are told apart by their cost.

@@ -123,6 +123,9 @@ pub struct CollectorPlan {
     pub max_events_per_second: u64,
     #[prost(bool, tag = "6")]
     pub optional: bool,
+    /// SHA-256 of this message without this field; empty: not told. An agent that decodes something else lacks a field.
+    #[prost(bytes = "vec", tag = "7")]
+    pub sha256: ::prost::alloc::vec::Vec<u8>,
 }
 /// One pod. Its containers' cgroups are found in the kernel by the pod's UID.
 #[allow(clippy::all)]

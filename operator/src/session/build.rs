@@ -59,7 +59,7 @@ pub fn empty(id: &SessionId, session: &ValidatedSession) -> SessionPlan {
         uid: id.uid.clone(),
         namespace: id.namespace.clone(),
         name: id.name.clone(),
-        collectors: session.collectors.clone(),
+        collectors: session.collectors.iter().cloned().map(node_api::plan::sealed).collect(),
         targets: Vec::new(),
         containers: session.containers.clone(),
         rollover_interval_ms: session.rollover_interval_ms,

@@ -128,6 +128,7 @@ fn collector(asked: &crds::Collector) -> Result<CollectorPlan, Rejection> {
         sample_every,
         max_events_per_second,
         optional: asked.optional,
+        sha256: Vec::new(),
     })
 }
 
@@ -198,6 +199,7 @@ mod tests {
                         sample_every: 10,
                         max_events_per_second: 0,
                         optional: false,
+                        sha256: [],
                     },
                 ]"#]],
         );
