@@ -97,7 +97,7 @@ pub mod memory {
 
     /// Keys of /proc/meminfo and their columns, in the order of the record's values. Left out: keys that are constants of the
     /// architecture or always 0 (VmallocTotal, VmallocChunk, NFS_Unstable, WritebackTmp).
-    pub const MEMINFO: [(&str, usize); 52] = [
+    pub const MEMINFO: [(&str, usize); 56] = [
         ("MemTotal", at::mem_total),
         ("MemFree", at::mem_free),
         ("MemAvailable", at::mem_available),
@@ -150,6 +150,10 @@ pub mod memory {
         ("DirectMap4k", at::direct_map_4k),
         ("DirectMap2M", at::direct_map_2m),
         ("DirectMap1G", at::direct_map_1g),
+        ("Unaccepted", at::unaccepted),
+        ("Balloon", at::balloon),
+        ("GPUActive", at::gpu_active),
+        ("GPUReclaim", at::gpu_reclaim),
     ];
     /// The value of a key that the kernel does not tell.
     pub const ABSENT: u64 = u64::MAX;
@@ -280,6 +284,14 @@ pub mod memory {
             direct_map_2m => Int64 "B" null,
             /// DirectMap1G: the same by pages of 1 GiB.
             direct_map_1g => Int64 "B" null,
+            /// Unaccepted: of a confidential VM, not taken into use yet.
+            unaccepted => Int64 "B" null,
+            /// Balloon: given back to the VM's host.
+            balloon => Int64 "B" null,
+            /// GPUActive: in use by graphics processors.
+            gpu_active => Int64 "B" null,
+            /// GPUReclaim: kept for graphics processors, and could be given up.
+            gpu_reclaim => Int64 "B" null,
             /// Share of the last 10 s in which some task waited for a CPU (/proc/pressure); null where the kernel does not tell.
             cpu_some => Float64 "%" null,
             /// Share of the last 10 s in which some task waited for memory.
