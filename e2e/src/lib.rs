@@ -17,13 +17,19 @@ pub mod session;
 pub mod store;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use crds::conditions::is_true;
 use k8s_openapi::api::core::v1::{Event, Namespace, Node, Pod};
 use kube::api::{DeleteParams, ListParams, LogParams, PostParams};
+use kube::runtime::wait::await_condition;
 use kube::{Api, Client};
 use object_store::ObjectStore;
 use serde_json::json;
+
+/// For a store that has just been installed.
+const STORE_PATIENCE: Duration = Duration::from_secs(120);
 
 /// What every test has.
 #[derive(Clone)]
@@ -48,6 +54,15 @@ impl Env {
         let client =
             Client::try_default().await.context("connecting to the cluster that KUBECONFIG names")?;
         let system = std::env::var("TRACELAKE_NAMESPACE").unwrap_or_else(|_| "tracelake-system".to_owned());
+        // Its bucket is made by the operator's first probe, some seconds after the chart is installed.
+        let stores = Api::<crds::ClusterTraceStore>::all(client.clone());
+        let ready = await_condition(stores, "default", |store: Option<&crds::ClusterTraceStore>| {
+            let status = store.and_then(|store| store.status.as_ref());
+            status.is_some_and(|status| is_true(&status.conditions, crds::conditions::store::READY))
+        });
+        tokio::time::timeout(STORE_PATIENCE, ready)
+            .await
+            .with_context(|| format!("ClusterTraceStore default is not Ready after {STORE_PATIENCE:?}"))??;
         let store = store::dev_store(&client, &system).await?;
         Ok(Self { client, system, store })
     }

@@ -172,7 +172,10 @@ async fn succeeded(attached: &mut AttachedProcess, name: &str, command: &str) ->
 /// Puts a program into a pod's container; it is there whole, or not at all.
 pub async fn put(api: &Api<Pod>, name: &str, path: &str, content: &[u8]) -> Result<()> {
     let length = content.len();
-    let take = format!("head -c {length} > {path}.part && chmod 755 {path}.part && mv {path}.part {path}");
+    let whole = format!("[ $(wc -c < {path}.part) -eq {length} ]");
+    let take = format!(
+        "head -c {length} > {path}.part && {whole} && chmod 755 {path}.part && mv {path}.part {path}"
+    );
     let params = AttachParams::default().stdin(true).stderr(true);
     let mut attached = api.exec(name, ["/bin/sh", "-c", &take], &params).await?;
     let mut stdin = attached.stdin().context("the command has an input")?;

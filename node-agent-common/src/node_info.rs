@@ -63,7 +63,7 @@ pub mod info {
             Last page_size: u64 => Int64 "B",
             /// Nanoseconds from boot time to UTC, as in ts_ns and time_utc.
             Last clock_offset_ns: u64 => Int64 "ns",
-            /// Whether the kernel describes its types, without which no other collector runs.
+            /// Whether the kernel describes its types (BTF): wherever this row could be made it does.
             Last btf: u64 => Bool "",
             /// Whether programs can be attached to the entry and exit of kernel functions.
             Last has_fentry: u64 => Bool "",
@@ -96,8 +96,8 @@ pub mod memory {
     use super::{MEMORY_INDEX, aggregate, table};
 
     /// Keys of /proc/meminfo and their columns, in the order of the record's values. Left out: keys that are constants of the
-    /// architecture or always 0 (VmallocTotal, VmallocChunk, NFS_Unstable, WritebackTmp).
-    pub const MEMINFO: [(&str, usize); 56] = [
+    /// architecture or always 0 (VmallocTotal, VmallocChunk, NFS_Unstable).
+    pub const MEMINFO: [(&str, usize); 57] = [
         ("MemTotal", at::mem_total),
         ("MemFree", at::mem_free),
         ("MemAvailable", at::mem_available),
@@ -154,6 +154,7 @@ pub mod memory {
         ("Balloon", at::balloon),
         ("GPUActive", at::gpu_active),
         ("GPUReclaim", at::gpu_reclaim),
+        ("WritebackTmp", at::writeback_tmp),
     ];
     /// The value of a key that the kernel does not tell.
     pub const ABSENT: u64 = u64::MAX;
@@ -292,6 +293,8 @@ pub mod memory {
             gpu_active => Int64 "B" null,
             /// GPUReclaim: kept for graphics processors, and could be given up.
             gpu_reclaim => Int64 "B" null,
+            /// WritebackTmp: copies of what FUSE writes back.
+            writeback_tmp => Int64 "B" null,
             /// Share of the last 10 s in which some task waited for a CPU (/proc/pressure); null where the kernel does not tell.
             cpu_some => Float64 "%" null,
             /// Share of the last 10 s in which some task waited for memory.
@@ -448,7 +451,8 @@ pub const COLLECTOR: CollectorInfo = CollectorInfo {
     exact: "What the files say at that moment. Counters run since their interface or network was made: take differences.",
     bounded: "One look per window; a value in between is not seen, and what was counted after a network's last look is not.",
     unseen: "A target's network that no process of its own lives in: that of a pod with hostPID, or of a program that record runs in \
-             a network of its own. Pods with hostNetwork share the node's.",
+             a network of its own. Pods with hostNetwork share the node's. A target may have several networks (netns tells them \
+             apart), of which 16 have rows. With containers chosen, the pod's network has rows all the same: it is theirs.",
     cost: Cost::Rare,
     tables: &[&INFO, &MEMORY, &NET, &COUNTERS],
     params: &[],

@@ -34,6 +34,30 @@ fn is_of_node(cookie: u64) -> bool {
     NETNS_OF_NODE.get(0).is_none_or(|node| *node == cookie || *node == 0)
 }
 
+/// Levels of cgroups between a pod's and its processes', at most: runtimes make one for a container, some another in it.
+const LEVELS: usize = 4;
+
+/// The outermost target that a cgroup lies in, itself included: for a pod the pod's own.
+///
+/// # Safety
+/// `cgroup` is a typed pointer to a `struct cgroup`.
+#[inline(always)]
+unsafe fn outermost(cgroup: *const u8) -> Option<u64> {
+    let (mut cgroup, mut found) = (cgroup, None);
+    for _ in 0..LEVELS {
+        // SAFETY: each step loads a member of the type before; above the root all of them read as zero.
+        unsafe {
+            let id = kernel::cgroup_id(cgroup);
+            if target::slots(id) == 0 {
+                break;
+            }
+            found = Some(id);
+            cgroup = follow(follow(cgroup, &CGROUP_PARENT), &CSS_CGROUP);
+        }
+    }
+    found
+}
+
 /// A target's namespace.
 pub(crate) struct Network {
     pub(crate) cookie: u64,
@@ -49,8 +73,7 @@ pub(crate) struct Network {
 pub(crate) unsafe fn learn(task: *const u8) -> Option<Network> {
     // SAFETY: each step loads a member of the type before.
     unsafe {
-        let cgroup_id = kernel::task_cgroup_id(task);
-        if target::slots(cgroup_id) == 0 {
+        if target::slots(kernel::task_cgroup_id(task)) == 0 {
             return None;
         }
         let namespaces = follow(task, &TASK_NSPROXY);
@@ -59,15 +82,13 @@ pub(crate) unsafe fn learn(task: *const u8) -> Option<Network> {
         if namespaces.is_null() || cookie == 0 || is_of_node(cookie) {
             return None;
         }
-        // Who enters a pod's namespace from elsewhere, as network plugins do, is in another namespace of processes, the first
-        // of which lives in another network.
+        // Who enters a pod's namespaces from elsewhere, as network plugins and people with a debugger do, is not the one whose
+        // they are: that is the first process of the namespace of processes, if it lives in the same network.
         let first = follow(follow(namespaces, &NSPROXY_PID), &PID_NS_REAPER);
         if Direct::number(follow(follow(first, &TASK_NSPROXY), &NSPROXY_NET), &NET_COOKIE) != cookie {
             return None;
         }
-        let own = follow(follow(task, &TASK_CGROUPS), &CSS_SET_DFL_CGRP);
-        let above = kernel::cgroup_id(follow(follow(own, &CGROUP_PARENT), &CSS_CGROUP));
-        let owner = if target::slots(above) != 0 { above } else { cgroup_id };
+        let owner = outermost(follow(follow(first, &TASK_CGROUPS), &CSS_SET_DFL_CGRP))?;
         let inum = Direct::number(net, &NET_INUM);
         // Nobody takes over what another target has.
         match NETNS.get(cookie).filter(|known| target::slots(**known) != 0) {

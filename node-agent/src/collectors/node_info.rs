@@ -32,6 +32,8 @@ pub struct NodeInfoCollector;
 /// A process that lives in the node's network: its first one, whose other files are closed to a least-privileged agent.
 const OF_NODE: &str = "/proc/1";
 const PASS: &str = "node_networks";
+/// Networks of one target that have rows: who makes more must not fill the agent's memory.
+const MOST_NETWORKS: usize = 16;
 
 impl Collector for NodeInfoCollector {
     fn info(&self) -> &'static CollectorInfo {
@@ -75,10 +77,8 @@ impl Collector for NodeInfoCollector {
             INFO_INDEX => out(node().bytes()),
             MEMORY_INDEX => out(memory_of(&read("/proc/meminfo"), &|file| read(file)).bytes()),
             table => {
-                network_of(table, OF_NODE, of_node(), out);
-                for (folder, header) in of_targets(&kernel.iterate(PASS)?) {
-                    network_of(table, &folder, header, out);
-                }
+                network_of(table, OF_NODE, of_node()).iter().for_each(|record| out(record));
+                of_targets(table, &kernel.iterate(PASS)?, out);
             }
         }
         Ok(())
@@ -90,38 +90,42 @@ fn of_node() -> Header {
     Header { attribution: Attribution::Node as u8, slots: u64::MAX, ..Header::default() }
 }
 
-/// The folder in /proc of one process in each of the targets' networks, and the header of its rows.
-fn of_targets(pass: &[u8]) -> impl Iterator<Item = (String, Header)> {
-    let mut met = BTreeSet::new();
-    let found: Vec<_> = NetNamespace::all(pass).collect();
-    found.into_iter().filter_map(move |net| {
-        let folder = format!("/proc/{}", net.pid);
-        // Another process may have the number by now, or in the agent's own namespace of process ids.
-        if met.contains(&net.cookie) || start_ticks(&read(&format!("{folder}/stat")))? != ticks(net.start_ns)
-        {
-            return None;
+/// Hands over the records of the targets' networks: for each of them those of one process that lives there.
+fn of_targets(table: u32, pass: &[u8], out: &mut dyn FnMut(&[u8])) {
+    // By target: cookies of its networks.
+    let mut met: BTreeMap<u64, BTreeSet<u64>> = BTreeMap::new();
+    for found in NetNamespace::all(pass) {
+        let networks = met.entry(found.cgroup_id).or_default();
+        if networks.contains(&found.cookie) || networks.len() >= MOST_NETWORKS {
+            continue;
         }
-        met.insert(net.cookie);
         let header = Header {
             attribution: Attribution::Netns as u8,
-            slots: net.slots,
-            cgroup_id: net.cgroup_id,
-            netns: net.netns,
+            slots: found.slots,
+            cgroup_id: found.cgroup_id,
+            netns: found.netns,
             ..Header::default()
         };
-        Some((folder, header))
-    })
+        let folder = format!("/proc/{}", found.pid);
+        let records = network_of(table, &folder, header);
+        // Another process may have had the number by then, or has it in the agent's own namespace of process ids: it was the one
+        // that the pass met if it is so still.
+        if start_ticks(&read(&format!("{folder}/stat"))) == Some(ticks(found.start_ns)) && !records.is_empty()
+        {
+            networks.insert(found.cookie);
+            records.iter().for_each(|record| out(record));
+        }
+    }
 }
 
-/// Hands over the records of one network.
-fn network_of(table: u32, folder: &str, header: Header, out: &mut dyn FnMut(&[u8])) {
+/// The records of one network.
+fn network_of(table: u32, folder: &str, header: Header) -> Vec<Vec<u8>> {
     let file = |name: &str| read(&format!("{folder}/net/{name}"));
     if table == NET_INDEX {
-        interfaces(&file("dev"), header).iter().for_each(|one| out(one.bytes()));
+        interfaces(&file("dev"), header).iter().map(|one| one.bytes().to_vec()).collect()
     } else {
-        net_counters(&[&file("snmp"), &file("netstat"), &file("snmp6")], header)
-            .iter()
-            .for_each(|one| out(one.bytes()));
+        let files = [file("snmp"), file("netstat"), file("snmp6")];
+        net_counters(&files, header).iter().map(|one| one.bytes().to_vec()).collect()
     }
 }
 
@@ -136,8 +140,9 @@ fn start_ticks(stat: &str) -> Option<u64> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(22 - 3)?.parse().ok()
 }
 
+/// A file's text. Names in it, of processes and interfaces, may be any bytes.
 fn read(path: &str) -> String {
-    fs::read_to_string(path).unwrap_or_default()
+    fs::read(path).map(|text| String::from_utf8_lossy(&text).into_owned()).unwrap_or_default()
 }
 
 fn header<E: Event>() -> Header {
@@ -198,9 +203,19 @@ fn node() -> NodeInfo {
         btf: btf.is_ok().into(),
         has_fentry: types(&|btf| btf.function("register_ftrace_direct").is_some()),
         has_kprobe: exists("/sys/bus/event_source/devices/kprobe"),
-        has_kprobe_multi: types(&|btf| btf.function("bpf_kprobe_multi_link_attach").is_some()),
-        has_pmu: exists("/sys/bus/event_source/devices/cpu"),
+        // The function is there also where it does nothing but refuse.
+        has_kprobe_multi: types(&|btf| btf.member("bpf_kprobe_multi_link", "link").is_ok()),
+        has_pmu: has_pmu().into(),
     }
+}
+
+/// Whether the kernel offers counters of the processors: one device for all of them, or one for each kind.
+fn has_pmu() -> bool {
+    let devices = fs::read_dir("/sys/bus/event_source/devices").into_iter().flatten().flatten();
+    devices.into_iter().any(|device| {
+        let name = device.file_name();
+        name == "cpu" || ["cpu_", "armv"].iter().any(|kind| name.to_string_lossy().starts_with(kind))
+    })
 }
 
 /// Name, packages, cores and threads by /proc/cpuinfo.
@@ -372,7 +387,7 @@ const COUNTERS: &[&str] = &[
 ];
 
 /// Those of [`COUNTERS`] that files like /proc/net/snmp, netstat and snmp6 have, also where they are 0.
-fn net_counters(files: &[&str], of: Header) -> Vec<NetCounter> {
+fn net_counters(files: &[String], of: Header) -> Vec<NetCounter> {
     let mut found: Vec<NetCounter> = Vec::new();
     let mut take = |name: &str, value: &str| {
         if let (true, Ok(value)) = (COUNTERS.contains(&name), value.parse()) {
@@ -536,7 +551,8 @@ mod tests {
         let snmp = "Ip: Forwarding InReceives\nIp: 1 7\nTcp: MaxConn RetransSegs CurrEstab\nTcp: -1 3 0\nIcmp: InMsgs\nIcmp: 5\n";
         let snmp6 =
             "Ip6InReceives                   \t9\nIcmp6InMsgs \t4\nUdp6NoPorts \t2\nUdpLite6InErrors 1\n";
-        let found = net_counters(&[snmp, "TcpExt: ListenDrops\nTcpExt: 11\n", snmp6], of_node());
+        let found =
+            net_counters(&[snmp, "TcpExt: ListenDrops\nTcpExt: 11\n", snmp6].map(str::to_owned), of_node());
         let found: Vec<_> = found
             .iter()
             .map(|one| (String::from_utf8_lossy(until_nul(&one.counter_raw)).into_owned(), one.value))

@@ -329,7 +329,7 @@ impl Shared {
                 recursion: state.recursion,
                 decode_error: state.decode_error,
                 // What is added up is in no file before its window ends.
-                sealed_ns: [state.unsealed.oldest(), state.window.as_ref().map(|window| window.began_ns)]
+                sealed_ns: [state.unsealed.oldest(), state.window.as_ref().and_then(Window::open_since)]
                     .into_iter()
                     .flatten()
                     .fold(self.drained_ns, u64::min),

@@ -172,6 +172,11 @@ impl Window {
         self.is_first || !self.aggregation.once
     }
 
+    /// Since when it has added up what is in no row yet, nanoseconds since boot.
+    pub fn open_since(&self) -> Option<u64> {
+        self.is_open().then_some(self.began_ns)
+    }
+
     fn is_due(&self, now_ns: u64) -> bool {
         self.is_open() && (now_ns >= self.due_ns || self.sums.len() >= MOST_KEYS)
     }
@@ -438,9 +443,10 @@ mod tests {
         let mut window = Window::new(&ONCE, HOUR);
         assert!(end::<NodeNet>(&mut window).is_empty());
         add(&mut window, 1, &[1; 9], 1);
-        assert!(window.is_open());
+        assert_eq!(window.open_since(), Some(window.began_ns));
         assert_eq!((end::<NodeNet>(&mut window).len(), window.looked), (1, 1));
-        assert!(!window.is_open() && !window.is_due(u64::MAX), "nobody has to look again");
+        assert!(!window.is_due(u64::MAX), "nobody has to look again");
+        assert_eq!(window.open_since(), None, "and after a crash nothing of it is missing");
         add(&mut window, 1, &[1; 9], 1);
         assert_eq!((end::<NodeNet>(&mut window).len(), window.looked), (0, 1));
     }

@@ -215,8 +215,11 @@ impl Directory {
         };
         let pod = cgroup.pod.as_ref().and_then(|uid| self.pods.get(uid));
         let container = self.container_name(cgroup);
-        let wanted =
-            containers.is_empty() || container.is_some_and(|name| containers.iter().any(|c| c == name));
+        // What is the whole pod's, as its network, is each container's.
+        let is_of_pod = cgroup.pod.is_some() && cgroup.child == 0;
+        let wanted = containers.is_empty()
+            || is_of_pod
+            || container.is_some_and(|name| containers.iter().any(|c| c == name));
         let text = |text: &'_ String| !text.is_empty();
         Identity {
             keep: wanted && !self.is_sandbox(cgroup),
@@ -265,6 +268,9 @@ mod tests {
         assert!(nested.path.unwrap().ends_with(&format!("{}.scope/nested", id('b'))));
         assert!(!directory.identity(11, &[]).keep);
         assert!(!directory.identity(13, &["sidecar".into()]).keep);
+        // The pod's own cgroup: what is all its containers'.
+        let pod = directory.identity(10, &["sidecar".into()]);
+        assert_eq!((pod.keep, pod.container, pod.pod_uid), (true, None, Some(UID)));
         assert!(directory.identity(13, &["app".into()]).keep);
     }
 

@@ -63,7 +63,7 @@ fn the_node_is_what_the_kernel_says() {
     }
     // As many columns as the kernel's file has keys, but for those that say nothing.
     let file = std::fs::read_to_string("/proc/meminfo").expect("is there");
-    let silent = ["VmallocTotal", "VmallocChunk", "NFS_Unstable", "WritebackTmp"];
+    let silent = ["VmallocTotal", "VmallocChunk", "NFS_Unstable"];
     for key in file.lines().filter_map(|line| line.split_once(':')).map(|(key, _)| key) {
         let column = memory::MEMINFO.iter().find(|(name, _)| *name == key);
         let column = column.map(|(_, column)| MEMORY.columns[*column].name);

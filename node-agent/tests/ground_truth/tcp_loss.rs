@@ -147,6 +147,31 @@ fn counters_of_a_targets_network_are_the_kernels_own() {
 }
 
 #[test]
+fn a_network_whose_namespaces_a_target_enters_is_not_its_own() {
+    let test = std::thread::spawn(|| {
+        own_network();
+        let (other, target) = (TestCgroup::new(), TestCgroup::new());
+        let spec = CollectorSpec {
+            name: "nodeInfo".into(),
+            interval: Duration::from_millis(500),
+            ..CollectorSpec::default()
+        };
+        let mut recording = Recording::start(spec, &[]);
+        recording.targets(&[target.target()]);
+        // SAFETY: changes where this thread's children are born: the first of them is the first process there.
+        let unshared = as_root(|| unsafe { libc::unshare(libc::CLONE_NEWPID) });
+        assert_eq!(unshared, 0, "{}", std::io::Error::last_os_error());
+        let _whose_they_are = Burst::start("lossy", &other.path);
+        let mut guest = Burst::start("lossy", &target.path);
+        guest.go("lose");
+        let (rows, _) = recording.finish();
+        let of_guest: Vec<_> = rows.iter().filter(|row| row["attribution"] != "none").collect();
+        assert!(!rows.is_empty() && of_guest.is_empty(), "{of_guest:?}");
+    });
+    test.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
+#[test]
 fn drops_have_their_reason_and_their_owner() {
     let (rows, cgroup, [_, dropped], _) = run("packetDrops");
     let mut packets: BTreeMap<(&str, &str), i64> = BTreeMap::new();
