@@ -28,6 +28,17 @@ pub mod session {
         &[ACCEPTED, STORE_READY, TARGETS_RESOLVED, COLLECTING, UPLOADED, DEGRADED, BUDGET_EXCEEDED];
 }
 
+/// Types of conditions of a `TraceSchedule`.
+pub mod schedule {
+    /// The expression, the time zone and the template can be used.
+    pub const ACCEPTED: &str = "Accepted";
+    /// The newest session that was due began.
+    pub const ON_TIME: &str = "OnTime";
+
+    /// Every type.
+    pub const TYPES: &[&str] = &[ACCEPTED, ON_TIME];
+}
+
 /// Types of conditions of a `TraceStore` and a `ClusterTraceStore`.
 pub mod store {
     /// The operator put, read, refused to overwrite, and deleted an object there.
@@ -45,6 +56,21 @@ pub mod reason {
     pub const UNKNOWN_COLLECTOR: &str = "UnknownCollector";
     /// `Accepted=False`: a parameter is unknown or its value is out of range; the message says what is accepted.
     pub const INVALID_PARAMETER: &str = "InvalidParameter";
+
+    /// `Accepted=False`: the session asks for more than any session of the cluster may have; the message says how much that is.
+    pub const LIMIT_EXCEEDED: &str = "LimitExceeded";
+
+    /// A schedule's `Accepted=False`: the expression is none; the message says what is wrong with it.
+    pub const INVALID_SCHEDULE: &str = "InvalidSchedule";
+    /// A schedule's `Accepted=False`: no such time zone.
+    pub const UNKNOWN_TIME_ZONE: &str = "UnknownTimeZone";
+
+    /// `OnTime=False`: an earlier session is not over, and `concurrencyPolicy` is `Forbid`.
+    pub const EARLIER_SESSION_ACTIVE: &str = "EarlierSessionActive";
+    /// `OnTime=False`: more than `startingDeadlineSeconds` had passed before the session could begin.
+    pub const MISSED_SCHEDULE: &str = "MissedSchedule";
+    /// `OnTime=False`: the API server refused the session; the message says why.
+    pub const SESSION_NOT_CREATED: &str = "SessionNotCreated";
 
     /// `StoreReady=True`, `Ready=True`: the probe succeeded.
     pub const PROBE_SUCCEEDED: &str = "ProbeSucceeded";
@@ -112,6 +138,8 @@ pub mod reason {
     pub const START_DEADLINE_EXCEEDED: &str = "StartDeadlineExceeded";
     /// `Collecting=False`, and of `failingNodes`: the node records as many sessions as it has slots for.
     pub const NODE_CAPACITY: &str = "NodeCapacity";
+    /// `Collecting=False`: as many sessions of the namespace record as may at the same time; it waits for one to end.
+    pub const NAMESPACE_CAPACITY: &str = "NamespaceCapacity";
     /// `Collecting=False`: `stop` was set.
     pub const STOPPED: &str = "Stopped";
 

@@ -612,7 +612,7 @@ fn params_schema(_: &mut SchemaGenerator) -> Schema {
 /// What Kubernetes accepts as a label's value.
 const LABEL_VALUE: &str = r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$";
 
-fn labels_schema(_: &mut SchemaGenerator) -> Schema {
+pub(crate) fn labels_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "object", "maxProperties": 16,
         "additionalProperties": { "type": "string", "maxLength": 63, "pattern": LABEL_VALUE }

@@ -146,6 +146,7 @@ fn deserialize(object: &Value) -> Result<(), serde_json::Error> {
     let object = object.clone();
     match object["kind"].as_str().unwrap() {
         "TraceSession" => serde_json::from_value::<tracelake_crds::TraceSession>(object).map(drop),
+        "TraceSchedule" => serde_json::from_value::<tracelake_crds::TraceSchedule>(object).map(drop),
         "TraceStore" => serde_json::from_value::<tracelake_crds::TraceStore>(object).map(drop),
         "ClusterTraceStore" => serde_json::from_value::<tracelake_crds::ClusterTraceStore>(object).map(drop),
         kind => panic!("no kind {kind}"),
@@ -190,10 +191,11 @@ fn bad_updates_are_refused_for_the_reason_they_state() {
 }
 
 #[test]
-fn stop_and_ttl_may_change() {
-    let text = include_str!("good-update.yaml");
-    let [old, new] = &objects(text)[..] else { panic!("two objects") };
-    assert_eq!(errors(new, Some(old)), Vec::<String>::new());
+fn stop_and_ttl_of_a_session_may_change_and_everything_of_a_schedule() {
+    for text in [include_str!("good-update.yaml"), include_str!("good-schedule-update.yaml")] {
+        let [old, new] = &objects(text)[..] else { panic!("two objects") };
+        assert_eq!(errors(new, Some(old)), Vec::<String>::new());
+    }
 }
 
 #[test]

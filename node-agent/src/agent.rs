@@ -124,6 +124,7 @@ impl<R: Recorder> Agent<R> {
             (body.uid == uid).then_some((body, valid))
         });
         let targets = body.as_ref().map(|(_, valid)| valid.targets.clone()).unwrap_or_default();
+        let strange = body.as_ref().is_some_and(|(body, valid)| is_strange(body, &valid.hash));
         let same_boot = stored.as_ref().is_some_and(|stored| stored.boot == self.node.boot.as_str());
         if same_boot
             && let Some(stored) = &stored
@@ -134,10 +135,8 @@ impl<R: Recorder> Agent<R> {
         info!(session = uid, plan = stored.is_some(), same_boot, "taken up from the spool");
         // After a reboot the window's end means nothing; the operator says how much is left.
         let stored = stored.filter(|_| same_boot);
-        self.sessions.insert(
-            uid.to_owned(),
-            Managed { session, body, stored, targets, trouble: None, strange: false },
-        );
+        self.sessions
+            .insert(uid.to_owned(), Managed { session, body, stored, targets, trouble: None, strange });
         Ok(())
     }
 
@@ -197,7 +196,7 @@ impl<R: Recorder> Agent<R> {
         let mut refused = 0;
         for session in &plan.sessions {
             let found = bodies.get(&session.hash).or_else(|| bodies.get(by_uid.get(&session.uid)?));
-            let strange = found.is_some() && !bodies.contains_key(&session.hash);
+            let strange = found.is_some_and(|body| is_strange(body, &session.hash));
             if let Err(message) = self.apply_session(session, found, strange, received_ns) {
                 warn!(session = session.uid, message, "a session of the plan is refused");
                 refused += 1;
@@ -326,7 +325,10 @@ impl<R: Recorder> Agent<R> {
         let known: Vec<String> = self
             .sessions
             .values()
-            .filter_map(|managed| Some(managed.stored.as_ref()?.hash.clone()))
+            // One that lacks fields is wanted again: the version after this one may know them.
+            .filter_map(|managed| Some(&managed.body.as_ref()?.0).zip(managed.stored.as_ref()))
+            .filter(|(body, stored)| node_api::plan::matches(body, &stored.hash))
+            .map(|(_, stored)| stored.hash.clone())
             .collect();
         self.hello.send_if_modified(|hello| {
             let changed = hello.known_plans != known;
@@ -335,6 +337,8 @@ impl<R: Recorder> Agent<R> {
         });
         let report =
             v1::Report { sessions: self.sessions.iter().map(|(uid, managed)| managed.report(uid)).collect() };
+        let counted = report.sessions.iter().filter_map(|one| Some((one.uid.as_str(), one.totals.as_ref()?)));
+        self.node.metrics.events(counted);
         self.reports.send_if_modified(|last| {
             let changed = *last != report;
             *last = report;
@@ -495,6 +499,12 @@ impl Managed {
         }
         Default::default()
     }
+}
+
+/// Whether the plan has fields that this agent does not know and that belong to none of its collectors, which are refused for
+/// theirs.
+fn is_strange(body: &v1::SessionPlan, hash: &str) -> bool {
+    !node_api::plan::matches(body, hash) && body.collectors.iter().all(node_api::plan::is_whole)
 }
 
 fn totals(totals: &Totals, bytes_pending: u64) -> v1::Totals {

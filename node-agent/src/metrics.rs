@@ -15,6 +15,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use node_api::v1;
+
 use crate::pipeline::upload::UploadError;
 
 type Labelled = Family<[(&'static str, &'static str); 1], Counter<u64, AtomicU64>>;
@@ -24,6 +26,7 @@ type Labelled = Family<[(&'static str, &'static str); 1], Counter<u64, AtomicU64
 pub struct Metrics {
     registry: Mutex<Registry>,
     unattributed_seen: Mutex<BTreeMap<&'static str, u64>>,
+    events_seen: Mutex<BTreeMap<String, Terms>>,
     upload_objects: Counter,
     upload_bytes: Counter,
     upload_errors: Labelled,
@@ -37,7 +40,15 @@ pub struct Metrics {
     plans_refused: Counter,
     operator_connected: Gauge,
     unattributed: Labelled,
+    events: Labelled,
 }
+
+/// Events of one session by where they ended, in the order of [`TERMS`].
+type Terms = [u64; 6];
+const TERMS: [&str; 6] = ["emitted", "exported", "sampled_out", "rate_limited", "filtered", "lost"];
+
+/// Tables of packets that no socket claims.
+const NETWORK_TABLES: [&str; 2] = ["packet_drops", "tcp_receive"];
 
 impl Default for Metrics {
     fn default() -> Self {
@@ -45,7 +56,8 @@ impl Default for Metrics {
         macro_rules! metrics {
             ($($field:ident: $name:literal, $help:literal;)*) => {{
                 $(let $field = Default::default(); registry.register($name, $help, Clone::clone(&$field));)*
-                Self { registry: Mutex::default(), unattributed_seen: Mutex::default(), $($field),* }
+                Self { registry: Mutex::default(), unattributed_seen: Mutex::default(),
+                    events_seen: Mutex::default(), $($field),* }
             }};
         }
         let metrics = metrics! {
@@ -61,8 +73,19 @@ impl Default for Metrics {
             plans_received: "plan_messages", "Plans received";
             plans_refused: "plan_refused_bodies", "Bodies of plans that this agent's own checks refused";
             unattributed: "hook_unattributed_events", "Packets of no socket, in a network that no session records this table of";
+            events: "session_events", "Events of targets, by where they ended: emitted is the sum of the others, once all is uploaded";
             operator_connected: "operator_connected", "Whether a stream to the operator is up";
         };
+        // Every series is there from the start, so that a rate over it is never missing.
+        for kind in <UploadError as strum::VariantNames>::VARIANTS {
+            let _ = metrics.upload_errors.get_or_create(&[("kind", kind)]);
+        }
+        for table in NETWORK_TABLES {
+            let _ = metrics.unattributed.get_or_create(&[("table", table)]);
+        }
+        for term in TERMS {
+            let _ = metrics.events.get_or_create(&[("term", term)]);
+        }
         Self { registry: Mutex::new(registry), ..metrics }
     }
 }
@@ -108,6 +131,22 @@ impl Metrics {
         *seen = all.into_iter().collect();
     }
 
+    /// What the sessions of this node have counted so far, all of them. What a process before this one counted of a session
+    /// is counted with the first of its totals.
+    pub(crate) fn events<'a>(&self, sessions: impl Iterator<Item = (&'a str, &'a v1::Totals)>) {
+        let mut seen = self.events_seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut now = BTreeMap::new();
+        for (uid, t) in sessions {
+            let terms = [t.emitted, t.exported, t.sampled_out, t.rate_limited, t.filtered, t.lost];
+            let before = seen.remove(uid).unwrap_or_default();
+            for ((name, value), before) in TERMS.iter().zip(terms).zip(before) {
+                self.events.get_or_create(&[("term", name)]).inc_by(value.saturating_sub(before));
+            }
+            now.insert(uid.to_owned(), terms);
+        }
+        *seen = now;
+    }
+
     pub(crate) fn connected(&self, connected: bool) {
         self.operator_connected.set(i64::from(connected));
     }
@@ -138,8 +177,20 @@ mod tests {
         for hits in [vec![3], vec![5], vec![2], vec![], vec![4]] {
             metrics.unattributed(hits.into_iter().map(|hits| ("packet_drops", hits)).collect());
         }
+        // One session grows, another begins, the first one is forgotten.
+        let totals = |emitted, lost| v1::Totals { emitted, lost, ..v1::Totals::default() };
+        for sessions in [
+            vec![("a", totals(5, 0))],
+            vec![("a", totals(7, 1)), ("b", totals(3, 0))],
+            vec![("b", totals(3, 1))],
+        ] {
+            metrics.events(sessions.iter().map(|(uid, totals)| (*uid, totals)));
+        }
         let text = metrics.encode().unwrap();
         for line in [
+            "tracelake_session_events_total{term=\"emitted\"} 10",
+            "tracelake_session_events_total{term=\"lost\"} 2",
+            "tracelake_session_events_total{term=\"exported\"} 0",
             "tracelake_hook_unattributed_events_total{table=\"packet_drops\"} 11",
             "tracelake_upload_bytes_total 7",
             "tracelake_upload_errors_total{kind=\"Grant\"} 1",

@@ -154,3 +154,26 @@ fn every_page_equals_its_declaration() {
         "pages {differing:?} differ: run UPDATE=1 cargo test -p tracelake-node-agent --test docs"
     );
 }
+
+#[test]
+fn the_page_of_metrics_says_what_is_exported() {
+    let exported = node_agent::metrics::Metrics::default().encode().expect("text grows");
+    let mut page =
+        "# Metrics of the node agent\n\nEach is the node's: none has a label of a session or a pod.\n\n"
+            .to_owned();
+    page.push_str("| metric | type | is |\n| --- | --- | --- |\n");
+    for help in exported.lines().filter_map(|line| line.strip_prefix("# HELP ")) {
+        let (name, help) = help.split_once(' ').expect("a name and a text");
+        let kind = exported.lines().find_map(|line| line.strip_prefix(&format!("# TYPE {name} ")));
+        let kind = kind.expect("each has a type");
+        let total = if kind == "counter" { "_total" } else { "" };
+        writeln!(page, "| `{name}{total}` | {kind} | {} |", cell(help.trim_end_matches('.')))
+            .expect("text grows");
+    }
+    let path = folder().join("../metrics/node-agent.md");
+    if std::env::var_os("UPDATE").is_some() {
+        fs::write(&path, &page).expect("write the page");
+    }
+    let held = fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(held, page, "UPDATE=1 cargo test -p tracelake-node-agent --test docs");
+}

@@ -5,8 +5,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use crds::{ByteSize, Interval};
 use kube::api::DynamicObject;
 
+use crate::session::limits::Limits;
 use crate::store::{EndpointPolicy, Network, StoreConfig};
 
 /// Reconciles TraceSessions, hands plans to the node agents and signs their uploads.
@@ -69,6 +71,18 @@ pub struct Args {
     #[arg(long, env = "SECRET_NAMESPACES", value_delimiter = ',')]
     pub secret_namespaces: Vec<String>,
 
+    /// The longest window of a session, as `1h`; longer ones are refused.
+    #[arg(long, env = "MAX_DURATION")]
+    pub max_duration: Option<Interval>,
+
+    /// What one session may put into its store, as `100Gi`; it ends then.
+    #[arg(long, env = "MAX_BYTES")]
+    pub max_bytes: Option<ByteSize>,
+
+    /// Sessions of one namespace that record at the same time; others wait.
+    #[arg(long, env = "MAX_SESSIONS_PER_NAMESPACE")]
+    pub max_sessions_per_namespace: Option<usize>,
+
     /// What is logged, as `info,tracelake_operator=debug`.
     #[arg(long, env = "LOG", default_value = "info")]
     pub log: String,
@@ -113,6 +127,15 @@ impl Args {
         Duration::from_secs(self.ca_propagation_seconds)
     }
 
+    /// What sessions may have at most.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            duration: self.max_duration.as_ref().map(Interval::duration),
+            bytes: self.max_bytes.as_ref().map(ByteSize::bytes),
+            sessions_per_namespace: self.max_sessions_per_namespace,
+        }
+    }
+
     /// What the flags say about stores.
     pub fn stores(&self) -> StoreConfig {
         let set = |list: &[String]| list.iter().filter(|one| !one.is_empty()).cloned().collect();
@@ -148,6 +171,21 @@ mod tests {
         assert!(args.dns_names().contains(&"tracelake-operator.tracelake.svc".to_owned()));
         assert!(args.dns_names().contains(&"localhost".to_owned()));
         assert_eq!(args.agents(), "tracelake");
+    }
+
+    #[test]
+    fn limits_are_read_as_the_kinds_write_them() {
+        let base = ["operator", "--namespace", "tracelake"];
+        let limits =
+            |flags: &[&str]| Args::try_parse_from(base.iter().chain(flags)).map(|args| args.limits());
+        assert_eq!(limits(&[]).unwrap(), Limits::default());
+        let set = ["--max-duration=1h", "--max-bytes=100Gi", "--max-sessions-per-namespace=5"];
+        let set = limits(&set).unwrap();
+        assert_eq!(
+            (set.duration, set.bytes, set.sessions_per_namespace),
+            (Some(Duration::from_secs(3_600)), Some(100 << 30), Some(5))
+        );
+        assert!(limits(&["--max-duration=an hour"]).unwrap_err().to_string().contains("max-duration"));
     }
 
     #[test]

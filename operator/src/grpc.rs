@@ -144,7 +144,7 @@ impl Service {
         let refuse = |refusal| self.refuse_grant(refusal, &agent.node, session);
         let (key, sha256) =
             object(&agent.node, &request).ok_or_else(|| refuse(GrantRefusal::InvalidRequest))?;
-        let store = self.hub.granted(&agent.node, session, &key).map_err(refuse)?;
+        let store = self.hub.granted(&agent.node, session, &key, request.length).map_err(refuse)?;
         match store.grant(&key, request.length, &sha256).await {
             Ok(grant) => {
                 self.metrics.grants.inc();

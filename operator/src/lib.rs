@@ -25,6 +25,7 @@ pub mod hooks;
 pub mod http;
 pub mod hub;
 pub mod metrics;
+pub mod schedule;
 pub mod session;
 pub mod store;
 pub mod telemetry;

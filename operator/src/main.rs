@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use clap::Parser;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::reflector;
 use kube::{Api, Client, ResourceExt};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
@@ -26,7 +27,7 @@ use tracelake_operator::session::{
 };
 use tracelake_operator::store::{self, Stores};
 use tracelake_operator::token::{ApiReview, Authenticator};
-use tracelake_operator::{ca, grpc, hooks, http, telemetry};
+use tracelake_operator::{ca, grpc, hooks, http, schedule, telemetry};
 
 /// After a signal, for agents to forget what they were told to; and then for streams to close, before the process ends.
 const GRACE: Duration = Duration::from_secs(5);
@@ -90,10 +91,16 @@ async fn run(args: Args) -> anyhow::Result<()> {
         memories: Memories::default(),
         endings: tokio::sync::Semaphore::new(session::ENDINGS),
         clock: Clock::default(),
+        limits: args.limits(),
+        places: session::limits::Places::default(),
         started: tokio::time::Instant::now(),
     });
     session::hold_started(&context).await.context("list TraceSessions")?;
-    let sessions = tokio::spawn(session::run(context, due, stop.clone()));
+    let (known, writer) = reflector::store();
+    let listed = session::listed::Listed::default();
+    let sessions = tokio::spawn(session::run(context, writer, listed.clone(), due, stop.clone()));
+    let schedules =
+        tokio::spawn(schedule::run(client.clone(), recorder.clone(), known, listed, stop.clone()));
     if let Some(store) = args.chart_store.clone() {
         tokio::spawn(store::chart::keep(client.clone(), recorder, store, stop.clone()));
     }
@@ -113,6 +120,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let ended = tokio::select! {
         result = agents => result.context("serve agents").map(|()| "agents"),
         result = sessions => result.context("reconcile sessions").map(|()| "sessions"),
+        result = schedules => result.context("reconcile schedules").map(|()| "schedules"),
         result = store_controllers => result.context("reconcile stores").map(|()| "stores"),
     };
     let asked = stop.is_cancelled();

@@ -98,6 +98,12 @@ impl Metrics {
         for refusal in <Refusal as strum::IntoEnumIterator>::iter() {
             let _ = self.refused.get_or_create(&reason(refusal.label()));
         }
+        for family in [&self.reconciles, &self.status_writes, &self.manifests] {
+            for ok in [true, false] {
+                let _ = family.get_or_create(&outcome(ok));
+            }
+        }
+        let _ = self.watch_seen.get_or_create(&Kind { kind: Word("TraceSession") });
         for refusal in <GrantRefusal as strum::IntoEnumIterator>::iter() {
             let _ = self.grants_refused.get_or_create(&reason(refusal.label()));
         }

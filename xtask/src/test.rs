@@ -186,7 +186,7 @@ fn format() -> Result<()> {
 /// [`crate::image::static_binary`].
 const WORKSPACE: [&str; 4] = ["--locked", "--workspace", "--exclude", "tracelake-node-agent-ebpf"];
 /// The cluster tests of every run, in the order of their runs and with the number that run side by side.
-const CLUSTER_TESTS: [Suite; 3] = [("input", 4), ("collect", 4), ("collectors", 2)];
+const CLUSTER_TESTS: [Suite; 4] = [("input", 4), ("collect", 4), ("collectors", 2), ("schedule", 2)];
 /// Those that break what others share, or take long, each alone; the last one uninstalls.
 const SLOW_CLUSTER_TESTS: [Suite; 5] =
     [("identity", 1), (KERNELS, 1), ("churn", 1), ("disruption", 1), ("uninstall", 1)];
@@ -281,6 +281,12 @@ fn least_privilege(rendered: &str, extra: bool) -> Result<()> {
             && operator["readOnlyRootFilesystem"] == true,
         "the operator: {operator}"
     );
+    for role in objects.iter().filter(|object| object["kind"] == "ClusterRole") {
+        let resources =
+            role["rules"].as_array().into_iter().flatten().flat_map(|rule| rule["resources"].as_array());
+        let everywhere = resources.flatten().any(|resource| resource == "secrets" || resource == "*");
+        ensure!(!everywhere, "Secrets of every namespace: {role}");
+    }
     for binding in
         objects.iter().filter(|object| object["kind"].as_str().is_some_and(|k| k.ends_with("Binding")))
     {

@@ -75,6 +75,23 @@ fn every_source_file_names_its_licence_and_stays_readable() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Names in CONTRIBUTING.md that are tests': words in backticks with three underscores or more.
+#[test]
+fn tests_that_are_named_in_words_exist() {
+    let text = std::fs::read_to_string(cache::repository().join("CONTRIBUTING.md")).unwrap();
+    let named: BTreeSet<&str> = text
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|word| word.matches('_').count() >= 3 && !word.contains([' ', '/', '.']))
+        .collect();
+    assert!(named.len() > 25, "{named:?}");
+    let code: Vec<String> = sources().iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
+    let exists = |name: &&&str| code.iter().any(|text| text.contains(&format!("fn {name}(")));
+    let missing: Vec<_> = named.iter().filter(|name| !exists(name)).collect();
+    assert!(missing.is_empty(), "no test is named {missing:?}");
+}
+
 fn sources() -> Vec<PathBuf> {
     const FOLDERS: [&str; 10] = [
         "cli",

@@ -145,7 +145,7 @@ pub enum Content {
 }
 
 /// Why an attempt did not end with an acknowledgement.
-#[derive(Clone, Debug, thiserror::Error, strum::IntoStaticStr)]
+#[derive(Clone, Debug, thiserror::Error, strum::IntoStaticStr, strum::VariantNames)]
 pub enum UploadError {
     /// No grant.
     #[error(transparent)]

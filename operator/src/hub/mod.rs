@@ -16,8 +16,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use crds::TraceSession;
-use dataset::key::Key;
+use dataset::key::{Boot, Key};
 use jiff::Timestamp;
+use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
 use node_api::v1::{Activity, Hello, Plan, Report, SessionPlan, SessionRef, SessionReport};
 use tokio::sync::{mpsc, watch};
@@ -37,6 +38,15 @@ pub struct SessionId {
 }
 
 impl SessionId {
+    /// Of a resource.
+    pub fn of(session: &TraceSession) -> Self {
+        Self {
+            namespace: session.namespace().unwrap_or_default(),
+            name: session.name_any(),
+            uid: session.uid().unwrap_or_default(),
+        }
+    }
+
     /// How the controller names it.
     pub fn object_ref(&self) -> ObjectRef<TraceSession> {
         ObjectRef::new(&self.name).within(&self.namespace)
@@ -98,7 +108,28 @@ struct State {
     held: HashSet<String>,
     /// Sessions whose reports changed since the last [`Hub::flush`].
     dirty: HashSet<String>,
+    /// By session: what was granted to it.
+    granted: HashMap<String, Granted>,
     streams: u64,
+}
+
+/// The bytes for which grants were given. A node asks again for what it did not get through: counted is what lies beyond the
+/// highest sequence number of each of its tables.
+#[derive(Default)]
+struct Granted {
+    bytes: u64,
+    highest: HashMap<(Arc<str>, Arc<str>, Boot), Option<u64>>,
+}
+
+impl Granted {
+    fn count(&mut self, key: &Key, length: u64) {
+        let Key::Segment { table, node, boot, sequence } = key else { return };
+        let highest = self.highest.entry((table.clone(), node.clone(), boot.clone())).or_default();
+        if highest.is_none_or(|highest| *sequence > highest) {
+            *highest = Some(*sequence);
+            self.bytes = self.bytes.saturating_add(length);
+        }
+    }
 }
 
 /// See the module.
@@ -155,6 +186,7 @@ impl Hub {
     pub fn withdraw(&self, uid: &str) {
         let mut state = self.state();
         self.release(&mut state, uid);
+        state.granted.remove(uid);
         if let Some(before) = state.sessions.remove(uid) {
             for node in before.nodes.keys() {
                 if let Some(node) = state.nodes.get_mut(node) {
@@ -269,9 +301,21 @@ impl Hub {
         state.dirty.extend(uids);
     }
 
-    /// Where a grant for this key of a session leads, if the session was given to the node.
-    pub fn granted(&self, node: &str, uid: &str, key: &Key) -> Result<Arc<ResolvedStore>, GrantRefusal> {
-        let state = self.state();
+    /// The bytes of a session for which grants were given since this operator started.
+    pub fn granted_bytes(&self, uid: &str) -> u64 {
+        self.state().granted.get(uid).map_or(0, |granted| granted.bytes)
+    }
+
+    /// Where a grant for so many bytes at this key of a session leads, if the session was given to the node.
+    pub fn granted(
+        &self,
+        node: &str,
+        uid: &str,
+        key: &Key,
+        length: u64,
+    ) -> Result<Arc<ResolvedStore>, GrantRefusal> {
+        let mut state = self.state();
+        let state = &mut *state;
         let session = state.sessions.get(uid).ok_or(GrantRefusal::NotPlanned)?;
         let assignment = session.nodes.get(node).ok_or(GrantRefusal::NotPlanned)?;
         if let Key::Segment { table, .. } = key {
@@ -281,7 +325,9 @@ impl Hub {
                 return Err(GrantRefusal::UnknownTable);
             }
         }
-        session.store.clone().ok_or(GrantRefusal::StoreNotReady)
+        let store = session.store.clone().ok_or(GrantRefusal::StoreNotReady)?;
+        state.granted.entry(uid.to_owned()).or_default().count(key, length);
+        Ok(store)
     }
 }
 

@@ -140,7 +140,7 @@ fn grants_are_for_planned_sessions_and_their_tables_only() {
     hub.publish(published("a", &["node-1"]));
     let boot = "0".repeat(32).parse().unwrap();
     let key = |table: &str| Key::segment(table, "node-1", &boot, 0).unwrap();
-    let refusal = |node: &str, uid: &str, key: &Key| hub.granted(node, uid, key).err().unwrap();
+    let refusal = |node: &str, uid: &str, key: &Key| hub.granted(node, uid, key, 1).err().unwrap();
     assert_eq!(refusal("node-2", "a", &key("processes")), GrantRefusal::NotPlanned);
     assert_eq!(refusal("node-1", "b", &key("processes")), GrantRefusal::NotPlanned);
     assert_eq!(refusal("node-1", "a", &key("nonsense")), GrantRefusal::UnknownTable);
@@ -148,4 +148,23 @@ fn grants_are_for_planned_sessions_and_their_tables_only() {
     // Far enough to need the store, which this session has not.
     assert_eq!(refusal("node-1", "a", &key("processes")), GrantRefusal::StoreNotReady);
     assert_eq!(refusal("node-1", "a", &key("ledger")), GrantRefusal::StoreNotReady);
+}
+
+#[test]
+fn granted_bytes_count_an_object_once_however_often_it_is_asked_for() {
+    let boots = ["0", "1"].map(|digit| digit.repeat(32).parse().unwrap());
+    let mut granted = Granted::default();
+    let mut expected = 0;
+    for (node, boot, sequence, length, counts) in [
+        ("node-1", 0, 0, 10, true),
+        ("node-1", 0, 0, 10, false),
+        ("node-1", 0, 1, 20, true),
+        ("node-1", 0, 0, 10, false),
+        ("node-2", 0, 0, 40, true),
+        ("node-1", 1, 0, 80, true),
+    ] {
+        granted.count(&Key::segment("processes", node, &boots[boot], sequence).unwrap(), length);
+        expected += if counts { length } else { 0 };
+        assert_eq!(granted.bytes, expected, "{node} {boot} {sequence}");
+    }
 }

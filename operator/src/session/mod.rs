@@ -10,6 +10,7 @@
 //! | write first and last file | [`finish`] | store |
 //! | what nodes do, and the status that follows | [`nodes`], [`status`] | nothing |
 //! | write it | [`write`] | client |
+//! | what is left when it is over | `over` | client, store |
 //!
 //! [`reconcile`] is the driver, [`run`] the loop: watches of sessions and nodes, triggers from the hub.
 
@@ -19,8 +20,9 @@ use std::time::Duration;
 use crds::TraceSession;
 use futures::StreamExt;
 use kube::runtime::controller::{self, Action, applier};
+use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{ObjectRef, Store};
-use kube::runtime::{WatchStreamExt, reflector, watcher};
+use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, ResourceExt};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -31,9 +33,11 @@ pub mod build;
 pub mod dereference;
 pub mod finish;
 pub mod labels;
+pub mod limits;
 pub mod listed;
 pub mod memory;
 pub mod nodes;
+mod over;
 pub mod pods;
 pub mod reconcile;
 pub mod status;
@@ -56,12 +60,19 @@ pub const ENDINGS: usize = 8;
 /// Longer than any listing of a session; a pass that hangs must not hold its session for ever.
 const PASS_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Holds plans back until every session that exists and has started was looked at once.
+/// Holds plans back until every session that exists and has started was looked at once, and keeps their places.
 ///
 /// # Errors
 /// When sessions cannot be listed.
 pub async fn hold_started(context: &Context) -> Result<(), kube::Error> {
     let all = Api::<TraceSession>::all(context.client.clone()).list(&Default::default()).await?;
+    for session in &all {
+        let status = session.status.as_ref();
+        let end = status.and_then(|status| status.end_time.as_ref()).map(|at| at.0);
+        if end.is_some_and(|end| end > context.clock.utc()) {
+            context.places.take(&SessionId::of(session), None);
+        }
+    }
     let started = all.into_iter().filter(|session| {
         let status = session.status.as_ref();
         // An incomplete session still has nodes that must not forget it.
@@ -75,16 +86,18 @@ pub async fn hold_started(context: &Context) -> Result<(), kube::Error> {
     Ok(())
 }
 
-/// Reconciles sessions until stopped. `due` are the sessions that the hub wants looked at.
+/// Reconciles sessions until stopped. `due` are the sessions that the hub wants looked at; all of them are kept in the store
+/// of `writer`, and `listed` says when they first are.
 pub async fn run(
     context: Arc<Context>,
+    writer: Writer<TraceSession>,
+    listed: Listed,
     due: mpsc::UnboundedReceiver<ObjectRef<TraceSession>>,
     stop: CancellationToken,
 ) {
-    let (sessions, writer) = reflector::store::<TraceSession>();
+    let sessions = writer.as_reader();
     let seen = context.metrics.watch_seen.get_or_create(&Kind { kind: Word("TraceSession") }).clone();
-    let (watching, listed) = (context.clone(), Listed::default());
-    let listing = listed.clone();
+    let (watching, listing) = (context.clone(), listed.clone());
     let watch = watcher(Api::all(context.client.clone()), watcher::Config::default().any_semantic())
         .default_backoff()
         .reflect(writer)
@@ -118,13 +131,10 @@ fn touched(
             Some(ObjectRef::from_obj(&session))
         }
         Ok(watcher::Event::Delete(session)) => {
-            let id = SessionId {
-                namespace: session.namespace().unwrap_or_default(),
-                name: session.name_any(),
-                uid: session.uid().unwrap_or_default(),
-            };
+            let id = SessionId::of(&session);
             context.hub.withdraw(&id.uid);
             context.pods.release(&id);
+            context.places.free(&id);
             context.memories.forget(&id.uid);
             None
         }

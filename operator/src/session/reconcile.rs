@@ -17,7 +17,7 @@ use std::time::Duration;
 use crds::conditions::reason;
 use crds::{Phase, TraceSession, TraceSessionStatus};
 use dataset::manifest::Verdict;
-use dataset::reader::{self, ReadError};
+use dataset::reader::ReadError;
 use jiff::{SignedDuration, Timestamp};
 use kube::runtime::controller::Action;
 use kube::runtime::events::Recorder;
@@ -27,6 +27,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::dereference::{Matched, Owners};
+use super::limits::{Limits, Places};
 use super::memory::{Clock, Late, Memories, Memory};
 use super::nodes::{self, NodeState};
 use super::pods::{NotListed, PodWatches};
@@ -42,8 +43,6 @@ use crate::store::{ResolvedStore, StoreProblem, Stores};
 const IDLE: Duration = Duration::from_secs(60);
 /// While a node does not answer, or a store is awaited.
 const WATCHFUL: Duration = Duration::from_secs(5);
-/// An incomplete session waits for its nodes without hurry.
-const LATE: Duration = Duration::from_secs(300);
 /// For what a session's end asks of its store. A store that does not answer must not hold a place among the reconciles,
 /// and a listing without end must not keep the session from ending.
 const STORE_PATIENCE: Duration = Duration::from_secs(60);
@@ -77,6 +76,10 @@ pub struct Context {
     pub endings: Semaphore,
     /// The present.
     pub clock: Clock,
+    /// What sessions may have at most.
+    pub limits: Limits,
+    /// Which sessions record.
+    pub places: Places,
     /// When this process began.
     pub started: Instant,
 }
@@ -116,30 +119,32 @@ pub async fn reconcile(shown: Arc<TraceSession>, context: Arc<Context>) -> Resul
         .await
 }
 
-struct Pass<'a> {
-    context: &'a Context,
-    id: SessionId,
-    now: Timestamp,
-    instant: Instant,
+/// One pass over one session, at one moment.
+pub(super) struct Pass<'a> {
+    pub(super) context: &'a Context,
+    pub(super) id: SessionId,
+    pub(super) now: Timestamp,
+    pub(super) instant: Instant,
 }
 
 /// What a status is made from besides the resource itself.
 #[derive(Default)]
-struct Findings {
-    rejection: Option<Rejection>,
-    store: Option<StoreState>,
-    dataset: Option<crds::DatasetStatus>,
-    window: Option<(Timestamp, Timestamp)>,
-    early: Option<Early>,
-    targets: Option<TargetState>,
-    states: BTreeMap<String, NodeState>,
-    views: BTreeMap<String, NodeView>,
-    deadline_passed: bool,
-    finished: Option<Finished>,
+pub(super) struct Findings {
+    pub(super) rejection: Option<Rejection>,
+    pub(super) store: Option<StoreState>,
+    pub(super) dataset: Option<crds::DatasetStatus>,
+    pub(super) window: Option<(Timestamp, Timestamp)>,
+    pub(super) early: Option<Early>,
+    pub(super) targets: Option<TargetState>,
+    pub(super) states: BTreeMap<String, NodeState>,
+    pub(super) views: BTreeMap<String, NodeView>,
+    pub(super) deadline_passed: bool,
+    pub(super) crowded: bool,
+    pub(super) finished: Option<Finished>,
 }
 
 impl Pass<'_> {
-    fn writer(&self) -> Writer<'_> {
+    pub(super) fn writer(&self) -> Writer<'_> {
         Writer::new(&self.context.client, &self.context.recorder, &self.context.metrics, self.instant)
     }
 
@@ -182,6 +187,15 @@ impl Pass<'_> {
                 Findings { early: Some(Early::Stopped), deadline_passed: true, ..Findings::default() };
             return self.conclude(memory, session, findings).await;
         }
+        if let Err(rejection) = self.context.limits.check(valid) {
+            let findings = Findings { rejection: Some(rejection), ..Findings::default() };
+            return self.conclude(memory, session, findings).await;
+        }
+        let deadline_passed = self.now >= deadline;
+        if !self.context.places.take(&self.id, self.context.limits.sessions_per_namespace) {
+            let findings = Findings { crowded: true, deadline_passed, ..Findings::default() };
+            return self.not_yet(memory, session, findings, deadline).await;
+        }
         match self.open(memory, &session).await? {
             Ok((store, start)) => {
                 let end = start + signed(valid.duration);
@@ -199,19 +213,30 @@ impl Pass<'_> {
                 Box::pin(self.started(memory, session, valid, start, end)).await
             }
             Err(problem) => {
-                let deadline_passed = self.now >= deadline;
+                self.context.places.free(&self.id);
                 let store = StoreState::Problem(problem.reason.to_owned(), problem.message);
                 let findings = Findings { store: Some(store), deadline_passed, ..Findings::default() };
-                if deadline_passed {
-                    return self.conclude(memory, session, findings).await;
-                }
-                self.context.hub.withdraw(&self.id.uid);
-                let next = self.status(&session, &findings);
-                let written = self.writer().status(memory, &session, next).await?;
-                let wait = WATCHFUL.min(until(deadline, self.now));
-                Ok(Action::requeue(later(written, wait)))
+                self.not_yet(memory, session, findings, deadline).await
             }
         }
+    }
+
+    /// The session cannot begin, and waits until its deadline.
+    async fn not_yet(
+        &self,
+        memory: &mut Memory,
+        session: Arc<TraceSession>,
+        findings: Findings,
+        deadline: Timestamp,
+    ) -> Result<Action, ReconcileError> {
+        if findings.deadline_passed {
+            return self.conclude(memory, session, findings).await;
+        }
+        self.context.hub.withdraw(&self.id.uid);
+        let next = self.status(&session, &findings);
+        let written = self.writer().status(memory, &session, next).await?;
+        let wait = WATCHFUL.min(until(deadline, self.now));
+        Ok(Action::requeue(later(written, wait)))
     }
 
     /// Probes the store and writes the dataset's first file. The outer error is the API server's.
@@ -249,6 +274,12 @@ impl Pass<'_> {
     ) -> Result<Action, ReconcileError> {
         let before = session.status.clone().unwrap_or_default();
         let (end, early) = self.end(&session, &before, valid, start, planned_end);
+        if self.now < end {
+            // A session that has begun has its place, also one that began under another limit.
+            self.context.places.take(&self.id, None);
+        } else {
+            self.context.places.free(&self.id);
+        }
         let store = self.store(memory, &session).await;
         let selected = self.select(valid, start).await?;
         let expected = self.expect(memory, &before, selected.plans.keys(), self.now < end);
@@ -312,7 +343,9 @@ impl Pass<'_> {
     ) -> (Timestamp, Option<Early>) {
         let deleted = session.metadata.deletion_timestamp.as_ref().map(|at| at.0);
         let uploaded = before.totals.as_ref().map_or(0, |totals| totals.bytes_uploaded);
-        let spent = valid.budget_bytes.is_some_and(|limit| u64::try_from(uploaded).unwrap_or(0) >= limit);
+        // Grants are this operator's own count, uploads what nodes say since the session began.
+        let bytes = u64::try_from(uploaded).unwrap_or(0).max(self.context.hub.granted_bytes(&self.id.uid));
+        let spent = self.context.limits.bytes(valid).is_some_and(|limit| bytes >= limit);
         let full = start + signed(valid.duration);
         let early = if crds::conditions::get(&before.conditions, crds::conditions::session::BUDGET_EXCEEDED)
             .is_some_and(|condition| condition.status == "True")
@@ -335,7 +368,7 @@ impl Pass<'_> {
     }
 
     /// The session's store, resolved within the last minute. A started session does without for a while.
-    async fn store(
+    pub(super) async fn store(
         &self,
         memory: &mut Memory,
         session: &TraceSession,
@@ -421,7 +454,7 @@ impl Pass<'_> {
     }
 
     /// Writes the manifest; none if the store fails and there is still time.
-    async fn close(
+    pub(super) async fn close(
         &self,
         memory: &mut Memory,
         states: &BTreeMap<String, NodeState>,
@@ -463,7 +496,7 @@ impl Pass<'_> {
         }
     }
 
-    fn status(&self, session: &TraceSession, findings: &Findings) -> TraceSessionStatus {
+    pub(super) fn status(&self, session: &TraceSession, findings: &Findings) -> TraceSessionStatus {
         status(&Observed {
             session,
             now: self.now,
@@ -476,6 +509,7 @@ impl Pass<'_> {
             states: &findings.states,
             views: &findings.views,
             deadline_passed: findings.deadline_passed,
+            crowded: findings.crowded,
             finished: findings.finished.clone(),
         })
     }
@@ -495,165 +529,10 @@ impl Pass<'_> {
         let session = memory.freshest(&session);
         Box::pin(self.over(memory, session)).await
     }
-
-    async fn let_go(&self, memory: &mut Memory, session: &TraceSession) -> Result<Action, ReconcileError> {
-        self.context.hub.withdraw(&self.id.uid);
-        self.context.pods.release(&self.id);
-        self.writer().remove_finalizer(memory, session).await?;
-        Ok(Action::await_change())
-    }
-
-    /// Nothing more is collected. An incomplete session goes on waiting for its nodes while it exists.
-    async fn over(&self, memory: &mut Memory, session: Arc<TraceSession>) -> Result<Action, ReconcileError> {
-        let status = session.status.clone().unwrap_or_default();
-        if session.metadata.deletion_timestamp.is_some() || status.phase != Some(Phase::Incomplete) {
-            self.let_go(memory, &session).await?;
-        } else {
-            self.context.pods.release(&self.id);
-            self.writer().remove_finalizer(memory, &session).await?;
-            let session = memory.freshest(&session);
-            self.wait_for_late(memory, &session, &status).await?;
-        }
-        let Some(ttl) = session.spec.ttl_seconds_after_finished else { return Ok(self.next_look(&status)) };
-        let completed = status.completion_time.map_or(self.now, |at| at.0);
-        let expiry = completed + SignedDuration::from_secs(ttl.into());
-        if self.now >= expiry && session.metadata.deletion_timestamp.is_none() {
-            tracing::info!("time to live is over, session deleted");
-            self.writer().delete(&session).await?;
-            return Ok(Action::await_change());
-        }
-        let wait = until(expiry, self.now);
-        Ok(Action::requeue(if status.phase == Some(Phase::Incomplete) { wait.min(LATE) } else { wait }))
-    }
-
-    fn next_look(&self, status: &TraceSessionStatus) -> Action {
-        if status.phase == Some(Phase::Incomplete) { Action::requeue(LATE) } else { Action::await_change() }
-    }
-
-    /// Asks the missing nodes to upload what they have, and writes another manifest when one has.
-    async fn wait_for_late(
-        &self,
-        memory: &mut Memory,
-        session: &Arc<TraceSession>,
-        status: &TraceSessionStatus,
-    ) -> Result<(), ReconcileError> {
-        let store = self.store(memory, session).await;
-        let (Ok(valid), Some(start), Some(end)) =
-            (validate(&session.spec), &status.start_time, &status.end_time)
-        else {
-            self.context.hub.withdraw(&self.id.uid);
-            return Ok(());
-        };
-        let publish = |missing: &BTreeSet<String>| {
-            let held = self.context.hub.published(&self.id.uid);
-            let assign = |node: &String| {
-                let plan = held.as_ref().and_then(|held| Some(held.nodes.get(node)?.plan.clone()));
-                let plan = plan.unwrap_or_else(|| Arc::new(build::empty(&self.id, &valid)));
-                let hash = node_api::plan::hash(&plan);
-                (node.clone(), Assignment { plan, hash, activity: Activity::Drain })
-            };
-            let nodes = missing.iter().map(assign).collect();
-            let store = store.as_ref().ok().cloned();
-            self.context.hub.publish(Published { id: self.id.clone(), end: end.0, nodes, store });
-        };
-        if memory.late.is_none() {
-            // Before the store is asked: after a restart no agent of any session is answered until this is published.
-            publish(&named_missing(status));
-            if memory.recall_failed.is_some_and(|at| self.instant < at + LATE) {
-                return Ok(());
-            }
-            memory.late = self.recall_late(&store, status).await;
-            memory.recall_failed = memory.late.is_none().then_some(self.instant);
-        }
-        let Some(late) = memory.late.clone() else { return Ok(()) };
-        if late.missing.is_empty() {
-            // The others had their last word.
-            self.context.hub.withdraw(&self.id.uid);
-            return Ok(());
-        }
-        publish(&late.missing);
-
-        let mut views = self.context.hub.nodes(&self.id.uid, &late.missing);
-        // Those that are not connected stay lost, though this process may not have waited for them yet.
-        let late_states = states(&views, &memory.expected, self.instant, true);
-        if done(&late_states, &late.missing) <= late.done {
-            return Ok(());
-        }
-        // Those that the last manifest did not wait for are as they were: complete, or with nothing to say.
-        let mut all = BTreeMap::new();
-        for node in status.nodes.iter().flat_map(|nodes| &nodes.names) {
-            let listed = late.listed.contains(node);
-            let state = if listed { NodeState::Done } else { NodeState::Unsupported(String::new()) };
-            all.insert(node.clone(), state);
-            views.entry(node.clone()).or_default();
-        }
-        all.extend(late_states);
-        if let Some(finished) = self.close(memory, &all, store, false).await {
-            let findings = Findings {
-                window: Some((start.0, end.0)),
-                states: all,
-                views,
-                finished: Some(finished),
-                ..Findings::default()
-            };
-            let next = self.status(session, &findings);
-            // A new manifest is news; it is not held back.
-            memory.last_write = None;
-            self.writer().status(memory, session, next).await?;
-            self.context.hub.trigger(self.id.object_ref());
-        }
-        Ok(())
-    }
-
-    /// After a restart of the operator the last manifest says who is missing; none while the store cannot say.
-    async fn recall_late(
-        &self,
-        store: &Result<Arc<ResolvedStore>, StoreProblem>,
-        status: &TraceSessionStatus,
-    ) -> Option<Late> {
-        let names = all_names(status);
-        if status.dataset.as_ref().is_some_and(|dataset| dataset.manifest.is_none()) {
-            return Some(Late { listed: names.clone(), missing: names, done: 0 });
-        }
-        let _place = self.context.endings.try_acquire().ok()?;
-        let contents = match store {
-            Ok(store) => in_time(reader::load(store.object_store().as_ref(), store.prefix())).await,
-            Err(problem) => Err(problem.clone()),
-        };
-        match contents.map(|contents| contents.manifest) {
-            Ok(Some(manifest)) => Some(finish::late(&manifest)),
-            Ok(None) => Some(Late { listed: names.clone(), missing: names, done: 0 }),
-            Err(problem) => {
-                tracing::warn!(
-                    reason = problem.reason,
-                    message = problem.message,
-                    "manifest cannot be read, will retry"
-                );
-                None
-            }
-        }
-    }
-}
-
-fn all_names(status: &TraceSessionStatus) -> BTreeSet<String> {
-    status.nodes.iter().flat_map(|nodes| &nodes.names).cloned().collect()
-}
-
-/// The nodes that a session which ended incomplete waits for, as far as its status says. A node that is left out deletes
-/// what it holds: where the status has no room for all of them, or no manifest lists what the others have, nobody is.
-fn named_missing(status: &TraceSessionStatus) -> BTreeSet<String> {
-    let no_manifest = status.dataset.as_ref().is_none_or(|dataset| dataset.manifest.is_none());
-    match &status.failing_nodes {
-        all if no_manifest || all.is_empty() || all.len() >= nodes::FAILING_MAX => all_names(status),
-        some => {
-            let more_to_say = some.iter().filter(|node| !finish::is_last_word(&node.reason));
-            more_to_say.map(|node| node.name.clone()).collect()
-        }
-    }
 }
 
 /// What a store says within [`STORE_PATIENCE`].
-async fn in_time<T>(work: impl Future<Output = Result<T, ReadError>>) -> Result<T, StoreProblem> {
+pub(super) async fn in_time<T>(work: impl Future<Output = Result<T, ReadError>>) -> Result<T, StoreProblem> {
     match tokio::time::timeout(STORE_PATIENCE, work).await {
         Ok(result) => result.map_err(|error| unreadable(&error)),
         Err(_) => {
@@ -685,7 +564,7 @@ impl Selected {
     }
 }
 
-fn states(
+pub(super) fn states(
     views: &BTreeMap<String, NodeView>,
     since: &BTreeMap<String, Instant>,
     now: Instant,
@@ -698,7 +577,7 @@ fn states(
 }
 
 /// How many of `late` are done.
-fn done(states: &BTreeMap<String, NodeState>, late: &BTreeSet<String>) -> usize {
+pub(super) fn done(states: &BTreeMap<String, NodeState>, late: &BTreeSet<String>) -> usize {
     late.iter().filter(|node| states.get(*node) == Some(&NodeState::Done)).count()
 }
 
@@ -724,7 +603,7 @@ fn signed(duration: Duration) -> SignedDuration {
 }
 
 /// From `now` to `at`; nothing if it has passed.
-fn until(at: Timestamp, now: Timestamp) -> Duration {
+pub(super) fn until(at: Timestamp, now: Timestamp) -> Duration {
     Duration::try_from(at.duration_since(now)).unwrap_or_default()
 }
 

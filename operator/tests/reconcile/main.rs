@@ -24,9 +24,11 @@ use node_api::v1::{Activity, CollectorReport, Hello, Report, SessionReport, Stag
 use servers::{BUCKET, Server, writer};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_util::sync::CancellationToken;
-use tracelake_operator::hub::{Hub, Stream};
+use tracelake_operator::hub::{Hub, SessionId, Stream};
 use tracelake_operator::metrics::Metrics;
 use tracelake_operator::session::dereference::Owners;
+use tracelake_operator::session::limits::{Limits, Places};
+use tracelake_operator::session::listed::Listed;
 use tracelake_operator::session::memory::{Clock, Memories};
 use tracelake_operator::session::pods::PodWatches;
 use tracelake_operator::session::{self, Context, Nodes, reconcile};
@@ -104,6 +106,8 @@ spec: {{s3: {{bucket: {BUCKET}, prefix: team, endpoint: '{endpoint}'}}, credenti
             memories: Memories::default(),
             endings: tokio::sync::Semaphore::new(1),
             clock: Clock::default(),
+            limits: Limits { sessions_per_namespace: Some(2), ..Limits::default() },
+            places: Places::default(),
             started: tokio::time::Instant::now(),
         };
         Self { api, context: Arc::new(context), hub, due }
@@ -200,7 +204,9 @@ async fn what_a_node_reports_is_in_the_status_at_once_though_no_pass_is_due() {
     scenario.pass().await;
     stream.report(report(Stage::Preparing, 0));
     let (api, stop) = (scenario.api.clone(), CancellationToken::new());
-    let running = tokio::spawn(session::run(scenario.context, scenario.due, stop.clone()));
+    let (_, writer) = kube::runtime::reflector::store();
+    let running = session::run(scenario.context, writer, Listed::default(), scenario.due, stop.clone());
+    let running = tokio::spawn(running);
     soon("the first pass", || !api.writes().is_empty()).await;
     stream.report(report(Stage::Running, 1));
     soon("the phase", || api.status().phase == Some(Phase::Running)).await;
@@ -267,6 +273,41 @@ async fn an_unknown_collector_is_written_once_and_the_session_is_over() {
         ("False".to_owned(), reason::UNKNOWN_COLLECTOR.to_owned())
     );
     assert!(scenario.api.events().contains(&reason::UNKNOWN_COLLECTOR.to_owned()));
+}
+
+#[tokio::test]
+async fn a_session_waits_for_a_place_in_its_namespace_and_says_so() {
+    let scenario = Scenario::new(&spec(), "http://127.0.0.1:9");
+    let others = ["one", "two"].map(|uid| SessionId {
+        namespace: "shop".to_owned(),
+        name: uid.to_owned(),
+        uid: uid.to_owned(),
+    });
+    assert!(others.iter().all(|other| scenario.context.places.take(other, None)));
+    scenario.pass().await;
+    assert_eq!(scenario.phase(), Some(Phase::Pending));
+    let waits = ("False".to_owned(), reason::NAMESPACE_CAPACITY.to_owned());
+    assert_eq!(scenario.condition(condition::COLLECTING), waits);
+    scenario.context.places.free(&others[0]);
+    scenario.context.clock.advance(Duration::from_secs(6));
+    scenario.pass().await;
+    // It has its place, and asks its store, which is not there; others have the place meanwhile.
+    assert_eq!(scenario.condition(condition::STORE_READY).1, reason::STORE_UNAVAILABLE);
+    assert_eq!(scenario.condition(condition::COLLECTING).1, reason::WAITING);
+    assert!(scenario.context.places.take(&others[0], Some(2)));
+}
+
+#[tokio::test]
+async fn a_session_that_asks_for_more_than_any_may_have_is_refused() {
+    let mut scenario = Scenario::new(&spec(), "http://127.0.0.1:9");
+    Arc::get_mut(&mut scenario.context).unwrap().limits.duration = Some(Duration::from_secs(1));
+    scenario.pass().await;
+    assert_eq!(scenario.phase(), Some(Phase::Failed));
+    assert_eq!(
+        scenario.condition(condition::ACCEPTED),
+        ("False".to_owned(), reason::LIMIT_EXCEEDED.to_owned())
+    );
+    assert!(scenario.api.writes().iter().all(|write| !write.contains("finalizers")), "nothing was begun");
 }
 
 #[tokio::test]

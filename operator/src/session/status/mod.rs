@@ -83,8 +83,10 @@ pub struct Observed<'a> {
     pub states: &'a BTreeMap<String, NodeState>,
     /// What every expected node reports.
     pub views: &'a BTreeMap<String, NodeView>,
-    /// No store became ready in time.
+    /// It could not begin in time.
     pub deadline_passed: bool,
+    /// Its namespace records as many sessions as it may.
+    pub crowded: bool,
     /// Set when the session is over.
     pub finished: Option<Finished>,
 }
@@ -208,7 +210,7 @@ fn set_conditions(seen: &Observed<'_>, phase: Phase, status: &mut TraceSessionSt
             condition::BUDGET_EXCEEDED,
             true,
             reason::BUDGET_STOPPED,
-            "budget.bytes is used up: the window was ended",
+            "the session's bytes are used up: the window was ended",
         );
     } else if !conditions::is_true(&conditions_before(seen), condition::BUDGET_EXCEEDED) {
         set(condition::BUDGET_EXCEEDED, false, reason::AS_EXPECTED, "");
@@ -238,8 +240,16 @@ fn collecting(seen: &Observed<'_>, phase: Phase) -> (bool, &'static str, String)
         );
     }
     if seen.deadline_passed {
-        let message = "no store became ready before startDeadline; nothing was collected".to_owned();
-        return (false, reason::START_DEADLINE_EXCEEDED, message);
+        let why = if seen.crowded {
+            "as many sessions of the namespace recorded as may until startDeadline"
+        } else {
+            "no store became ready before startDeadline"
+        };
+        return (false, reason::START_DEADLINE_EXCEEDED, format!("{why}; nothing was collected"));
+    }
+    if seen.crowded {
+        let message = "as many sessions of the namespace record as may; waiting for one to end".to_owned();
+        return (false, reason::NAMESPACE_CAPACITY, message);
     }
     if all(unsupported) {
         return (

@@ -15,6 +15,7 @@ struct Case {
     now: i64,
     finished: Option<Finished>,
     deadline_passed: bool,
+    crowded: bool,
     matching: usize,
 }
 
@@ -47,7 +48,15 @@ fn case(now: i64, nodes: &[(&str, Stage, bool)]) -> Case {
         )
     });
     let (session, views) = (serde_yaml::from_str(yaml).unwrap(), views.collect());
-    Case { session, views, now, finished: None, deadline_passed: false, matching: nodes.len() }
+    Case {
+        session,
+        views,
+        now,
+        finished: None,
+        deadline_passed: false,
+        crowded: false,
+        matching: nodes.len(),
+    }
 }
 
 impl Case {
@@ -70,6 +79,7 @@ impl Case {
             states: &states,
             views: &self.views,
             deadline_passed: self.deadline_passed,
+            crowded: self.crowded,
             finished: self.finished.clone(),
         })
     }

@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Schedules: sessions that begin by the clock.
+//!
+//! | step | file | needs |
+//! | --- | --- | --- |
+//! | when it is due | [`times`] | nothing |
+//! | what there is to do | [`decide`] | nothing |
+//! | do it, and write the status | here | client |
+//!
+//! In: schedules and their sessions, watched. Out: sessions made and deleted, `status` written on change, an Event for each
+//! session made and each trouble. A session's name follows from its due time, so that nothing is made twice, whatever
+//! was interrupted. Sessions are deleted with their schedule by the API server, as their owner.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crds::conditions::{self, reason, schedule as condition};
+use crds::{SCHEDULE_LABEL, SCHEDULED_AT, TraceSchedule, TraceScheduleStatus, TraceSession};
+use futures::StreamExt;
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
+use kube::runtime::controller::Action;
+use kube::runtime::events::{Event, EventType, Recorder};
+use kube::runtime::reflector::Store;
+use kube::runtime::{Controller, watcher};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use crate::session::listed::Listed;
+use crate::session::validate::validate;
+use decide::{Child, Decision, decide, session_name};
+use times::{NoTimes, Times};
+
+pub mod decide;
+pub mod times;
+
+/// Name of our fields in `managedFields`.
+const MANAGER: &str = "tracelake-operator";
+/// A schedule is looked at this often, so that a clock that was set shows within this time.
+const LOOK: Duration = Duration::from_secs(60);
+/// Until sessions are listed, and after an error.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// What a pass needs.
+pub struct Context {
+    client: Client,
+    recorder: Recorder,
+    /// Every session, as the sessions' own watch keeps them.
+    sessions: Store<TraceSession>,
+}
+
+/// Reconciles schedules until `stop`. `sessions` is filled by somebody else, who says when its list is complete.
+pub async fn run(
+    client: Client,
+    recorder: Recorder,
+    sessions: Store<TraceSession>,
+    listed: Listed,
+    stop: CancellationToken,
+) {
+    if stop.run_until_cancelled(listed.complete()).await.is_none() {
+        return;
+    }
+    let context = Arc::new(Context { client: client.clone(), recorder, sessions });
+    let owned: Api<TraceSession> = Api::all(client.clone());
+    let with_label = watcher::Config::default().labels(SCHEDULE_LABEL);
+    Controller::new(Api::<TraceSchedule>::all(client), watcher::Config::default())
+        .owns(owned, with_label)
+        .graceful_shutdown_on(async move { stop.cancelled().await })
+        .run(reconcile, |_, _, _| Action::requeue(AGAIN), context)
+        .for_each(|result| async move {
+            if let Err(error) = result {
+                tracing::warn!(%error, "schedule not reconciled, will retry");
+            }
+        })
+        .await;
+}
+
+async fn reconcile(schedule: Arc<TraceSchedule>, context: Arc<Context>) -> Result<Action, kube::Error> {
+    let now = Timestamp::now();
+    let times = times(&schedule);
+    let uid = schedule.uid();
+    let is_ours = |session: &TraceSession| {
+        session.namespace() == schedule.namespace()
+            && session.owner_references().iter().any(|owner| Some(&owner.uid) == uid.as_ref())
+    };
+    let children: Vec<Child> = context
+        .sessions
+        .state()
+        .iter()
+        .filter(|session| is_ours(session))
+        .map(|session| Child::of(session))
+        .collect();
+    let decision = decide(&schedule, times.as_ref(), &children, now);
+    act(&schedule, &context, decision).await?;
+    let next = times.as_ref().ok().and_then(|times| times.after(now));
+    let wait = next.map_or(LOOK, |next| {
+        Duration::try_from(next.duration_since(Timestamp::now())).unwrap_or(Duration::ZERO)
+    });
+    // A little later than due: a timer that fires early would find nothing to do.
+    Ok(Action::requeue(wait.min(LOOK) + Duration::from_millis(50)))
+}
+
+/// Its times, if its sessions can be what the template says.
+fn times(schedule: &TraceSchedule) -> Result<Times, NoTimes> {
+    let times = Times::new(&schedule.spec.schedule, schedule.spec.time_zone.as_deref())?;
+    match validate(&schedule.spec.session_template.spec) {
+        Ok(_) => Ok(times),
+        Err(rejection) => Err(NoTimes {
+            reason: rejection.reason,
+            message: format!("sessionTemplate.spec: {}", rejection.message),
+        }),
+    }
+}
+
+async fn act(schedule: &TraceSchedule, context: &Context, decision: Decision) -> Result<(), kube::Error> {
+    let api: Api<TraceSession> =
+        Api::namespaced(context.client.clone(), &schedule.namespace().unwrap_or_default());
+    for child in &decision.delete {
+        let preconditions = Preconditions { uid: Some(child.uid.clone()), resource_version: None };
+        let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
+        match api.delete(&child.name, &params).await {
+            Ok(_) => tracing::info!(schedule = schedule.name_any(), session = child.name, "session deleted"),
+            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let mut status = decision.status;
+    let mut failure = None;
+    if let Some(due) = decision.start {
+        let session = session(schedule, due);
+        let name = session.name_any();
+        match make(&api, &session).await {
+            Ok(true) => {
+                note(context, schedule, false, "SessionCreated", format!("made session {name}")).await
+            }
+            Ok(false) => {}
+            Err(error) => {
+                let before = schedule.status.as_ref().and_then(|status| status.last_schedule_time.clone());
+                status.last_schedule_time = before;
+                status.active.retain(|active| *active != name);
+                status.active_count -= 1;
+                let message = format!("session {name} cannot be made: {error}");
+                let now = Time(Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default());
+                conditions::set(
+                    &mut status.conditions,
+                    condition::ON_TIME,
+                    Some(false),
+                    reason::SESSION_NOT_CREATED,
+                    &message,
+                    schedule.metadata.generation,
+                    &now,
+                );
+                failure = Some(error);
+            }
+        }
+    }
+    write(schedule, context, status).await?;
+    failure.map_or(Ok(()), Err)
+}
+
+/// Makes a session; false if it is there already.
+async fn make(api: &Api<TraceSession>, session: &TraceSession) -> Result<bool, kube::Error> {
+    match api.create(&PostParams::default(), session).await {
+        Ok(_) => Ok(true),
+        Err(kube::Error::Api(status)) if status.is_already_exists() => {
+            let there = api.get(&session.name_any()).await?;
+            let owner = |session: &TraceSession| session.owner_references().first().map(|o| o.uid.clone());
+            if owner(&there) == owner(session) { Ok(false) } else { Err(kube::Error::Api(status)) }
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The session of a due time.
+fn session(schedule: &TraceSchedule, due: Timestamp) -> TraceSession {
+    let template = &schedule.spec.session_template;
+    let mut session = TraceSession::new(&session_name(&schedule.name_any(), due), template.spec.clone());
+    session.metadata = ObjectMeta {
+        namespace: schedule.namespace(),
+        labels: Some(template.metadata.labels.clone()),
+        annotations: Some(template.metadata.annotations.clone()),
+        owner_references: schedule.controller_owner_ref(&()).map(|owner| vec![owner]),
+        ..session.metadata
+    };
+    session.labels_mut().insert(SCHEDULE_LABEL.to_owned(), schedule.name_any());
+    session.annotations_mut().insert(SCHEDULED_AT.to_owned(), due.to_string());
+    session
+}
+
+async fn write(
+    schedule: &TraceSchedule,
+    context: &Context,
+    next: TraceScheduleStatus,
+) -> Result<(), kube::Error> {
+    let before = schedule.status.clone().unwrap_or_default();
+    if before == next {
+        return Ok(());
+    }
+    let patch = json!({
+        "apiVersion": TraceSchedule::api_version(&()),
+        "kind": TraceSchedule::kind(&()),
+        // The UID makes sure that a schedule of the same name made meanwhile is not written to.
+        "metadata": { "name": schedule.name_any(), "uid": schedule.uid() },
+        "status": next,
+    });
+    let api: Api<TraceSchedule> =
+        Api::namespaced(context.client.clone(), &schedule.namespace().unwrap_or_default());
+    let params = PatchParams::apply(MANAGER).force();
+    match api.patch_status(&schedule.name_any(), &params, &Patch::Apply(patch)).await {
+        Ok(_) => {}
+        // Gone meanwhile, and its sessions go with it.
+        Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    for type_ in condition::TYPES {
+        let now = conditions::get(&next.conditions, type_);
+        let known = conditions::get(&before.conditions, type_);
+        let trouble = now.filter(|now| now.status == "False");
+        if let Some(now) =
+            trouble.filter(|now| known.is_none_or(|k| k.reason != now.reason || k.message != now.message))
+        {
+            note(context, schedule, true, &now.reason, now.message.clone()).await;
+        }
+    }
+    Ok(())
+}
+
+/// Publishes an Event. Best effort: it holds up no session.
+async fn note(context: &Context, schedule: &TraceSchedule, warning: bool, reason: &str, message: String) {
+    tracing::info!(
+        schedule = schedule.name_any(),
+        namespace = schedule.namespace(),
+        reason,
+        message,
+        "schedule event"
+    );
+    let event = Event {
+        type_: if warning { EventType::Warning } else { EventType::Normal },
+        reason: reason.to_owned(),
+        note: Some(message.chars().take(1_000).collect()),
+        action: "Reconcile".to_owned(),
+        secondary: None,
+    };
+    if let Err(error) = context.recorder.publish(&event, &schedule.object_ref(&())).await {
+        tracing::warn!(%error, "event not published");
+    }
+}

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the chart allows at most, whatever a tenant asks for.
+//!
+//! In: the operator's flags. Out: a [`Rejection`] for a session that asks for more than any may, the bytes after which a
+//! session is ended, and [`Places`]: a session that finds its namespace's places taken waits, and is told so.
+//!
+//! A limit that is lowered holds for sessions that have not begun.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use crds::conditions::reason;
+
+use super::validate::{Rejection, ValidatedSession};
+use crate::hub::SessionId;
+
+/// See the module; what is `None` is not limited.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// The longest window.
+    pub duration: Option<Duration>,
+    /// What one session may put into its store.
+    pub bytes: Option<u64>,
+    /// Sessions of one namespace that record at the same time.
+    pub sessions_per_namespace: Option<usize>,
+}
+
+impl Limits {
+    /// Whether a session asks for no more than it may.
+    ///
+    /// # Errors
+    /// What it asks for, and what there is at most.
+    pub fn check(&self, session: &ValidatedSession) -> Result<(), Rejection> {
+        let exceeded = |message: String| Err(Rejection { reason: reason::LIMIT_EXCEEDED, message });
+        if let Some(most) = self.duration
+            && session.duration > most
+        {
+            let (asked, most) = (session.duration.as_secs(), most.as_secs());
+            return exceeded(format!(
+                "duration is {asked} s, sessions of this cluster have at most {most} s"
+            ));
+        }
+        if let (Some(most), Some(asked)) = (self.bytes, session.budget_bytes)
+            && asked > most
+        {
+            return exceeded(format!(
+                "budget.bytes is {asked}, sessions of this cluster have at most {most}"
+            ));
+        }
+        Ok(())
+    }
+
+    /// The bytes after which a session ends.
+    pub fn bytes(&self, session: &ValidatedSession) -> Option<u64> {
+        session.budget_bytes.into_iter().chain(self.bytes).min()
+    }
+}
+
+/// Which sessions of each namespace record.
+#[derive(Debug, Default)]
+pub struct Places(Mutex<HashMap<String, HashSet<String>>>);
+
+impl Places {
+    /// Takes a place for a session, unless it has one; false where `most` others have theirs.
+    pub fn take(&self, id: &SessionId, most: Option<usize>) -> bool {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = all.entry(id.namespace.clone()).or_default();
+        if taken.contains(&id.uid) {
+            return true;
+        }
+        let free = most.is_none_or(|most| taken.len() < most);
+        if free {
+            taken.insert(id.uid.clone());
+        }
+        free
+    }
+
+    /// Gives a session's place back.
+    pub fn free(&self, id: &SessionId) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(taken) = all.get_mut(&id.namespace) {
+            taken.remove(&id.uid);
+            if taken.is_empty() {
+                all.remove(&id.namespace);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::validate::validate;
+    use super::*;
+
+    fn session(spec: &str) -> ValidatedSession {
+        let spec = format!("{{target: {{podSelector: {{}}}}, collectors: [{{name: processes}}], {spec}}}");
+        validate(&serde_yaml::from_str(&spec).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn more_than_the_cluster_allows_is_refused_with_what_it_allows() {
+        let limits =
+            Limits { duration: Some(Duration::from_secs(60)), bytes: Some(5 << 20), ..Limits::default() };
+        assert_eq!(limits.check(&session("duration: 1m, budget: {bytes: 5Mi}")), Ok(()));
+        let says = |spec: &str| limits.check(&session(spec)).unwrap_err().message;
+        assert!(says("duration: 61s").contains("at most 60 s"));
+        assert!(says("duration: 1s, budget: {bytes: 6Mi}").contains("at most 5242880"));
+        assert_eq!(Limits::default().check(&session("duration: 24h, budget: {bytes: 100Ti}")), Ok(()));
+    }
+
+    #[test]
+    fn the_smaller_of_both_budgets_ends_a_session() {
+        let limits = Limits { bytes: Some(5 << 20), ..Limits::default() };
+        assert_eq!(limits.bytes(&session("duration: 1m")), Some(5 << 20));
+        assert_eq!(limits.bytes(&session("duration: 1m, budget: {bytes: 1Mi}")), Some(1 << 20));
+        assert_eq!(Limits::default().bytes(&session("duration: 1m")), None);
+    }
+
+    #[test]
+    fn a_namespace_has_so_many_places_and_gets_them_back() {
+        let id = |namespace: &str, uid: &str| SessionId {
+            namespace: namespace.into(),
+            name: uid.into(),
+            uid: uid.into(),
+        };
+        let places = Places::default();
+        assert!(
+            places.take(&id("a", "1"), Some(1)) && places.take(&id("a", "1"), Some(1)),
+            "it has its place"
+        );
+        assert!(!places.take(&id("a", "2"), Some(1)) && places.take(&id("b", "3"), Some(1)));
+        places.free(&id("a", "2"));
+        assert!(!places.take(&id("a", "2"), Some(1)), "it had none to give back");
+        places.free(&id("a", "1"));
+        assert!(places.take(&id("a", "2"), Some(1)));
+        assert!(places.take(&id("a", "4"), None));
+    }
+}
