@@ -51,8 +51,8 @@ pub struct TraceScheduleSpec {
     #[x_kube(validation = Rule::new("!self.contains('TZ')").message("the time zone belongs into timeZone"))]
     pub schedule: String,
 
-    /// The time zone of `schedule` by its IANA name, as `Europe/Berlin`. Left out: UTC. A time that a change to summer time
-    /// skips is due right after it; one that the change back repeats is due once.
+    /// The time zone of `schedule` by its IANA name, as `Europe/Berlin`. Left out: UTC. One time a day is due once also on the
+    /// days when the clock changes; several times a day go by the clock, so some are left out or due twice then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64))]
     pub time_zone: Option<String>,
@@ -65,7 +65,7 @@ pub struct TraceScheduleSpec {
     /// How many seconds late a session may still begin, for example because the operator was away. Left out: any time, but of
     /// several that were missed the newest alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0, max = 2147483647))]
+    #[schemars(range(min = 1, max = 2147483647))]
     pub starting_deadline_seconds: Option<i64>,
 
     /// Whether no further session begins; those that exist go on.
@@ -77,7 +77,8 @@ pub struct TraceScheduleSpec {
     #[schemars(range(min = 0, max = 100))]
     pub successful_sessions_history_limit: i32,
 
-    /// How many sessions that are Incomplete or Failed are kept, 0 to 100.
+    /// How many sessions that are Failed, and how many that are Incomplete, are kept, 0 to 100. An Incomplete one is kept for a
+    /// day at least: what its nodes still have is uploaded while it exists.
     #[serde(default = "one")]
     #[schemars(range(min = 0, max = 100))]
     pub failed_sessions_history_limit: i32,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use crds::{SCHEDULE_LABEL, TraceSchedule, TraceSession};
+use k8s_openapi::api::authorization::v1::SelfSubjectAccessReview;
 use k8s_openapi::api::core::v1::ServiceAccount;
 use k8s_openapi::api::rbac::v1::RoleBinding;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
@@ -139,5 +140,29 @@ async fn tenant(env: &Env, ns: &str, name: &str, roles: &[&str]) -> Result<Clien
     }
     let mut config = kube::Config::infer().await?;
     config.auth_info.impersonate = Some(format!("system:serviceaccount:{ns}:{name}"));
-    Ok(Client::try_from(config)?)
+    let client = Client::try_from(config)?;
+    // The API server learns of a binding a little later.
+    may(&client, ns, "tracelake.dev", "traceschedules", "create").await?;
+    if roles.contains(&"tracelake-trace") {
+        may(&client, ns, "", "pods", "trace").await?;
+    }
+    Ok(client)
+}
+
+/// Waits until the client's user may do that.
+async fn may(client: &Client, ns: &str, group: &str, resource: &str, verb: &str) -> Result<()> {
+    let review: SelfSubjectAccessReview = serde_json::from_value(json!({ "spec": { "resourceAttributes": {
+        "namespace": ns, "group": group, "resource": resource, "verb": verb,
+    }}}))?;
+    let api = Api::<SelfSubjectAccessReview>::all(client.clone());
+    let allowed = async {
+        while !api.create(&PostParams::default(), &review).await?.status.is_some_and(|status| status.allowed)
+        {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        Ok(())
+    };
+    tokio::time::timeout(PATIENCE, allowed)
+        .await
+        .with_context(|| format!("the right to {verb} {resource}"))?
 }

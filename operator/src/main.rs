@@ -100,7 +100,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let listed = session::listed::Listed::default();
     let sessions = tokio::spawn(session::run(context, writer, listed.clone(), due, stop.clone()));
     let schedules =
-        tokio::spawn(schedule::run(client.clone(), recorder.clone(), known, listed, stop.clone()));
+        schedule::run(client.clone(), recorder.clone(), known, listed, args.limits(), stop.clone());
+    let schedules = tokio::spawn(schedules);
     if let Some(store) = args.chart_store.clone() {
         tokio::spawn(store::chart::keep(client.clone(), recorder, store, stop.clone()));
     }

@@ -66,8 +66,7 @@ pub struct Metrics {
     pub status_writes: Family<Outcome, Counter>,
     /// Manifests written, by verdict.
     pub manifests: Family<Outcome, Counter>,
-    /// Unix time of the last event or bookmark of a watch, by kind; a watch that is silent for more than
-    /// ten minutes is dead.
+    /// Unix time of the last change that a watch brought, by kind. Where nothing changes it stays.
     pub watch_seen: Family<Kind, Gauge>,
 }
 
@@ -91,7 +90,7 @@ impl Metrics {
         registry.register("manifests", "Manifests written, by verdict", self.manifests.clone());
         registry.register(
             "watch_seen_timestamp_seconds",
-            "When a watch last brought anything, by kind",
+            "When a watch last brought a change, by kind",
             self.watch_seen.clone(),
         );
         // Every reason is there from the start, so that a rate over it is never missing.

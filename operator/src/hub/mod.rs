@@ -11,7 +11,7 @@
 //! Invariant: no plan leaves before every session that exists has been published once ([`Hub::hold`]): to an
 //! agent a session that is not listed is over, and an operator that has just started must not end what runs.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -113,20 +113,54 @@ struct State {
     streams: u64,
 }
 
-/// The bytes for which grants were given. A node asks again for what it did not get through: counted is what lies beyond the
-/// highest sequence number of each of its tables.
+/// Tables and boots of one node that are told apart in one session; what lies beyond counts each time it is asked for.
+const MOST_SERIES: usize = 512;
+/// Objects of one table that may be granted before earlier ones are.
+const MOST_AHEAD: usize = 256;
+
+/// The bytes for which grants were given, each object once: a node asks again for what it did not get through, and for several
+/// objects at once.
 #[derive(Default)]
 struct Granted {
     bytes: u64,
-    highest: HashMap<(Arc<str>, Arc<str>, Boot), Option<u64>>,
+    /// By node.
+    series: HashMap<Arc<str>, OfNode>,
+}
+
+/// By table and boot.
+type OfNode = HashMap<(Arc<str>, Boot), Series>;
+
+/// Which sequence numbers were counted: all below `next`, and those ahead.
+#[derive(Default)]
+struct Series {
+    next: u64,
+    ahead: BTreeSet<u64>,
+}
+
+impl Series {
+    /// Whether the number is new.
+    fn count(&mut self, sequence: u64) -> bool {
+        if sequence < self.next || !self.ahead.insert(sequence) {
+            return false;
+        }
+        // Numbers that were never sealed leave gaps, which are not waited for without end.
+        if self.ahead.len() > MOST_AHEAD {
+            self.next = self.ahead.first().copied().unwrap_or(self.next);
+        }
+        while self.ahead.remove(&self.next) {
+            self.next += 1;
+        }
+        true
+    }
 }
 
 impl Granted {
     fn count(&mut self, key: &Key, length: u64) {
         let Key::Segment { table, node, boot, sequence } = key else { return };
-        let highest = self.highest.entry((table.clone(), node.clone(), boot.clone())).or_default();
-        if highest.is_none_or(|highest| *sequence > highest) {
-            *highest = Some(*sequence);
+        let of_node = self.series.entry(node.clone()).or_default();
+        let name = (table.clone(), boot.clone());
+        let is_known = of_node.len() < MOST_SERIES || of_node.contains_key(&name);
+        if !is_known || of_node.entry(name).or_default().count(*sequence) {
             self.bytes = self.bytes.saturating_add(length);
         }
     }

@@ -158,7 +158,9 @@ fn granted_bytes_count_an_object_once_however_often_it_is_asked_for() {
     for (node, boot, sequence, length, counts) in [
         ("node-1", 0, 0, 10, true),
         ("node-1", 0, 0, 10, false),
-        ("node-1", 0, 1, 20, true),
+        ("node-1", 0, 2, 20, true),
+        ("node-1", 0, 1, 30, true),
+        ("node-1", 0, 2, 20, false),
         ("node-1", 0, 0, 10, false),
         ("node-2", 0, 0, 40, true),
         ("node-1", 1, 0, 80, true),
@@ -167,4 +169,20 @@ fn granted_bytes_count_an_object_once_however_often_it_is_asked_for() {
         expected += if counts { length } else { 0 };
         assert_eq!(granted.bytes, expected, "{node} {boot} {sequence}");
     }
+}
+
+#[test]
+fn what_a_node_makes_up_to_be_counted_takes_no_memory() {
+    let mut granted = Granted::default();
+    for boot in 0..2_000 {
+        let boot = format!("{boot:032x}").parse().unwrap();
+        granted.count(&Key::segment("processes", "node-1", &boot, 1_000_000).unwrap(), 1);
+    }
+    for sequence in (0..10_000).step_by(2) {
+        let boot = "f".repeat(32).parse().unwrap();
+        granted.count(&Key::segment("processes", "node-2", &boot, sequence).unwrap(), 1);
+    }
+    assert_eq!(granted.bytes, 2_000 + 5_000);
+    let ahead = |node: &str| granted.series[node].values().map(|series| series.ahead.len()).max();
+    assert_eq!((granted.series["node-1"].len(), ahead("node-2")), (MOST_SERIES, Some(MOST_AHEAD)));
 }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use crds::conditions::{self, reason, schedule as condition};
-use crds::{ConcurrencyPolicy, Phase, SCHEDULED_AT, TraceSchedule, TraceScheduleStatus, TraceSession};
+use crds::{ConcurrencyPolicy, Phase, TraceSchedule, TraceScheduleStatus, TraceSession};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
@@ -35,19 +35,20 @@ pub struct Child {
 }
 
 impl Child {
-    /// What the schedule sees of a session.
-    pub fn of(session: &TraceSession) -> Child {
-        let due = session.annotations().get(SCHEDULED_AT).and_then(|due| due.parse().ok());
-        let created = session.creation_timestamp().map(|at| at.0);
+    /// What the schedule sees of a session; none if its name is not one that the schedule gives. The name says when it was due:
+    /// nobody can change it, as they could an annotation.
+    pub fn of(schedule: &str, session: &TraceSession) -> Option<Child> {
+        let name = session.name_any();
+        let minute: i64 = name.strip_prefix(schedule)?.strip_prefix('-')?.parse().ok()?;
         let status = session.status.as_ref();
-        Child {
-            name: session.name_any(),
+        Some(Child {
+            due: Timestamp::from_second(minute.checked_mul(60)?).ok()?,
+            name,
             uid: session.uid().unwrap_or_default(),
             phase: status.and_then(|status| status.phase),
-            due: due.or(created).unwrap_or_default(),
             completed: status.and_then(|status| status.completion_time.as_ref()).map(|at| at.0),
             deleting: session.metadata.deletion_timestamp.is_some(),
-        }
+        })
     }
 
     fn is_over(&self) -> bool {
@@ -60,7 +61,7 @@ impl Child {
 pub struct Decision {
     /// Sessions to delete, before one is made.
     pub delete: Vec<Child>,
-    /// The due time of a session to make.
+    /// The due time of a session to make; `OnTime` then depends on whether it can be made.
     pub start: Option<Timestamp>,
     /// The status that follows, as if all of it were done.
     pub status: TraceScheduleStatus,
@@ -87,7 +88,7 @@ pub fn decide(
         conditions::set(&mut conditions, type_, Some(status), reason, message, generation, &now);
     };
     decision.status.observed_generation = generation;
-    decision.delete = surplus(schedule, children);
+    decision.delete = surplus(schedule, children, now);
     let mut active: BTreeMap<Timestamp, &Child> =
         children.iter().filter(|child| !child.is_over()).map(|child| (child.due, child)).collect();
     let mut next = None;
@@ -111,7 +112,6 @@ pub fn decide(
                             decision.delete.extend(earlier.filter(|child| !child.deleting).cloned());
                         }
                         decision.start = Some(due);
-                        says(condition::ON_TIME, true, reason::AS_EXPECTED, "");
                     }
                     (None, ..) => {
                         if let Some(late) = late {
@@ -168,21 +168,28 @@ fn due(
     }
 }
 
-/// Sessions that are over, beyond the limits of history: the oldest.
-fn surplus(schedule: &TraceSchedule, children: &[Child]) -> Vec<Child> {
+/// An incomplete session is kept this long whatever the limits: nodes that come back upload what they have while it exists.
+const GRACE: SignedDuration = SignedDuration::from_hours(24);
+
+/// Sessions that are over, beyond the limits of history: the oldest of each kind.
+fn surplus(schedule: &TraceSchedule, children: &[Child], now: Timestamp) -> Vec<Child> {
     let spec = &schedule.spec;
-    let beyond = |good: bool, limit: i32| {
-        let is = |child: &&Child| child.is_over() && (child.phase == Some(Phase::Completed)) == good;
-        let mut over: Vec<&Child> = children.iter().filter(is).collect();
+    let kinds = [
+        (Phase::Completed, spec.successful_sessions_history_limit),
+        (Phase::Failed, spec.failed_sessions_history_limit),
+        (Phase::Incomplete, spec.failed_sessions_history_limit),
+    ];
+    let mut all = Vec::new();
+    for (phase, limit) in kinds {
+        let mut over: Vec<&Child> = children.iter().filter(|child| child.phase == Some(phase)).collect();
         over.sort_by_key(|child| std::cmp::Reverse(child.due));
-        over.into_iter()
-            .skip(usize::try_from(limit).unwrap_or(0))
-            .filter(|child| !child.deleting)
-            .cloned()
-            .collect::<Vec<_>>()
-    };
-    let mut all = beyond(true, spec.successful_sessions_history_limit);
-    all.extend(beyond(false, spec.failed_sessions_history_limit));
+        let beyond =
+            over.into_iter().skip(usize::try_from(limit).unwrap_or(0)).filter(|child| !child.deleting);
+        let waits = |child: &Child| {
+            phase == Phase::Incomplete && child.completed.is_none_or(|at| at.duration_until(now) < GRACE)
+        };
+        all.extend(beyond.filter(|child| !waits(child)).cloned());
+    }
     all
 }
 

@@ -18,9 +18,9 @@ use crds::conditions::{self, reason, schedule as condition};
 use crds::{SCHEDULE_LABEL, SCHEDULED_AT, TraceSchedule, TraceScheduleStatus, TraceSession};
 use futures::StreamExt;
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
-use kube::runtime::controller::Action;
+use kube::runtime::controller::{self, Action};
 use kube::runtime::events::{Event, EventType, Recorder};
 use kube::runtime::reflector::Store;
 use kube::runtime::{Controller, watcher};
@@ -28,6 +28,7 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+use crate::session::limits::Limits;
 use crate::session::listed::Listed;
 use crate::session::validate::validate;
 use decide::{Child, Decision, decide, session_name};
@@ -40,8 +41,10 @@ pub mod times;
 const MANAGER: &str = "tracelake-operator";
 /// A schedule is looked at this often, so that a clock that was set shows within this time.
 const LOOK: Duration = Duration::from_secs(60);
-/// Until sessions are listed, and after an error.
-const AGAIN: Duration = Duration::from_secs(5);
+/// After an error.
+const AGAIN: Duration = Duration::from_secs(15);
+/// From a change to the pass that it asks for: the sessions' own watch has seen it by then.
+const SETTLE: Duration = Duration::from_millis(500);
 
 /// What a pass needs.
 pub struct Context {
@@ -49,6 +52,7 @@ pub struct Context {
     recorder: Recorder,
     /// Every session, as the sessions' own watch keeps them.
     sessions: Store<TraceSession>,
+    limits: Limits,
 }
 
 /// Reconciles schedules until `stop`. `sessions` is filled by somebody else, who says when its list is complete.
@@ -57,16 +61,18 @@ pub async fn run(
     recorder: Recorder,
     sessions: Store<TraceSession>,
     listed: Listed,
+    limits: Limits,
     stop: CancellationToken,
 ) {
     if stop.run_until_cancelled(listed.complete()).await.is_none() {
         return;
     }
-    let context = Arc::new(Context { client: client.clone(), recorder, sessions });
+    let context = Arc::new(Context { client: client.clone(), recorder, sessions, limits });
     let owned: Api<TraceSession> = Api::all(client.clone());
     let with_label = watcher::Config::default().labels(SCHEDULE_LABEL);
     Controller::new(Api::<TraceSchedule>::all(client), watcher::Config::default())
         .owns(owned, with_label)
+        .with_config(controller::Config::default().debounce(SETTLE))
         .graceful_shutdown_on(async move { stop.cancelled().await })
         .run(reconcile, |_, _, _| Action::requeue(AGAIN), context)
         .for_each(|result| async move {
@@ -79,20 +85,15 @@ pub async fn run(
 
 async fn reconcile(schedule: Arc<TraceSchedule>, context: Arc<Context>) -> Result<Action, kube::Error> {
     let now = Timestamp::now();
-    let times = times(&schedule);
-    let uid = schedule.uid();
-    let is_ours = |session: &TraceSession| {
-        session.namespace() == schedule.namespace()
-            && session.owner_references().iter().any(|owner| Some(&owner.uid) == uid.as_ref())
-    };
-    let children: Vec<Child> = context
-        .sessions
-        .state()
-        .iter()
-        .filter(|session| is_ours(session))
-        .map(|session| Child::of(session))
-        .collect();
-    let decision = decide(&schedule, times.as_ref(), &children, now);
+    let times = times(&schedule, &context.limits);
+    let sessions = context.sessions.state();
+    let mut children: Vec<Child> = sessions.iter().filter_map(|session| child(&schedule, session)).collect();
+    let mut decision = decide(&schedule, times.as_ref(), &children, now);
+    if decision.start.is_some() {
+        // A watch that is behind must not hide a session that runs.
+        children.extend(unseen(&schedule, &context, &children).await?);
+        decision = decide(&schedule, times.as_ref(), &children, now);
+    }
     act(&schedule, &context, decision).await?;
     let next = times.as_ref().ok().and_then(|times| times.after(now));
     let wait = next.map_or(LOOK, |next| {
@@ -102,11 +103,37 @@ async fn reconcile(schedule: Arc<TraceSchedule>, context: Arc<Context>) -> Resul
     Ok(Action::requeue(wait.min(LOOK) + Duration::from_millis(50)))
 }
 
+/// The session as the schedule's, if it is.
+fn child(schedule: &TraceSchedule, session: &TraceSession) -> Option<Child> {
+    let uid = schedule.uid();
+    let is_owner =
+        |owner: &OwnerReference| owner.controller == Some(true) && Some(&owner.uid) == uid.as_ref();
+    let ours = session.namespace() == schedule.namespace() && session.owner_references().iter().any(is_owner);
+    ours.then(|| Child::of(&schedule.name_any(), session))?
+}
+
+/// Sessions that the status calls active and nobody else knows of.
+async fn unseen(
+    schedule: &TraceSchedule,
+    context: &Context,
+    known: &[Child],
+) -> Result<Vec<Child>, kube::Error> {
+    let api: Api<TraceSession> =
+        Api::namespaced(context.client.clone(), &schedule.namespace().unwrap_or_default());
+    let active = schedule.status.iter().flat_map(|status| &status.active);
+    let mut found = Vec::new();
+    for name in active.filter(|name| known.iter().all(|child| child.name != **name)) {
+        found.extend(api.get_opt(name).await?.and_then(|session| child(schedule, &session)));
+    }
+    Ok(found)
+}
+
 /// Its times, if its sessions can be what the template says.
-fn times(schedule: &TraceSchedule) -> Result<Times, NoTimes> {
+fn times(schedule: &TraceSchedule, limits: &Limits) -> Result<Times, NoTimes> {
     let times = Times::new(&schedule.spec.schedule, schedule.spec.time_zone.as_deref())?;
-    match validate(&schedule.spec.session_template.spec) {
-        Ok(_) => Ok(times),
+    let valid = validate(&schedule.spec.session_template.spec);
+    match valid.and_then(|valid| limits.check(&valid)) {
+        Ok(()) => Ok(times),
         Err(rejection) => Err(NoTimes {
             reason: rejection.reason,
             message: format!("sessionTemplate.spec: {}", rejection.message),
@@ -117,41 +144,45 @@ fn times(schedule: &TraceSchedule) -> Result<Times, NoTimes> {
 async fn act(schedule: &TraceSchedule, context: &Context, decision: Decision) -> Result<(), kube::Error> {
     let api: Api<TraceSession> =
         Api::namespaced(context.client.clone(), &schedule.namespace().unwrap_or_default());
+    // What cannot be deleted keeps nobody from beginning.
+    let mut failure = None;
     for child in &decision.delete {
         let preconditions = Preconditions { uid: Some(child.uid.clone()), resource_version: None };
         let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
         match api.delete(&child.name, &params).await {
             Ok(_) => tracing::info!(schedule = schedule.name_any(), session = child.name, "session deleted"),
             Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {}
-            Err(error) => return Err(error),
+            Err(error) => failure = Some(error),
         }
     }
     let mut status = decision.status;
-    let mut failure = None;
     if let Some(due) = decision.start {
         let session = session(schedule, due);
         let name = session.name_any();
-        match make(&api, &session).await {
-            Ok(true) => {
-                note(context, schedule, false, "SessionCreated", format!("made session {name}")).await
+        let made = make(&api, &session).await;
+        let now = Time(Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default());
+        let generation = schedule.metadata.generation;
+        let conditions = &mut status.conditions;
+        let mut on_time = |is: bool, reason: &str, message: &str| {
+            conditions::set(conditions, condition::ON_TIME, Some(is), reason, message, generation, &now);
+        };
+        match made {
+            Ok(new) => {
+                on_time(true, reason::AS_EXPECTED, "");
+                if new {
+                    note(context, schedule, false, "SessionCreated", format!("made session {name}")).await;
+                }
             }
-            Ok(false) => {}
             Err(error) => {
+                on_time(
+                    false,
+                    reason::SESSION_NOT_CREATED,
+                    &format!("session {name} cannot be made: {error}"),
+                );
                 let before = schedule.status.as_ref().and_then(|status| status.last_schedule_time.clone());
                 status.last_schedule_time = before;
                 status.active.retain(|active| *active != name);
                 status.active_count -= 1;
-                let message = format!("session {name} cannot be made: {error}");
-                let now = Time(Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default());
-                conditions::set(
-                    &mut status.conditions,
-                    condition::ON_TIME,
-                    Some(false),
-                    reason::SESSION_NOT_CREATED,
-                    &message,
-                    schedule.metadata.generation,
-                    &now,
-                );
                 failure = Some(error);
             }
         }

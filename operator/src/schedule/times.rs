@@ -3,8 +3,10 @@
 //!
 //! In: `spec.schedule` and `spec.timeZone`. Out: the due times before and after a moment. Pure.
 //!
-//! A daily time is due once on every day, also when the clock changes: one that summer time skips is due at the first moment
+//! One time a day is due once on every day, also when the clock changes: one that summer time skips is due at the first moment
 //! after it, one that is repeated is due the first time. (`CronJob` would leave the one day out and run twice on the other.)
+//! Several times a day, as lists, ranges and steps, go by the clock: those that are skipped are left out, those that are
+//! repeated are due twice, as with `CronJob`.
 
 use std::fmt;
 
@@ -98,6 +100,15 @@ mod tests {
         assert_eq!(
             next("30 2 * * *", "Europe/Berlin", "2026-10-24T12:00:00Z", 2),
             ["2026-10-25T00:30:00Z", "2026-10-26T01:30:00Z"]
+        );
+        // Several times a day go by the clock.
+        assert_eq!(
+            next("0,30 2 * * *", "Europe/Berlin", "2026-03-28T12:00:00Z", 1),
+            ["2026-03-30T00:00:00Z"]
+        );
+        assert_eq!(
+            next("0,30 2 * * *", "Europe/Berlin", "2026-10-24T12:00:00Z", 4),
+            ["2026-10-25T00:00:00Z", "2026-10-25T00:30:00Z", "2026-10-25T01:00:00Z", "2026-10-25T01:30:00Z"]
         );
         // What is due each hour goes by the hours there are.
         assert_eq!(

@@ -4,10 +4,11 @@
 //! In: the operator's flags. Out: a [`Rejection`] for a session that asks for more than any may, the bytes after which a
 //! session is ended, and [`Places`]: a session that finds its namespace's places taken waits, and is told so.
 //!
-//! A limit that is lowered holds for sessions that have not begun.
+//! Places are given in the order in which sessions asked. A limit that is lowered holds for sessions that have not begun, but for
+//! the bytes, which are looked at while a session runs.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crds::conditions::reason;
@@ -57,34 +58,75 @@ impl Limits {
     }
 }
 
-/// Which sessions of each namespace record.
+/// Which sessions of each namespace record, and which wait to.
 #[derive(Debug, Default)]
-pub struct Places(Mutex<HashMap<String, HashSet<String>>>);
+pub struct Places(Mutex<HashMap<String, Namespace>>);
+
+#[derive(Debug, Default)]
+struct Namespace {
+    taken: HashSet<SessionId>,
+    /// In the order in which they asked.
+    waiting: Vec<SessionId>,
+}
+
+impl Namespace {
+    /// Whether a session that asks now would get a place, with those before it.
+    fn has_room(&self, id: &SessionId, most: Option<usize>) -> bool {
+        let before = self.waiting.iter().position(|one| one == id).unwrap_or(self.waiting.len());
+        self.taken.contains(id) || most.is_none_or(|most| self.taken.len() + before < most)
+    }
+}
 
 impl Places {
-    /// Takes a place for a session, unless it has one; false where `most` others have theirs.
-    pub fn take(&self, id: &SessionId, most: Option<usize>) -> bool {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let taken = all.entry(id.namespace.clone()).or_default();
-        if taken.contains(&id.uid) {
-            return true;
-        }
-        let free = most.is_none_or(|most| taken.len() < most);
-        if free {
-            taken.insert(id.uid.clone());
-        }
-        free
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Namespace>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives a session's place back.
-    pub fn free(&self, id: &SessionId) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(taken) = all.get_mut(&id.namespace) {
-            taken.remove(&id.uid);
-            if taken.is_empty() {
-                all.remove(&id.namespace);
-            }
+    /// Whether there is a place for the session, of `most`. Where there is none it waits its turn.
+    pub fn ask(&self, id: &SessionId, most: Option<usize>) -> bool {
+        let mut all = self.lock();
+        let namespace = all.entry(id.namespace.clone()).or_default();
+        let room = namespace.has_room(id, most);
+        if !room && !namespace.waiting.contains(id) {
+            namespace.waiting.push(id.clone());
         }
+        room
+    }
+
+    /// Takes a place for a session, unless it has one; false where there is none for it.
+    pub fn take(&self, id: &SessionId, most: Option<usize>) -> bool {
+        let mut all = self.lock();
+        let namespace = all.entry(id.namespace.clone()).or_default();
+        let room = namespace.has_room(id, most);
+        if room {
+            namespace.waiting.retain(|one| one != id);
+            namespace.taken.insert(id.clone());
+        }
+        room
+    }
+
+    /// Gives a session's place back, or its turn. Returns who waits longest, to be looked at now.
+    pub fn free(&self, id: &SessionId) -> Option<SessionId> {
+        let mut all = self.lock();
+        let namespace = all.get_mut(&id.namespace)?;
+        let (taken, waiting) = (namespace.taken.len(), namespace.waiting.len());
+        namespace.taken.remove(id);
+        namespace.waiting.retain(|one| one != id);
+        let moved = (namespace.taken.len(), namespace.waiting.len()) != (taken, waiting);
+        let next = namespace.waiting.first().filter(|_| moved).cloned();
+        if namespace.taken.is_empty() && namespace.waiting.is_empty() {
+            all.remove(&id.namespace);
+        }
+        next
+    }
+
+    /// Forgets sessions that are not there any more.
+    pub fn retain(&self, exists: impl Fn(&SessionId) -> bool) {
+        self.lock().retain(|_, namespace| {
+            namespace.taken.retain(&exists);
+            namespace.waiting.retain(&exists);
+            !namespace.taken.is_empty() || !namespace.waiting.is_empty()
+        });
     }
 }
 
@@ -124,16 +166,16 @@ mod tests {
             name: uid.into(),
             uid: uid.into(),
         };
+        let (a1, a2, a3, b) = (id("a", "1"), id("a", "2"), id("a", "3"), id("b", "4"));
         let places = Places::default();
-        assert!(
-            places.take(&id("a", "1"), Some(1)) && places.take(&id("a", "1"), Some(1)),
-            "it has its place"
-        );
-        assert!(!places.take(&id("a", "2"), Some(1)) && places.take(&id("b", "3"), Some(1)));
-        places.free(&id("a", "2"));
-        assert!(!places.take(&id("a", "2"), Some(1)), "it had none to give back");
-        places.free(&id("a", "1"));
-        assert!(places.take(&id("a", "2"), Some(1)));
-        assert!(places.take(&id("a", "4"), None));
+        assert!(places.take(&a1, Some(1)) && places.take(&a1, Some(1)), "it has its place");
+        assert!(!places.ask(&a2, Some(1)) && !places.ask(&a3, Some(1)) && places.take(&b, Some(1)));
+        assert_eq!(places.free(&a2), Some(a3.clone()), "who goes makes room in the queue");
+        assert!(!places.ask(&a2, Some(1)) && !places.take(&a3, Some(1)));
+        assert_eq!(places.free(&a1), Some(a3.clone()), "who waits longest is next");
+        assert!(!places.take(&a2, Some(1)) && !places.take(&id("a", "new"), Some(1)), "nobody overtakes");
+        assert!(places.take(&a3, Some(1)) && places.take(&id("a", "any"), None));
+        places.retain(|one| *one == a2);
+        assert!(places.take(&a2, Some(1)), "places of sessions that are gone are free");
     }
 }

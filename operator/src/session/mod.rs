@@ -102,7 +102,9 @@ pub async fn run(
         .default_backoff()
         .reflect(writer)
         .filter_map(move |event| {
-            seen.set(jiff::Timestamp::now().as_second());
+            if event.is_ok() {
+                seen.set(jiff::Timestamp::now().as_second());
+            }
             listing.saw(&event);
             std::future::ready(touched(&watching, event))
         });
@@ -134,7 +136,7 @@ fn touched(
             let id = SessionId::of(&session);
             context.hub.withdraw(&id.uid);
             context.pods.release(&id);
-            context.places.free(&id);
+            context.vacate(&id);
             context.memories.forget(&id.uid);
             None
         }
@@ -169,6 +171,7 @@ async fn flush(
         };
         let held =
             |uid: &str| sessions.find(|session| session.metadata.uid.as_deref() == Some(uid)).is_some();
+        context.places.retain(exists);
         if context.hub.is_open() {
             context.hub.retain(exists, |_| true);
         } else {

@@ -34,7 +34,7 @@ impl Pass<'_> {
     ) -> Result<Action, ReconcileError> {
         self.context.hub.withdraw(&self.id.uid);
         self.context.pods.release(&self.id);
-        self.context.places.free(&self.id);
+        self.context.vacate(&self.id);
         self.writer().remove_finalizer(memory, session).await?;
         Ok(Action::await_change())
     }

@@ -84,6 +84,15 @@ pub struct Context {
     pub started: Instant,
 }
 
+impl Context {
+    /// Gives a session's place to who waits for it.
+    pub fn vacate(&self, id: &SessionId) {
+        if let Some(next) = self.places.free(id) {
+            self.hub.trigger(next.object_ref());
+        }
+    }
+}
+
 /// Why a pass ended early; it is repeated with backoff.
 #[derive(Debug, thiserror::Error)]
 pub enum ReconcileError {
@@ -192,7 +201,7 @@ impl Pass<'_> {
             return self.conclude(memory, session, findings).await;
         }
         let deadline_passed = self.now >= deadline;
-        if !self.context.places.take(&self.id, self.context.limits.sessions_per_namespace) {
+        if !self.context.places.ask(&self.id, self.context.limits.sessions_per_namespace) {
             let findings = Findings { crowded: true, deadline_passed, ..Findings::default() };
             return self.not_yet(memory, session, findings, deadline).await;
         }
@@ -212,10 +221,15 @@ impl Pass<'_> {
                 let session = memory.freshest(&session);
                 Box::pin(self.started(memory, session, valid, start, end)).await
             }
-            Err(problem) => {
-                self.context.places.free(&self.id);
-                let store = StoreState::Problem(problem.reason.to_owned(), problem.message);
-                let findings = Findings { store: Some(store), deadline_passed, ..Findings::default() };
+            Err(why) => {
+                let store =
+                    why.map(|problem| StoreState::Problem(problem.reason.to_owned(), problem.message));
+                let crowded = store.is_none();
+                if !crowded {
+                    // Who waits for a store does not keep others from theirs.
+                    self.context.vacate(&self.id);
+                }
+                let findings = Findings { store, crowded, deadline_passed, ..Findings::default() };
                 self.not_yet(memory, session, findings, deadline).await
             }
         }
@@ -239,27 +253,32 @@ impl Pass<'_> {
         Ok(Action::requeue(later(written, wait)))
     }
 
-    /// Probes the store and writes the dataset's first file. The outer error is the API server's.
+    /// Probes the store, takes a place and writes the dataset's first file. The outer error is the API server's, the inner one the
+    /// store's, or none where somebody else took the place meanwhile.
     async fn open(
         &self,
         memory: &mut Memory,
         session: &Arc<TraceSession>,
-    ) -> Result<Result<(Arc<ResolvedStore>, Timestamp), StoreProblem>, ReconcileError> {
+    ) -> Result<Result<(Arc<ResolvedStore>, Timestamp), Option<StoreProblem>>, ReconcileError> {
         let store = match self.context.stores.resolve(session).await {
             Ok(store) => Arc::new(store),
-            Err(problem) => return Ok(Err(problem)),
+            Err(problem) => return Ok(Err(Some(problem))),
         };
         if let Err(problem) = store.probe().await {
-            return Ok(Err(problem));
+            return Ok(Err(Some(problem)));
         }
         self.writer().add_finalizer(memory, session).await?;
+        // Last: a store that does not answer must not hold a place.
+        if !self.context.places.take(&self.id, self.context.limits.sessions_per_namespace) {
+            return Ok(Err(None));
+        }
         let spec = serde_json::to_value(&session.spec).unwrap_or_default();
         match finish::open(&store, &self.id, &self.context.cluster_id, spec, self.now).await {
             Ok(start) => {
                 memory.keep_store(store.clone(), self.instant);
                 Ok(Ok((store, start)))
             }
-            Err(error) => Ok(Err(unreadable(&error))),
+            Err(error) => Ok(Err(Some(unreadable(&error)))),
         }
     }
 
@@ -278,7 +297,7 @@ impl Pass<'_> {
             // A session that has begun has its place, also one that began under another limit.
             self.context.places.take(&self.id, None);
         } else {
-            self.context.places.free(&self.id);
+            self.context.vacate(&self.id);
         }
         let store = self.store(memory, &session).await;
         let selected = self.select(valid, start).await?;

@@ -288,7 +288,8 @@ async fn a_session_waits_for_a_place_in_its_namespace_and_says_so() {
     assert_eq!(scenario.phase(), Some(Phase::Pending));
     let waits = ("False".to_owned(), reason::NAMESPACE_CAPACITY.to_owned());
     assert_eq!(scenario.condition(condition::COLLECTING), waits);
-    scenario.context.places.free(&others[0]);
+    let next = scenario.context.places.free(&others[0]);
+    assert_eq!(next.map(|next| next.uid).as_deref(), Some(UID), "it is its turn");
     scenario.context.clock.advance(Duration::from_secs(6));
     scenario.pass().await;
     // It has its place, and asks its store, which is not there; others have the place meanwhile.
