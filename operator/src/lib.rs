@@ -20,6 +20,7 @@
 pub mod agents;
 pub mod args;
 pub mod ca;
+pub mod events;
 pub mod grpc;
 pub mod hooks;
 pub mod http;

@@ -13,6 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 
 use super::times::{NoTimes, Times};
+use crate::session::status::time;
 
 /// Names in the status.
 const MOST_NAMES: usize = 10;
@@ -84,8 +85,7 @@ pub fn decide(
     let generation = schedule.metadata.generation;
     let mut conditions = std::mem::take(&mut decision.status.conditions);
     let mut says = |type_: &str, status: bool, reason: &str, message: &str| {
-        let now = Time(Timestamp::from_second(now.as_second()).unwrap_or(now));
-        conditions::set(&mut conditions, type_, Some(status), reason, message, generation, &now);
+        conditions::set(&mut conditions, type_, Some(status), reason, message, generation, &time(now));
     };
     decision.status.observed_generation = generation;
     decision.delete = surplus(schedule, children, now);

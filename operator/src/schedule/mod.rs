@@ -18,27 +18,28 @@ use crds::conditions::{self, reason, schedule as condition};
 use crds::{SCHEDULE_LABEL, SCHEDULED_AT, TraceSchedule, TraceScheduleStatus, TraceSession};
 use futures::StreamExt;
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::controller::{self, Action};
-use kube::runtime::events::{Event, EventType, Recorder};
+use kube::runtime::events::Recorder;
 use kube::runtime::reflector::Store;
 use kube::runtime::{Controller, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+use crate::events;
 use crate::session::limits::Limits;
 use crate::session::listed::Listed;
+use crate::session::status::time;
 use crate::session::validate::validate;
+use crate::session::write::MANAGER;
 use decide::{Child, Decision, decide, session_name};
 use times::{NoTimes, Times};
 
 pub mod decide;
 pub mod times;
 
-/// Name of our fields in `managedFields`.
-const MANAGER: &str = "tracelake-operator";
 /// A schedule is looked at this often, so that a clock that was set shows within this time.
 const LOOK: Duration = Duration::from_secs(60);
 /// After an error.
@@ -160,7 +161,7 @@ async fn act(schedule: &TraceSchedule, context: &Context, decision: Decision) ->
         let session = session(schedule, due);
         let name = session.name_any();
         let made = make(&api, &session).await;
-        let now = Time(Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default());
+        let now = time(Timestamp::now());
         let generation = schedule.metadata.generation;
         let conditions = &mut status.conditions;
         let mut on_time = |is: bool, reason: &str, message: &str| {
@@ -170,7 +171,7 @@ async fn act(schedule: &TraceSchedule, context: &Context, decision: Decision) ->
             Ok(new) => {
                 on_time(true, reason::AS_EXPECTED, "");
                 if new {
-                    note(context, schedule, false, "SessionCreated", format!("made session {name}")).await;
+                    note(context, schedule, false, "SessionCreated", &format!("made session {name}")).await;
                 }
             }
             Err(error) => {
@@ -252,14 +253,14 @@ async fn write(
         if let Some(now) =
             trouble.filter(|now| known.is_none_or(|k| k.reason != now.reason || k.message != now.message))
         {
-            note(context, schedule, true, &now.reason, now.message.clone()).await;
+            note(context, schedule, true, &now.reason, &now.message).await;
         }
     }
     Ok(())
 }
 
-/// Publishes an Event. Best effort: it holds up no session.
-async fn note(context: &Context, schedule: &TraceSchedule, warning: bool, reason: &str, message: String) {
+/// Says it in the log and in an Event.
+async fn note(context: &Context, schedule: &TraceSchedule, warning: bool, reason: &str, message: &str) {
     tracing::info!(
         schedule = schedule.name_any(),
         namespace = schedule.namespace(),
@@ -267,14 +268,6 @@ async fn note(context: &Context, schedule: &TraceSchedule, warning: bool, reason
         message,
         "schedule event"
     );
-    let event = Event {
-        type_: if warning { EventType::Warning } else { EventType::Normal },
-        reason: reason.to_owned(),
-        note: Some(message.chars().take(1_000).collect()),
-        action: "Reconcile".to_owned(),
-        secondary: None,
-    };
-    if let Err(error) = context.recorder.publish(&event, &schedule.object_ref(&())).await {
-        tracing::warn!(%error, "event not published");
-    }
+    let about = schedule.object_ref(&());
+    events::publish(&context.recorder, &about, "Reconcile", warning, reason, message).await;
 }

@@ -9,21 +9,20 @@ use std::time::Duration;
 
 use crds::{SESSION_FINALIZER, TraceSession, TraceSessionStatus};
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
-use kube::runtime::events::{Event, EventType, Recorder};
+use kube::runtime::events::Recorder;
 use kube::{Api, Client, Resource, ResourceExt};
 use serde_json::json;
 use tokio::time::Instant;
 
 use super::memory::Memory;
 use super::status::notes;
+use crate::events;
 use crate::metrics::{Metrics, outcome};
 
 /// At most one write of an unchanged phase in this time, whatever the number of nodes.
 pub const COALESCE: Duration = Duration::from_secs(5);
 /// Name of our fields in `managedFields`.
-const MANAGER: &str = "tracelake-operator";
-/// The longest note of an Event.
-const NOTE_MAX: usize = 1000;
+pub(crate) const MANAGER: &str = "tracelake-operator";
 
 /// Whether a status was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,16 +90,9 @@ impl<'a> Writer<'a> {
                 warning = note.warning,
                 "session event"
             );
-            let event = Event {
-                type_: if note.warning { EventType::Warning } else { EventType::Normal },
-                reason: note.reason,
-                note: Some(note.message.chars().take(NOTE_MAX).collect()),
-                action: "Reconcile".to_owned(),
-                secondary: None,
-            };
-            if let Err(error) = self.recorder.publish(&event, &session.object_ref(&())).await {
-                tracing::warn!(%error, "event not published");
-            }
+            let about = session.object_ref(&());
+            events::publish(self.recorder, &about, "Reconcile", note.warning, &note.reason, &note.message)
+                .await;
         }
         Ok(Written::Current)
     }

@@ -15,11 +15,13 @@ use crds::{ClusterTraceStore, ClusterTraceStoreSpec};
 use futures::StreamExt;
 use kube::api::{Api, DynamicObject, Patch, PatchParams, ValidationDirective};
 use kube::runtime::WatchStreamExt;
-use kube::runtime::events::{Event, EventType, Recorder};
+use kube::runtime::events::Recorder;
 use kube::runtime::watcher::watch_object;
 use kube::{Client, Resource, ResourceExt};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
+
+use crate::events;
 
 /// The label of what the chart has made, by which it is also found when the chart is uninstalled.
 pub(crate) const LABEL: &str = "app.kubernetes.io/managed-by";
@@ -31,8 +33,6 @@ const LAST_PAUSE: Duration = Duration::from_secs(30);
 /// Between two looks at a store that nobody changes. What was refused is refused again, unless the kind was upgraded; and
 /// Events are forgotten after an hour, so what is wrong is said again.
 const LOOK_EVERY: Duration = Duration::from_secs(600);
-/// The longest note of an Event.
-const NOTE_MAX: usize = 1000;
 
 /// Makes the store and keeps it as `wanted`, until `stop` is cancelled.
 pub async fn keep(client: Client, recorder: Recorder, wanted: DynamicObject, stop: CancellationToken) {
@@ -88,7 +88,7 @@ pub async fn settle(client: &Client, recorder: &Recorder, wanted: &DynamicObject
                  is: give it the label {LABEL}={MANAGER} to let the chart have it, or choose another defaultStore.name"
             );
             tracing::warn!(store, "{note}");
-            warn(recorder, existing, "ChartValuesNotUsed", note).await;
+            warn(recorder, existing, "ChartValuesNotUsed", &note).await;
             return Ok(());
         }
         (Step::AwaitEnd, _) => {
@@ -109,7 +109,7 @@ pub async fn settle(client: &Client, recorder: &Recorder, wanted: &DynamicObject
                 status.message
             );
             if let Some(existing) = &existing {
-                warn(recorder, existing, "ChartValuesRefused", note).await;
+                warn(recorder, existing, "ChartValuesRefused", &note).await;
             }
         }
         Err(error) => return Err(error),
@@ -117,18 +117,9 @@ pub async fn settle(client: &Client, recorder: &Recorder, wanted: &DynamicObject
     Ok(())
 }
 
-/// An Event on the store; best effort, the log says the same.
-async fn warn(recorder: &Recorder, store: &ClusterTraceStore, reason: &str, note: String) {
-    let event = Event {
-        type_: EventType::Warning,
-        reason: reason.to_owned(),
-        note: Some(note.chars().take(NOTE_MAX).collect()),
-        action: "Keep".to_owned(),
-        secondary: None,
-    };
-    if let Err(error) = recorder.publish(&event, &store.object_ref(&())).await {
-        tracing::warn!(%error, "event not published");
-    }
+/// An Event on the store.
+async fn warn(recorder: &Recorder, store: &ClusterTraceStore, reason: &str, note: &str) {
+    events::publish(recorder, &store.object_ref(&()), "Keep", true, reason, note).await;
 }
 
 /// What is to be done about the store.

@@ -121,7 +121,8 @@ pub fn status(seen: &Observed<'_>) -> TraceSessionStatus {
     status
 }
 
-fn time(at: Timestamp) -> Time {
+/// A moment as a status holds it.
+pub(crate) fn time(at: Timestamp) -> Time {
     // The API server keeps seconds; anything finer would look like a change at every comparison.
     Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
 }
