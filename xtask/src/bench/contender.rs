@@ -346,6 +346,13 @@ pub(super) fn programs() -> Result<Vec<serde_json::Value>> {
     }
 }
 
+/// The command in a network namespace of its own, with a loopback.
+pub(super) fn in_own_network(command: &Command) -> Command {
+    let mut own = exec::command("unshare", ["--net", "sh", "-c", "ip link set lo up; exec \"$@\"", "sh"]);
+    own.arg(command.get_program()).args(command.get_args());
+    own
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

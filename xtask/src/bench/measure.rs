@@ -340,22 +340,18 @@ pub(super) fn hooks(bench: &Bench, collectors: &str) -> Result<BTreeMap<String, 
     let measured = (|| {
         let folder = bench.folder()?;
         let arguments = ["-p", "pageFaults.events=true", "--interval", "1", "--", "sh", "-c", &script];
-        run(&exec::output(&mut in_own_network(&bench.record(&folder, collectors, &arguments)))?, true)?;
+        run(
+            &exec::output(&mut contender::in_own_network(&bench.record(&folder, collectors, &arguments)))?,
+            true,
+        )?;
         let other =
             Recording::start(bench, collectors, &["-p", "pageFaults.events=true", "--interval", "1"])?;
-        let text = exec::output(&mut in_own_network(&exec::command("sh", ["-c", &script])));
+        let text = exec::output(&mut contender::in_own_network(&exec::command("sh", ["-c", &script])));
         other.end()?;
         run(&text?, false)
     })();
     fs::write(STATS, "0")?;
     measured.map(|()| hooks)
-}
-
-/// The command in a network namespace of its own, with a loopback.
-fn in_own_network(command: &Command) -> Command {
-    let mut own = exec::command("unshare", ["--net", "sh", "-c", "ip link set lo up; exec \"$@\"", "sh"]);
-    own.arg(command.get_program()).args(command.get_args());
-    own
 }
 
 /// Bytes of all rows of a dataset's `page_faults` by another writer.

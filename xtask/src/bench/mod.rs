@@ -11,6 +11,7 @@ pub(crate) mod load;
 mod measure;
 mod process;
 mod report;
+mod soak;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -35,6 +36,9 @@ pub(crate) struct Args {
     /// Some three minutes instead of some forty, once each; writes no page.
     #[arg(long)]
     quick: bool,
+    /// Instead of all else records for so many minutes and writes `docs/soak.md`: does memory grow?
+    #[arg(long, value_name = "MINUTES", conflicts_with = "quick")]
+    soak: Option<u64>,
 }
 
 /// Everything that was measured.
@@ -57,6 +61,9 @@ struct Results {
 }
 
 pub(crate) fn main(args: &Args) -> Result<()> {
+    if let Some(minutes) = args.soak {
+        return soak::main(minutes);
+    }
     let folder = cache::repository().join("target/bench");
     fs::create_dir_all(&folder)?;
     let mut bench = Bench::prepare(std::env::temp_dir().join("tracelake-bench"))?;
@@ -252,9 +259,7 @@ fn page(results: &Results) -> String {
     let mut text = String::from(
         "# Benchmarks\n\nWritten by `cargo xtask bench`; all of it was measured in one run, in turns.\n\n",
     );
-    let machine: Vec<Vec<String>> =
-        results.machine.iter().map(|(name, value)| vec![(*name).to_owned(), value.clone()]).collect();
-    text += &report::table(&["", ""], &machine);
+    text += &report::machine(&results.machine);
     text += "\n## Goals\n\nAn event is a page fault in user mode: a row of `page_faults` with all its columns, through `tracelake record`, the node \
              agent's own code.\n`BELOW` is below the floor.\n\n";
     text += &report::goals(&goals(results));
@@ -277,7 +282,7 @@ fn page(results: &Results) -> String {
         short(middle(results.build.events_per_second.iter().copied())),
         results.programs_left
     );
-    text += "Not measured here: the slope of G11, which takes hours.\n\n## Peers\n\n";
+    text += "The slope of G11 takes hours: [soak](soak.md).\n\n## Peers\n\n";
     let peers = [
         (Contender::Tracelake, "tracelake record, Parquet"),
         (Contender::KernMlops, "KernMLOps' settings in bcc-python"),

@@ -2,6 +2,7 @@
 
 //! Medians, and the page that the full run writes.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use serde::Serialize;
@@ -77,6 +78,13 @@ pub(super) fn goals(goals: &[Goal]) -> String {
         })
         .collect();
     table(&["goal", "what", "target", "floor", "measured", ""], &rows)
+}
+
+/// The table of where it was measured.
+pub(super) fn machine(machine: &BTreeMap<&'static str, String>) -> String {
+    let rows: Vec<Vec<String>> =
+        machine.iter().map(|(name, value)| vec![(*name).to_owned(), value.clone()]).collect();
+    table(&["", ""], &rows)
 }
 
 /// A table in Markdown that a terminal shows well, too.
