@@ -16,11 +16,13 @@ pub mod rows;
 pub mod session;
 pub mod store;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use crds::conditions::is_true;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Event, Namespace, Node, Pod};
 use kube::api::{DeleteParams, ListParams, LogParams, PostParams};
 use kube::runtime::wait::await_condition;
@@ -89,6 +91,22 @@ impl Env {
         let nodes = self.nodes().await?;
         ensure!(nodes.len() >= 2, "this test needs two nodes, the cluster has {}", nodes.len());
         Ok((nodes[0].clone(), nodes[1].clone()))
+    }
+
+    /// The operator's pod that leads.
+    pub async fn leader(&self) -> Result<Pod> {
+        let lease =
+            Api::<Lease>::namespaced(self.client.clone(), &self.system).get("tracelake-operator").await?;
+        let holder = lease.spec.and_then(|spec| spec.holder_identity).unwrap_or_default();
+        let pods = pods::api(&self.client, &self.system);
+        pods.get(&holder).await.with_context(|| format!("the Lease is held by {holder:?}"))
+    }
+
+    /// A port of the operator's pod that leads, as [`store::forward`] gives it.
+    pub async fn forward_to_leader(&self, port: u16) -> Result<SocketAddr> {
+        let name = self.leader().await?.metadata.name.unwrap_or_default();
+        let found = ListParams::default().fields(&format!("metadata.name={name}"));
+        store::forward(self.client.clone(), self.system.clone(), found, port).await
     }
 
     /// The agent's pod on a node.

@@ -36,7 +36,8 @@ pub async fn dev_store(client: &Client, namespace: &str) -> Result<Arc<dyn Objec
         let bytes = data.get(key).with_context(|| format!("Secret {namespace}/{SECRET} has no {key}"))?;
         Ok(String::from_utf8(bytes.0.clone())?)
     };
-    let address = forward(client.clone(), namespace.to_owned(), LABEL, PORT).await?;
+    let address =
+        forward(client.clone(), namespace.to_owned(), ListParams::default().labels(LABEL), PORT).await?;
     let store = AmazonS3Builder::new()
         .with_endpoint(format!("http://{address}"))
         .with_allow_http(true)
@@ -49,30 +50,31 @@ pub async fn dev_store(client: &Client, namespace: &str) -> Result<Arc<dyn Objec
 }
 
 /// Listens on a port of this machine's loopback and carries each connection to `port` of the pod
-/// that `label` selects at that time.
-pub async fn forward(
-    client: Client,
-    namespace: String,
-    label: &'static str,
-    port: u16,
-) -> Result<SocketAddr> {
+/// that is found so at that time.
+pub async fn forward(client: Client, namespace: String, found: ListParams, port: u16) -> Result<SocketAddr> {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
     let address = listener.local_addr()?;
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let (client, namespace) = (client.clone(), namespace.clone());
+            let (client, namespace, found) = (client.clone(), namespace.clone(), found.clone());
             tokio::spawn(async move {
                 // The caller sees a connection that ends early and retries it: its errors say more than ours.
-                let _ = carry(stream, client, &namespace, label, port).await;
+                let _ = carry(stream, client, &namespace, &found, port).await;
             });
         }
     });
     Ok(address)
 }
 
-async fn carry(mut stream: TcpStream, client: Client, namespace: &str, label: &str, port: u16) -> Result<()> {
+async fn carry(
+    mut stream: TcpStream,
+    client: Client,
+    namespace: &str,
+    found: &ListParams,
+    port: u16,
+) -> Result<()> {
     let pods = Api::<Pod>::namespaced(client, namespace);
-    let pod = pods.list(&ListParams::default().labels(label)).await?.items.pop().context("no pod")?;
+    let pod = pods.list(found).await?.items.pop().context("no pod")?;
     let name = pod.metadata.name.context("a pod has a name")?;
     let mut forwarder = pods.portforward(&name, &[port]).await?;
     let mut upstream = forwarder.take_stream(port).context("the port was asked for")?;

@@ -137,7 +137,7 @@ fn an_operator_that_is_killed_changes_nothing_for_running_sessions() -> Result<(
         let session =
             Session::create(&env.client, &ns, "operator-kill", Session::spec("opkill", WINDOW)).await?;
         let before = session.recording().await?;
-        let operator = operator(&env).await?;
+        let operator = env.leader().await?;
         kill(&env, &ns, &node_of(&operator)?, "tracelake-operator").await?;
         // In the sleeper's pod, which is traced already: a new pod needs the operator.
         pods::exec(&api, "sleeper", &["/usr/local/bin/workload", "spawn", "23", "/usr/bin/true"]).await?;
@@ -165,14 +165,17 @@ fn a_window_ends_on_time_with_the_operator_away() -> Result<()> {
         let end = session.recording().await?.status.and_then(|status| status.end_time);
         let end = end.context("a session that records has an end")?.0;
         pods::exec(&api, "sleeper", &["/usr/local/bin/workload", "spawn", "23", "/usr/bin/true"]).await?;
-        let before = operator(&env).await?;
-        scale_operator(&env, 0).await?;
-        pods::gone(&pods::api(&env.client, &env.system), &before.metadata.name.unwrap_or_default()).await?;
+        let replicas = scale_operator(&env, 0).await?;
+        let system = pods::api(&env.client, &env.system);
+        let operators = ListParams::default().labels("app.kubernetes.io/component=operator");
+        for operator in system.list(&operators).await? {
+            pods::gone(&system, &operator.metadata.name.unwrap_or_default()).await?;
+        }
         // What ends the window is the time; only that can be waited for here.
         let left = end.duration_since(jiff::Timestamp::now()) + jiff::SignedDuration::from_secs(2);
         tokio::time::sleep(Duration::try_from(left).unwrap_or_default()).await;
         pods::exec(&api, "sleeper", &["/usr/local/bin/workload", "spawn", "7", "/usr/bin/true"]).await?;
-        scale_operator(&env, 1).await?;
+        scale_operator(&env, replicas).await?;
         let ended = session.phase("Completed").await?;
         let dataset = Dataset::open(&env.store, &ended).await?;
         dataset.verify().await?;
@@ -201,7 +204,7 @@ fn a_new_ca_during_a_session_leaves_no_gap() -> Result<()> {
         });
         tokio::time::timeout(2 * PATIENCE, replaced).await.context("the CA was not replaced")??;
         // A stream that is open does not ask for the certificate; each has to be opened again.
-        let operator = operator(&env).await?;
+        let operator = env.leader().await?;
         kill(&env, &ns, &node_of(&operator)?, "tracelake-operator").await?;
         restarted(&env, &operator).await?;
         // The end of the session needs the streams, and the uploads their grants.
@@ -272,7 +275,7 @@ fn wrong_credentials_collect_nothing_until_the_secret_is_mended() -> Result<()> 
 fn a_node_that_is_lost_is_incomplete_and_completes_when_it_returns() -> Result<()> {
     in_namespace("node-lost", |env, ns| async move {
         let (a, b) = env.two_nodes().await?;
-        let home = node_of(&operator(&env).await?)?;
+        let home = node_of(&env.leader().await?)?;
         let lost = if home == a { b } else { a };
         let api = pods::api(&env.client, &ns);
         PodSpec::workload("sleeper", "lost", &["sleep"]).on(&lost).start(&api).await?;
@@ -356,16 +359,13 @@ fn uploaded(session: &crds::TraceSession) -> bool {
     totals.is_some_and(|totals| totals.rows >= 69 && totals.emitted == totals.exported + totals.filtered)
 }
 
-async fn scale_operator(env: &Env, replicas: i32) -> Result<()> {
+/// Returns how many there were to be before.
+async fn scale_operator(env: &Env, replicas: i32) -> Result<i32> {
     let deployments: Api<Deployment> = Api::namespaced(env.client.clone(), &env.system);
+    let before = deployments.get_scale("tracelake-operator").await?.spec.and_then(|spec| spec.replicas);
     let scale = Patch::Merge(json!({ "spec": { "replicas": replicas } }));
     deployments.patch_scale("tracelake-operator", &PatchParams::default(), &scale).await?;
-    Ok(())
-}
-
-async fn operator(env: &Env) -> Result<Pod> {
-    let operators = ListParams::default().labels("app.kubernetes.io/component=operator");
-    pods::api(&env.client, &env.system).list(&operators).await?.items.pop().context("no operator")
+    before.context("a scale has replicas")
 }
 
 fn node_of(pod: &Pod) -> Result<String> {

@@ -17,17 +17,16 @@ use serde_json::json;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 use tracelake_e2e::pods::{self, PodSpec};
-use tracelake_e2e::{Env, in_namespace, store};
+use tracelake_e2e::{Env, in_namespace};
 
 const AGENT: &str = "tracelake-node-agent";
-const OPERATOR: &str = "app.kubernetes.io/component=operator";
 
 /// A channel to the operator, trusting the CA that it publishes, by the name that its certificate is for.
 async fn channel(env: &Env) -> Result<Channel> {
     let published: Api<ConfigMap> = Api::namespaced(env.client.clone(), &env.system);
     let ca = published.get("tracelake-ca").await?.data.unwrap_or_default();
     let ca = ca.get(node_api::CA_KEY).context("ConfigMap tracelake-ca has no certificate")?;
-    let address = store::forward(env.client.clone(), env.system.clone(), OPERATOR, 7443).await?;
+    let address = env.forward_to_leader(7443).await?;
     let tls = node_api::tls::client(ca.as_bytes(), &format!("tracelake-operator.{}.svc", env.system))?;
     Ok(Endpoint::from_shared(format!("https://{address}"))?
         .tls_config(tls)?
@@ -82,7 +81,7 @@ fn refused(answer: Result<(), Status>, code: Code, reason: &str) -> Result<()> {
 
 /// The operator's counter of refusals for a reason.
 async fn count(env: &Env, reason: &str) -> Result<u64> {
-    let address = store::forward(env.client.clone(), env.system.clone(), OPERATOR, 8080).await?;
+    let address = env.forward_to_leader(8080).await?;
     let text = reqwest::get(format!("http://{address}/metrics")).await?.text().await?;
     let name = format!("tracelake_operator_calls_refused_total{{reason=\"{reason}\"}}");
     let line = text

@@ -9,7 +9,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use crds::ClusterTraceStore;
 use crds::conditions::{self, store::READY};
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::wait::await_condition;
 use kube::{Api, ResourceExt};
@@ -55,6 +57,11 @@ fn uninstalling_with_a_session_running_leaves_nothing_that_blocks() -> Result<()
         for pod in system.list(&ListParams::default().labels("app.kubernetes.io/name=tracelake")).await? {
             pods::gone(&system, &pod.metadata.name.unwrap_or_default()).await?;
         }
+        let leases: Api<Lease> = Api::namespaced(env.client.clone(), &env.system);
+        let slices: Api<EndpointSlice> = Api::namespaced(env.client.clone(), &env.system);
+        ensure!(leases.get_opt("tracelake-operator").await?.is_none(), "the operator's Lease is left");
+        let slice = slices.get_opt("tracelake-operator-leader").await?;
+        ensure!(slice.is_none(), "an EndpointSlice is left: {slice:?}");
         for node in env.nodes().await? {
             let left = spooled(&api, &node, &uid).await?;
             ensure!(left == 0, "{left} files or folders of the session are left in the spool of {node}");

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Flags and environment, each once; the chart sets them.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use crds::{ByteSize, Interval};
 use kube::api::DynamicObject;
 
+use crate::announce::Announcement;
 use crate::session::limits::Limits;
 use crate::store::{EndpointPolicy, Network, StoreConfig};
 
@@ -39,9 +40,18 @@ pub struct Args {
     #[arg(long, env = "HTTP_ADDRESS", default_value = "0.0.0.0:8080")]
     pub http_address: SocketAddr,
 
-    /// Name of the Service that the agents connect to; the certificate is for its DNS names.
+    /// Name of the Service of all replicas. The agents connect to the one with `-leader` behind it, whose only endpoint is the
+    /// replica that leads; the certificate is for the DNS names of both.
     #[arg(long, env = "SERVICE_NAME", default_value = "tracelake-operator")]
     pub service_name: String,
+
+    /// Name of this replica's pod: by it the replica holds the Lease.
+    #[arg(long, env = "POD_NAME", default_value = "tracelake-operator")]
+    pub pod_name: String,
+
+    /// Address of this replica's pod, which becomes the endpoint for agents while it leads; left out, somebody else sees to that.
+    #[arg(long, env = "POD_IP")]
+    pub pod_ip: Option<IpAddr>,
 
     /// Further names that the certificate is for.
     #[arg(long, env = "EXTRA_DNS_NAMES", value_delimiter = ',')]
@@ -111,15 +121,34 @@ impl Args {
 
     /// The names that agents may call the operator by.
     pub fn dns_names(&self) -> Vec<String> {
-        let (service, namespace) = (&self.service_name, &self.namespace);
-        let mut names = vec![
-            service.clone(),
-            format!("{service}.{namespace}"),
-            format!("{service}.{namespace}.svc"),
-            format!("{service}.{namespace}.svc.cluster.local"),
-        ];
+        let namespace = &self.namespace;
+        let mut names = Vec::new();
+        for service in [self.service_name.clone(), self.leader_service()] {
+            let ends = ["".to_owned(), format!(".{namespace}"), format!(".{namespace}.svc")];
+            names.extend(
+                ends.into_iter()
+                    .chain([format!(".{namespace}.svc.cluster.local")])
+                    .map(|end| service.clone() + &end),
+            );
+        }
         names.extend(self.extra_dns_names.iter().filter(|name| !name.is_empty()).cloned());
         names
+    }
+
+    /// The Service whose endpoint is the replica that leads.
+    pub fn leader_service(&self) -> String {
+        format!("{}-leader", self.service_name)
+    }
+
+    /// What the leader tells the agents; nothing without an address.
+    pub fn announcement(&self) -> Option<Announcement> {
+        Some(Announcement {
+            namespace: self.namespace.clone(),
+            service: self.leader_service(),
+            address: self.pod_ip?,
+            port: self.grpc_address.port(),
+            pod: self.pod_name.clone(),
+        })
     }
 
     /// How long a new CA is published before it is used.
@@ -169,6 +198,7 @@ mod tests {
         let args =
             Args::parse_from(["operator", "--namespace", "tracelake", "--extra-dns-names", "localhost"]);
         assert!(args.dns_names().contains(&"tracelake-operator.tracelake.svc".to_owned()));
+        assert!(args.dns_names().contains(&"tracelake-operator-leader.tracelake.svc".to_owned()));
         assert!(args.dns_names().contains(&"localhost".to_owned()));
         assert_eq!(args.agents(), "tracelake");
     }

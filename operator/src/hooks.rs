@@ -12,12 +12,15 @@ use anyhow::{Context, bail};
 use crds::{ClusterTraceStore, SESSION_FINALIZER, STORE_FINALIZER, TraceSession, TraceStore};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
 use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
+use crate::lease;
 use crate::store::chart;
 
 const OPERATOR: &str = "tracelake-operator";
@@ -30,7 +33,12 @@ const POLL: Duration = Duration::from_millis(500);
 ///
 /// # Errors
 /// When the API server refuses, or the operator's pod does not end.
-pub async fn uninstall(client: Client, namespace: &str, timeout: Duration) -> anyhow::Result<()> {
+pub async fn uninstall(
+    client: Client,
+    namespace: &str,
+    leader_service: &str,
+    timeout: Duration,
+) -> anyhow::Result<()> {
     let sessions = Api::<TraceSession>::all(client.clone());
     let deadline = Instant::now() + timeout;
     loop {
@@ -66,6 +74,9 @@ pub async fn uninstall(client: Client, namespace: &str, timeout: Duration) -> an
     for store in list(&Api::<TraceStore>::all(client.clone()), "").await? {
         release(&namespaced(&client, &store), &store, STORE_FINALIZER).await?;
     }
+    // What the last leader has written of itself.
+    delete_named(&Api::<Lease>::namespaced(client.clone(), namespace), lease::NAME).await?;
+    delete_named(&Api::<EndpointSlice>::namespaced(client, namespace), leader_service).await?;
     tracing::info!("sessions ended, finalizers cleared");
     Ok(())
 }
@@ -101,7 +112,7 @@ async fn stop_operator(client: &Client, namespace: &str) -> anyhow::Result<()> {
     while !list(&pods, OPERATOR_PODS).await?.is_empty() {
         if Instant::now() >= deadline {
             bail!(
-                "the operator's pod in namespace {namespace} does not end: delete it, then uninstall again"
+                "the operator's pods in namespace {namespace} do not end: delete them, then uninstall again"
             );
         }
         tokio::time::sleep(POLL).await;
@@ -132,10 +143,17 @@ async fn delete<K>(api: &Api<K>, object: &K) -> anyhow::Result<()>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
 {
-    match api.delete(&object.name_any(), &DeleteParams::background()).await {
+    delete_named(api, &object.name_any()).await
+}
+
+async fn delete_named<K>(api: &Api<K>, name: &str) -> anyhow::Result<()>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+{
+    match api.delete(name, &DeleteParams::background()).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        Err(error) => Err(error).with_context(|| format!("delete {} {}", K::kind(&()), object.name_any())),
+        Err(error) => Err(error).with_context(|| format!("delete {} {name}", K::kind(&()))),
     }
 }
 

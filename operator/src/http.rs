@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `/metrics`, `/healthz`, `/readyz`, in plain HTTP for the kubelet and Prometheus.
 //!
-//! Ready means: the certificate is there, the stream's port is bound, and every session that existed at the
-//! start was looked at, so that an agent that connects gets a whole plan.
+//! Ready means of a replica that leads: the certificate is there, the stream's port is bound, and every session that existed
+//! at the start was looked at, so that an agent that connects gets a whole plan. One that waits for its turn is ready for that.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use axum::Router;
 use axum::extract::State;
@@ -28,8 +28,28 @@ pub struct Shown {
     pub metrics: Metrics,
     /// Streams and sessions.
     pub hub: Arc<Hub>,
-    /// Set when the stream's port serves.
-    pub serving: Arc<AtomicBool>,
+    /// What this replica does.
+    pub role: Role,
+}
+
+/// What a replica does; clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Role(Arc<AtomicU8>);
+
+impl Role {
+    const WAITING: u8 = 0;
+    const LEADING: u8 = 1;
+    const SERVING: u8 = 2;
+
+    /// It leads, and gets ready.
+    pub fn leads(&self) {
+        self.0.store(Self::LEADING, Ordering::Relaxed);
+    }
+
+    /// The stream's port serves.
+    pub fn serves(&self) {
+        self.0.store(Self::SERVING, Ordering::Relaxed);
+    }
 }
 
 /// Serves until stopped.
@@ -48,6 +68,7 @@ pub async fn serve(listener: TcpListener, shown: Shown, stop: CancellationToken)
 async fn metrics(State(shown): State<Shown>) -> impl IntoResponse {
     shown.metrics.streams.set(i64::try_from(shown.hub.streams()).unwrap_or(i64::MAX));
     shown.metrics.sessions.set(i64::try_from(shown.hub.sessions()).unwrap_or(i64::MAX));
+    shown.metrics.leads.set((shown.role.0.load(Ordering::Relaxed) != Role::WAITING).into());
     let mut text = String::new();
     match prometheus_client::encoding::text::encode(&mut text, &shown.registry) {
         Ok(()) => {
@@ -59,7 +80,10 @@ async fn metrics(State(shown): State<Shown>) -> impl IntoResponse {
 }
 
 async fn ready(State(shown): State<Shown>) -> (StatusCode, &'static str) {
-    if !shown.serving.load(Ordering::Relaxed) {
+    let role = shown.role.0.load(Ordering::Relaxed);
+    if role == Role::WAITING {
+        (StatusCode::OK, "another replica leads")
+    } else if role == Role::LEADING {
         (StatusCode::SERVICE_UNAVAILABLE, "the agents' port is not served yet")
     } else if !shown.hub.is_open() {
         (StatusCode::SERVICE_UNAVAILABLE, "sessions are not all looked at yet")

@@ -12,12 +12,13 @@
 //!                                          v   session.json, manifest-<n>.json
 //!                                     object store
 //! ```
-//! One replica writes; there is no lease, so the chart deploys it with `Recreate`. Everything it knows is
-//! in the API server, in the store, or reported again by the agents: it may be killed at any time.
+//! One replica leads ([`lease`]) and does all of it; others wait to take its place. Everything it knows is in the API
+//! server, in the store, or reported again by the agents: it may be killed at any time.
 //!
 //! The library exists for the tests; the binary is `main.rs`.
 
 pub mod agents;
+pub mod announce;
 pub mod args;
 pub mod ca;
 pub mod events;
@@ -25,6 +26,7 @@ pub mod grpc;
 pub mod hooks;
 pub mod http;
 pub mod hub;
+pub mod lease;
 pub mod metrics;
 pub mod schedule;
 pub mod session;

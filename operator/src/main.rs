@@ -2,22 +2,26 @@
 //! The operator's process: wiring, and an orderly end.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use clap::Parser;
+use crds::TraceSession;
+use futures::FutureExt;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::runtime::events::{Recorder, Reporter};
-use kube::runtime::reflector;
+use kube::runtime::reflector::{self, ObjectRef};
 use kube::{Api, Client, ResourceExt};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracelake_operator::agents::AgentPods;
 use tracelake_operator::args::{Args, Command};
 use tracelake_operator::hub::Hub;
+use tracelake_operator::lease::Elector;
 use tracelake_operator::metrics::Metrics;
 use tracelake_operator::session::{
     self, Context,
@@ -27,7 +31,7 @@ use tracelake_operator::session::{
 };
 use tracelake_operator::store::{self, Stores};
 use tracelake_operator::token::{ApiReview, Authenticator};
-use tracelake_operator::{ca, grpc, hooks, http, schedule, telemetry};
+use tracelake_operator::{ca, grpc, hooks, http, lease, schedule, telemetry};
 
 /// After a signal, for agents to forget what they were told to; and then for streams to close, before the process ends.
 const GRACE: Duration = Duration::from_secs(5);
@@ -50,24 +54,50 @@ async fn run(args: Args) -> anyhow::Result<()> {
     match &args.command {
         None => {}
         Some(Command::Uninstall { timeout_seconds }) => {
-            return hooks::uninstall(client, &args.namespace, Duration::from_secs(*timeout_seconds)).await;
+            let timeout = Duration::from_secs(*timeout_seconds);
+            return hooks::uninstall(client, &args.namespace, &args.leader_service(), timeout).await;
         }
     }
-    let cluster_id = cluster_id(&client).await?;
     let metrics = Metrics::default();
     let mut registry = Registry::default();
     metrics.register(&mut registry);
-
-    let serving = Arc::new(AtomicBool::new(false));
+    let role = http::Role::default();
     let shown = http::Shown {
         registry: Arc::new(registry),
         metrics: metrics.clone(),
         hub: hub.clone(),
-        serving: serving.clone(),
+        role: role.clone(),
     };
     let listener = TcpListener::bind(args.http_address).await.context("bind --http-address")?;
     tokio::spawn(http::serve(listener, shown, stop.clone()));
 
+    let mut elector = Elector::new(client.clone(), &args.namespace, &args.pod_name, lease::PACE);
+    if stop.run_until_cancelled(elector.acquire()).await.is_none() {
+        return Ok(());
+    }
+    role.leads();
+    tracing::info!("this replica leads");
+    let leading = lead(&args, client, (hub, due), metrics, role, stop);
+    tokio::select! {
+        ended = leading => {
+            elector.release().await;
+            ended
+        }
+        // What is under way ends with the process, before the Lease can be another's.
+        lost = elector.hold() => Err(lost.into()),
+    }
+}
+
+/// All that one replica alone does, until it is stopped.
+async fn lead(
+    args: &Args,
+    client: Client,
+    (hub, due): (Arc<Hub>, UnboundedReceiver<ObjectRef<TraceSession>>),
+    metrics: Metrics,
+    role: http::Role,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let cluster_id = cluster_id(&client).await?;
     let settings = ca::Settings { names: args.dns_names(), propagation: args.ca_propagation() };
     let mut keeper = ca::Keeper::new(client.clone(), &args.namespace, args.agents(), settings);
     keeper.step(jiff::Timestamp::now()).await.context("prepare the operator's CA")?;
@@ -75,8 +105,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
     tokio::spawn(keeper.run(stop.clone()));
 
     let stores = Arc::new(Stores::new(client.clone(), args.stores()));
-    let pod = std::env::var("HOSTNAME").ok();
-    let reporter = Reporter { controller: "tracelake-operator".to_owned(), instance: pod };
+    let reporter =
+        Reporter { controller: "tracelake-operator".to_owned(), instance: Some(args.pod_name.clone()) };
     let recorder = Recorder::new(client.clone(), reporter);
     let context = Arc::new(Context {
         client: client.clone(),
@@ -98,42 +128,47 @@ async fn run(args: Args) -> anyhow::Result<()> {
     session::hold_started(&context).await.context("list TraceSessions")?;
     let (known, writer) = reflector::store();
     let listed = session::listed::Listed::default();
-    let sessions = tokio::spawn(session::run(context, writer, listed.clone(), due, stop.clone()));
+    let mut parts = JoinSet::new();
+    let sessions = session::run(context, writer, listed.clone(), due, stop.clone());
+    parts.spawn(sessions.map(|()| ("sessions", Ok(()))));
     let schedules =
         schedule::run(client.clone(), recorder.clone(), known, listed, args.limits(), stop.clone());
-    let schedules = tokio::spawn(schedules);
+    parts.spawn(schedules.map(|()| ("schedules", Ok(()))));
     if let Some(store) = args.chart_store.clone() {
         tokio::spawn(store::chart::keep(client.clone(), recorder, store, stop.clone()));
     }
-    let store_controllers = tokio::spawn(store::run(client.clone(), stores, stop.clone()));
+    parts.spawn(store::run(client.clone(), stores, stop.clone()).map(|()| ("stores", Ok(()))));
 
     let pods = AgentPods::start(client.clone(), args.agents(), &args.agent_labels, stop.clone());
-    let review = Arc::new(ApiReview::new(client));
+    let review = Arc::new(ApiReview::new(client.clone()));
     let authenticator =
         Authenticator::new(review, Arc::new(pods), args.agents(), &args.agent_service_account);
-    let service = grpc::Service::new(hub, Arc::new(authenticator), metrics);
+    let service = grpc::Service::new(hub.clone(), Arc::new(authenticator), metrics);
     let listener = TcpListener::bind(args.grpc_address).await.context("bind --grpc-address")?;
-    serving.store(true, Ordering::Relaxed);
+    role.serves();
     tracing::info!(grpc = %args.grpc_address, http = %args.http_address, version = env!("CARGO_PKG_VERSION"), "operator started");
-    let agents = grpc::serve(listener, tls, service, stop.clone());
+    parts.spawn(grpc::serve(listener, tls, service, stop.clone()).map(|served| ("agents", served)));
+    if let Some(announcement) = args.announcement() {
+        let stopped = stop.clone();
+        tokio::spawn(stopped.run_until_cancelled_owned(async move {
+            while !hub.is_open() {
+                tokio::time::sleep(POLL).await;
+            }
+            announcement.keep(client).await;
+        }));
+    }
 
     // None of these ends by itself; an operator with a part missing is replaced by the kubelet.
-    let ended = tokio::select! {
-        result = agents => result.context("serve agents").map(|()| "agents"),
-        result = sessions => result.context("reconcile sessions").map(|()| "sessions"),
-        result = schedules => result.context("reconcile schedules").map(|()| "schedules"),
-        result = store_controllers => result.context("reconcile stores").map(|()| "stores"),
-    };
+    let ended = parts.join_next().await.context("the operator has parts")?;
     let asked = stop.is_cancelled();
     stop.cancel();
-    match ended {
-        Ok(_) if asked => {
-            tracing::info!("operator stopped");
-            Ok(())
-        }
-        Ok(part) => Err(anyhow::anyhow!("{part} ended by itself")),
-        Err(error) => Err(error),
-    }
+    let (part, ended) = ended.context("a part panicked")?;
+    ended.with_context(|| format!("serve {part}"))?;
+    ensure!(asked, "{part} ended by itself");
+    // Nothing may be written by two: the Lease is given back after all of them.
+    while parts.join_next().await.is_some() {}
+    tracing::info!("operator stopped");
+    Ok(())
 }
 
 async fn client() -> anyhow::Result<Client> {

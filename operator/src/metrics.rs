@@ -60,6 +60,8 @@ pub struct Metrics {
     pub streams: Gauge,
     /// Sessions that nodes are asked to work on.
     pub sessions: Gauge,
+    /// 1 for the replica that leads.
+    pub leads: Gauge,
     /// Reconciles, by outcome.
     pub reconciles: Family<Outcome, Counter>,
     /// Writes to a session's status, by outcome.
@@ -81,6 +83,7 @@ impl Metrics {
         registry.register("reports_received", "Reports received from agents", self.reports.clone());
         registry.register("streams", "Agents whose stream is up", self.streams.clone());
         registry.register("sessions", "Sessions that nodes work on", self.sessions.clone());
+        registry.register("leads", "Whether this replica leads", self.leads.clone());
         registry.register("reconciles", "Reconciles of sessions, by result", self.reconciles.clone());
         registry.register(
             "status_writes",

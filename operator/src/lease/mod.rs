@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Which replica leads: a `Lease`, held by one at a time, as client-go's election does it.
+//!
+//! In: the Lease's object, of which only changes matter. Out: [`acquire`] returns when this replica leads, [`hold`] when it
+//! does so no longer.
+//! Invariant: times of other machines are never compared. A Lease is free when its holder has not renewed it for its own
+//! duration by *this* process's monotonic clock, and a holder gives up [`Pace::deadline`] after its last renewal, by the same.
+//! Why the process ends then, instead of waiting in line again: what it still has under way (a status, a manifest) must not
+//! be written by two.
+
+use std::time::Duration;
+
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use kube::api::{ObjectMeta, PostParams};
+use kube::{Api, Client};
+use rand::Rng;
+use tokio::time::Instant;
+
+/// Name of the Lease, in the operator's namespace.
+pub const NAME: &str = "tracelake-operator";
+/// How long one call of the API server may take.
+const CALL: Duration = Duration::from_secs(3);
+
+/// How fast all of it goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// How long the Lease holds without being renewed; whole seconds.
+    pub duration: Duration,
+    /// For how long a holder tries to renew before it gives up: it must have ended before others may begin.
+    pub deadline: Duration,
+    /// Between two looks, or renewals.
+    pub retry: Duration,
+}
+
+/// The operator's.
+pub const PACE: Pace = Pace {
+    duration: Duration::from_secs(10),
+    deadline: Duration::from_secs(7),
+    retry: Duration::from_secs(2),
+};
+
+/// A replica's place at the Lease.
+pub struct Elector {
+    api: Api<Lease>,
+    name: String,
+    identity: String,
+    pace: Pace,
+    seen: Option<Seen>,
+}
+
+/// The Lease as it was when it changed last.
+struct Seen {
+    lease: Lease,
+    at: Instant,
+}
+
+/// What a look says.
+#[derive(Debug, PartialEq, Eq)]
+enum Turn {
+    /// Somebody leads.
+    Wait,
+    /// Nobody does, or this replica did before it was started again.
+    Take,
+}
+
+impl Elector {
+    /// A candidate. Its name must be no other process's: that of its pod.
+    pub fn new(client: Client, namespace: &str, identity: &str, pace: Pace) -> Self {
+        let api = Api::namespaced(client, namespace);
+        Self { api, name: NAME.to_owned(), identity: identity.to_owned(), pace, seen: None }
+    }
+
+    /// Waits until this replica leads. Errors of the API server are logged and tried again.
+    pub async fn acquire(&mut self) {
+        let mut told = None;
+        loop {
+            match self.attempt().await {
+                Ok(None) => return,
+                Ok(Some(holder)) if told.as_ref() != Some(&holder) => {
+                    tracing::info!(holder, "another replica leads, waiting");
+                    told = Some(holder);
+                }
+                Ok(Some(_)) => {}
+                // Of two that found it free, one was faster.
+                Err(error) if error.is(409) => {}
+                Err(error) => tracing::warn!(%error, "cannot ask for the Lease, will retry"),
+            }
+            let share = rand::rng().random_range(0.8..=1.0);
+            tokio::time::sleep(self.pace.retry.mul_f64(share)).await;
+        }
+    }
+
+    /// Renews until that fails for [`Pace::deadline`], or the Lease is another's.
+    pub async fn hold(&mut self) -> Lost {
+        let Pace { deadline, retry, .. } = self.pace;
+        let mut renewed = Instant::now();
+        loop {
+            let next = async {
+                tokio::time::sleep(retry).await;
+                // Before the call: on the server the renewal may be as old as its request.
+                let began = Instant::now();
+                (began, self.renew().await)
+            };
+            match tokio::time::timeout_at(renewed + deadline, next).await {
+                Ok((began, Ok(true))) => renewed = began,
+                Ok((_, Ok(false))) => return Lost::Taken,
+                Ok((_, Err(error))) => tracing::warn!(%error, "cannot renew the Lease, will retry"),
+                Err(_) => return Lost::Late,
+            }
+        }
+    }
+
+    /// Gives the Lease back, so that the next replica need not wait for its end. An error only makes it wait.
+    pub async fn release(&mut self) {
+        let Some(seen) = self.seen.take().filter(|seen| seen.holder() == Some(&self.identity)) else {
+            return;
+        };
+        let mut lease = seen.lease;
+        if let Some(spec) = &mut lease.spec {
+            spec.holder_identity = Some(String::new());
+            spec.lease_duration_seconds = Some(1);
+        }
+        match call(self.api.replace(&self.name, &PostParams::default(), &lease)).await {
+            Ok(_) => tracing::info!("gave the Lease back"),
+            Err(error) => tracing::warn!(%error, "cannot give the Lease back"),
+        }
+    }
+
+    /// One try; `None` when this replica leads, else who does.
+    async fn attempt(&mut self) -> Result<Option<String>, Failure> {
+        let Some(lease) = call(self.api.get_opt(&self.name)).await? else {
+            let metadata = ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() };
+            let fresh = Lease { metadata, spec: Some(self.spec(None)) };
+            let made = call(self.api.create(&PostParams::default(), &fresh)).await?;
+            self.seen = Some(Seen { lease: made, at: Instant::now() });
+            return Ok(None);
+        };
+        if self.turn(lease) == Turn::Wait {
+            return Ok(self.seen.as_ref().and_then(Seen::holder).map(str::to_owned));
+        }
+        // A conflict is an error that the next look explains.
+        self.write().await.map(|()| None)
+    }
+
+    /// Takes over what the server says, and decides.
+    fn turn(&mut self, lease: Lease) -> Turn {
+        let now = Instant::now();
+        if self.seen.as_ref().is_none_or(|seen| seen.lease.spec != lease.spec) {
+            self.seen = Some(Seen { lease, at: now });
+        } else if let Some(seen) = &mut self.seen {
+            seen.lease = lease;
+        }
+        let free = self.seen.as_ref().is_none_or(|seen| match seen.holder() {
+            None => true,
+            Some(holder) => {
+                holder == self.identity
+                    || now.duration_since(seen.at) >= seen.duration().unwrap_or(self.pace.duration)
+            }
+        });
+        if free { Turn::Take } else { Turn::Wait }
+    }
+
+    /// False when the Lease is another's.
+    async fn renew(&mut self) -> Result<bool, Failure> {
+        match self.write().await {
+            Err(error) if error.is(409) || error.is(404) => {
+                let now = call(self.api.get_opt(&self.name)).await?;
+                let own = now.as_ref().and_then(holder) == Some(&self.identity);
+                // Somebody has labelled it, or a renewal arrived whose answer did not; the next one is of what it is now.
+                if let (true, Some(lease)) = (own, now) {
+                    self.seen = Some(Seen { lease, at: Instant::now() });
+                }
+                Ok(own)
+            }
+            written => written.map(|()| true),
+        }
+    }
+
+    /// Makes this replica the holder of the version that was seen.
+    async fn write(&mut self) -> Result<(), Failure> {
+        let Some(seen) = &self.seen else { return Ok(()) };
+        let lease =
+            Lease { metadata: seen.lease.metadata.clone(), spec: Some(self.spec(seen.lease.spec.as_ref())) };
+        let lease = call(self.api.replace(&self.name, &PostParams::default(), &lease)).await?;
+        self.seen = Some(Seen { lease, at: Instant::now() });
+        Ok(())
+    }
+
+    fn spec(&self, before: Option<&LeaseSpec>) -> LeaseSpec {
+        let now = MicroTime(jiff::Timestamp::now());
+        let own = before.filter(|before| before.holder_identity.as_deref() == Some(&self.identity));
+        let transitions = before.and_then(|before| before.lease_transitions).unwrap_or_default();
+        LeaseSpec {
+            holder_identity: Some(self.identity.clone()),
+            lease_duration_seconds: i32::try_from(self.pace.duration.as_secs()).ok(),
+            acquire_time: own.and_then(|own| own.acquire_time.clone()).or_else(|| Some(now.clone())),
+            renew_time: Some(now),
+            lease_transitions: Some(transitions + i32::from(before.is_some() && own.is_none())),
+            ..LeaseSpec::default()
+        }
+    }
+}
+
+impl Seen {
+    fn holder(&self) -> Option<&str> {
+        holder(&self.lease)
+    }
+
+    /// What the holder has promised to renew within.
+    fn duration(&self) -> Option<Duration> {
+        let seconds = self.lease.spec.as_ref().and_then(|spec| spec.lease_duration_seconds);
+        Some(Duration::from_secs(seconds?.try_into().ok()?))
+    }
+}
+
+fn holder(lease: &Lease) -> Option<&str> {
+    lease.spec.as_ref()?.holder_identity.as_deref().filter(|holder| !holder.is_empty())
+}
+
+/// Why a replica leads no longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Lost {
+    /// Another has it, or it was deleted.
+    #[error("the Lease {NAME} is not this replica's any more")]
+    Taken,
+    /// The API server could not be asked for too long.
+    #[error("the Lease {NAME} could not be renewed in time")]
+    Late,
+}
+
+/// Why a call brought nothing.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Api(#[from] kube::Error),
+    #[error("the API server does not answer")]
+    Silent,
+}
+
+impl Failure {
+    fn is(&self, code: u16) -> bool {
+        matches!(self, Self::Api(kube::Error::Api(status)) if status.code == code)
+    }
+}
+
+async fn call<T>(call: impl Future<Output = Result<T, kube::Error>>) -> Result<T, Failure> {
+    tokio::time::timeout(CALL, call).await.map_err(|_| Failure::Silent)?.map_err(Failure::Api)
+}
+
+#[cfg(test)]
+mod tests;
