@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use crate::Env;
 use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{AttachParams, AttachedProcess, LogParams, PostParams};
@@ -201,4 +202,45 @@ pub fn api(client: &Client, namespace: &str) -> Api<Pod> {
 
 fn phase(pod: Option<&Pod>) -> Option<String> {
     pod?.status.as_ref()?.phase.clone()
+}
+
+/// Sends processes of that name on a node a signal, from a pod in the node's pid namespace: those of the pod with this UID, or
+/// all of them.
+pub async fn signal(
+    env: &Env,
+    namespace: &str,
+    node: &str,
+    process: &str,
+    of_pod: Option<&str>,
+    signal: &str,
+) -> Result<()> {
+    let api = api(&env.client, namespace);
+    let name = format!("signal-{}", &uuid::Uuid::new_v4().simple().to_string()[..6]);
+    // Runtimes write a UID with hyphens or underscores in a cgroup's name.
+    let cgroup = of_pod.unwrap_or_default().replace('-', "[-_]");
+    // -x with the 15 bytes that the kernel keeps of a name.
+    let command = format!(
+        "sent=false; for p in $(pgrep -x {}); do grep -q '{cgroup}' /proc/$p/cgroup && kill -{signal} $p && sent=true; done; \
+         $sent && echo true",
+        &process[..process.len().min(15)]
+    );
+    let pod: Pod = serde_json::from_value(json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name },
+        "spec": {
+            "restartPolicy": "Never", "hostPID": true, "nodeSelector": { "kubernetes.io/hostname": node },
+            "containers": [{
+                "name": "app", "image": image(), "imagePullPolicy": "IfNotPresent",
+                "securityContext": { "capabilities": { "add": ["KILL"] } },
+                "command": ["/bin/sh", "-c", command],
+            }],
+        },
+    }))?;
+    api.create(&PostParams::default(), &pod).await?;
+    finished(&api, &name).await.with_context(|| format!("{signal} to {process} on {node}"))?;
+    Ok(())
+}
+
+/// The node that a pod runs on.
+pub fn node_of(pod: &Pod) -> Result<String> {
+    pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).context("the pod runs nowhere")
 }

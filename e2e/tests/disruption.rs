@@ -29,30 +29,8 @@ const WINDOW: &str = "15m";
 const CA_SECRET: &str = "tracelake-operator-tls";
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// Sends every process of that name on a node a signal.
-async fn signal(env: &Env, namespace: &str, node: &str, process: &str, signal: &str) -> Result<()> {
-    let api = pods::api(&env.client, namespace);
-    let name = format!("signal-{}", &uuid::Uuid::new_v4().simple().to_string()[..6]);
-    // -x with the 15 bytes that the kernel keeps of a name.
-    let command = format!("pkill -{signal} -x {} && echo true", &process[..process.len().min(15)]);
-    let pod: Pod = serde_json::from_value(json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name },
-        "spec": {
-            "restartPolicy": "Never", "hostPID": true, "nodeSelector": { "kubernetes.io/hostname": node },
-            "containers": [{
-                "name": "app", "image": pods::image(), "imagePullPolicy": "IfNotPresent",
-                "securityContext": { "capabilities": { "add": ["KILL"] } },
-                "command": ["/bin/sh", "-c", command],
-            }],
-        },
-    }))?;
-    api.create(&PostParams::default(), &pod).await?;
-    pods::finished(&api, &name).await.with_context(|| format!("{signal} to {process} on {node}"))?;
-    Ok(())
-}
-
 async fn kill(env: &Env, namespace: &str, node: &str, process: &str) -> Result<()> {
-    signal(env, namespace, node, process, "KILL").await
+    pods::signal(env, namespace, node, process, None, "KILL").await
 }
 
 fn pending(session: &crds::TraceSession) -> i64 {
@@ -82,8 +60,8 @@ fn an_agent_that_is_killed_loses_no_sealed_row_and_declares_the_gap() -> Result<
         // The store hangs, so that what is sealed stays on the node.
         let stores = ListParams::default().labels("app.kubernetes.io/component=dev-store");
         let store = pods::api(&env.client, &env.system).list(&stores).await?.items.pop();
-        let store = node_of(&store.context("no dev store")?)?;
-        signal(&env, &ns, &store, "weed", "STOP").await?;
+        let store = pods::node_of(&store.context("no dev store")?)?;
+        pods::signal(&env, &ns, &store, "weed", None, "STOP").await?;
         let crashed = async {
             let spawn = |count: &'static str| ["/usr/local/bin/workload", "spawn", count, "/usr/bin/true"];
             pods::exec(&api, "sleeper", &spawn("23")).await?;
@@ -99,7 +77,7 @@ fn an_agent_that_is_killed_loses_no_sealed_row_and_declares_the_gap() -> Result<
             restarted(&env, &agent).await
         };
         let crashed = crashed.await;
-        signal(&env, &ns, &store, "weed", "CONT").await?;
+        pods::signal(&env, &ns, &store, "weed", None, "CONT").await?;
         crashed?;
         session.recording().await?;
         PodSpec::workload("second", "kill", &["spawn", "17", "/usr/bin/true"]).on(&a).run(&api).await?;
@@ -138,7 +116,7 @@ fn an_operator_that_is_killed_changes_nothing_for_running_sessions() -> Result<(
             Session::create(&env.client, &ns, "operator-kill", Session::spec("opkill", WINDOW)).await?;
         let before = session.recording().await?;
         let operator = env.leader().await?;
-        kill(&env, &ns, &node_of(&operator)?, "tracelake-operator").await?;
+        kill(&env, &ns, &pods::node_of(&operator)?, "tracelake-operator").await?;
         // In the sleeper's pod, which is traced already: a new pod needs the operator.
         pods::exec(&api, "sleeper", &["/usr/local/bin/workload", "spawn", "23", "/usr/bin/true"]).await?;
         restarted(&env, &operator).await?;
@@ -205,7 +183,7 @@ fn a_new_ca_during_a_session_leaves_no_gap() -> Result<()> {
         tokio::time::timeout(2 * PATIENCE, replaced).await.context("the CA was not replaced")??;
         // A stream that is open does not ask for the certificate; each has to be opened again.
         let operator = env.leader().await?;
-        kill(&env, &ns, &node_of(&operator)?, "tracelake-operator").await?;
+        kill(&env, &ns, &pods::node_of(&operator)?, "tracelake-operator").await?;
         restarted(&env, &operator).await?;
         // The end of the session needs the streams, and the uploads their grants.
         pods::exec(&api, "sleeper", &["/usr/local/bin/workload", "spawn", "23", "/usr/bin/true"]).await?;
@@ -275,7 +253,7 @@ fn wrong_credentials_collect_nothing_until_the_secret_is_mended() -> Result<()> 
 fn a_node_that_is_lost_is_incomplete_and_completes_when_it_returns() -> Result<()> {
     in_namespace("node-lost", |env, ns| async move {
         let (a, b) = env.two_nodes().await?;
-        let home = node_of(&env.leader().await?)?;
+        let home = pods::node_of(&env.leader().await?)?;
         let lost = if home == a { b } else { a };
         let api = pods::api(&env.client, &ns);
         PodSpec::workload("sleeper", "lost", &["sleep"]).on(&lost).start(&api).await?;
@@ -366,10 +344,6 @@ async fn scale_operator(env: &Env, replicas: i32) -> Result<i32> {
     let scale = Patch::Merge(json!({ "spec": { "replicas": replicas } }));
     deployments.patch_scale("tracelake-operator", &PatchParams::default(), &scale).await?;
     before.context("a scale has replicas")
-}
-
-fn node_of(pod: &Pod) -> Result<String> {
-    pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).context("the pod runs nowhere")
 }
 
 /// A node that is down until this is dropped, also when the test fails: the tests after it need the node.

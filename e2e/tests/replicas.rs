@@ -3,9 +3,11 @@
 //! The operator's replicas: when the one that leads goes away the next one takes its place, and running sessions do not
 //! notice.
 
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use futures::TryStreamExt;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
@@ -13,6 +15,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Api;
 use kube::api::DeleteParams;
 use kube::runtime::wait::await_condition;
+use kube::runtime::watcher::watch_object;
 use tracelake_e2e::pods::{self, PodSpec};
 use tracelake_e2e::rows::{Dataset, text};
 use tracelake_e2e::session::Session;
@@ -35,15 +38,10 @@ fn running_sessions_do_not_notice_that_another_replica_leads() -> Result<()> {
         let session = Session::create(&env.client, &ns, "replicas", Session::spec("replicas", "15m")).await?;
         let before = session.recording().await?;
         let spawn = ["/usr/local/bin/workload", "spawn", "23", "/usr/bin/true"];
-        for (delete, limit) in
-            [(DeleteParams::default(), AFTER_STOP), (DeleteParams::default().grace_period(0), AFTER_DEATH)]
-        {
+        for (dies, limit) in [(false, AFTER_STOP), (true, AFTER_DEATH)] {
             all_ready(&env).await?;
-            let took = deposed(&env, &delete).await?;
-            println!(
-                "another replica led {took:?} after a deletion with {:?} s of grace",
-                delete.grace_period_seconds
-            );
+            let took = deposed(&env, &ns, dies).await?;
+            println!("another replica led {took:?} after {}", if dies { "a death" } else { "a deletion" });
             ensure!(took <= limit, "another replica led only after {took:?}, limit {limit:?}");
             pods::exec(&api, "sleeper", &spawn).await?;
         }
@@ -56,9 +54,11 @@ fn running_sessions_do_not_notice_that_another_replica_leads() -> Result<()> {
         };
         ensure!(start(&ended) == start(&before), "the window moved");
         let rows = dataset.table("processes").await?;
-        let execs = rows
-            .iter()
-            .filter(|row| text(row, "event") == "exec" && text(row, "filename") == "/usr/bin/true");
+        let execs = rows.iter().filter(|row| {
+            text(row, "pod") == "sleeper"
+                && text(row, "kind") == "exec"
+                && text(row, "exe") == "/usr/bin/true"
+        });
         let found = execs.count();
         ensure!(found == 46, "{found} executions of 46");
         let coverage = dataset.table("coverage").await?;
@@ -80,20 +80,39 @@ async fn all_ready(env: &Env) -> Result<()> {
     Ok(())
 }
 
-/// Deletes the pod that leads and waits until another does, and says where it is. Returns how long that took.
-async fn deposed(env: &Env, delete: &DeleteParams) -> Result<Duration> {
+/// Deletes the pod that leads, which may find time to give the Lease back or not, and waits until another leads and says where
+/// it is. Returns how long it took to lead.
+async fn deposed(env: &Env, namespace: &str, dies: bool) -> Result<Duration> {
     let system: Api<Pod> = pods::api(&env.client, &env.system);
     let leases: Api<Lease> = Api::namespaced(env.client.clone(), &env.system);
     let slices: Api<EndpointSlice> = Api::namespaced(env.client.clone(), &env.system);
-    let old = env.leader().await?.metadata.name.context("a pod has a name")?;
+    let leader = env.leader().await?;
+    if dies {
+        let uid = leader.metadata.uid.clone().context("a pod has a UID")?;
+        // A forced deletion as well gives a second, in which one that runs would say so.
+        pods::signal(env, namespace, &pods::node_of(&leader)?, "tracelake-operator", Some(&uid), "STOP")
+            .await?;
+    }
+    let old = leader.metadata.name.context("a pod has a name")?;
     let began = Instant::now();
-    system.delete(&old, delete).await?;
-    let another = await_condition(leases, LEASE, |lease: Option<&Lease>| {
-        let holder = lease.and_then(|lease| lease.spec.as_ref()?.holder_identity.as_deref());
-        holder.is_some_and(|holder| !holder.is_empty() && holder != old)
-    });
+    let delete = if dies { DeleteParams::default().grace_period(0) } else { DeleteParams::default() };
+    system.delete(&old, &delete).await?;
+    let (mut changes, mut holders) = (pin!(watch_object(leases, LEASE)), Vec::new());
+    let another = async {
+        while let Some(lease) = changes.try_next().await? {
+            let holder = lease.and_then(|lease| lease.spec?.holder_identity).unwrap_or_default();
+            holders.push(holder.clone());
+            if !holder.is_empty() && holder != old {
+                break;
+            }
+        }
+        anyhow::Ok(())
+    };
     tokio::time::timeout(PATIENCE, another).await.context("nobody leads")??;
     let took = began.elapsed();
+    // One that had time to give the Lease back did not die without a word.
+    let gave_back = holders.iter().any(String::is_empty);
+    ensure!(gave_back != dies, "the Lease was held by {holders:?}");
     let told = await_condition(slices, SLICE, |slice: Option<&EndpointSlice>| {
         let target = slice.and_then(|slice| slice.endpoints.first()?.target_ref.as_ref()?.name.clone());
         target.is_some_and(|name| name != old)

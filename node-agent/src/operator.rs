@@ -33,14 +33,17 @@ use crate::pipeline::upload::{Grant, GrantError, GrantRequest, GrantSource, Obje
 
 /// Reports are at least this far apart.
 const REPORT_SPACING: Duration = Duration::from_secs(2);
-/// The first pause before a reconnect, and the longest.
+/// The first pause before a reconnect, and the longest: another replica of the operator leads within seconds.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
-const PAUSE_MAX: Duration = Duration::from_secs(30);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// A stream that lived this long was a good one: the next pause is short again.
 const GOOD_LIFE: Duration = Duration::from_secs(30);
 /// How often the CA file is looked at while a stream is up.
 const CA_PERIOD: Duration = Duration::from_secs(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// For TCP alone, which asks again after 1 and 2 more seconds: the address may be that of an operator that is no more, and
+/// another one is told meanwhile.
+const TCP_TIMEOUT: Duration = Duration::from_secs(4);
 const GRANT_TIMEOUT: Duration = Duration::from_secs(15);
 /// A peer that does not answer a ping in this time is gone.
 const KEEPALIVE: Duration = Duration::from_secs(15);
@@ -178,7 +181,7 @@ impl Client {
         let tls = node_api::tls::client(ca, &self.config.server_name)?;
         let endpoint = Endpoint::from_shared(self.config.endpoint.clone())?
             .tls_config(tls)?
-            .connect_timeout(CONNECT_TIMEOUT)
+            .connect_timeout(TCP_TIMEOUT)
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE)
             .keep_alive_while_idle(true);

@@ -34,15 +34,15 @@ pub struct Announcement {
 }
 
 impl Announcement {
-    /// Writes the slice, and keeps it so for as long as this runs. Errors are logged and tried again.
-    pub async fn keep(self, client: Client) {
-        let slices: Api<EndpointSlice> = Api::namespaced(client, &self.namespace);
-        // Forced: the replica before wrote the same fields.
-        let params = PatchParams::apply(MANAGER).force();
-        let patch = Patch::Apply(self.slice());
+    /// Writes the slice, and keeps it so for as long as this runs. Errors are logged and tried again; `told` is called each time
+    /// that it is as it should be.
+    pub async fn keep(&self, client: Client, told: impl Fn()) {
         loop {
-            let pause = match slices.patch(&self.service, &params, &patch).await {
-                Ok(_) => LOOK_EVERY,
+            let pause = match self.write(client.clone(), true).await {
+                Ok(()) => {
+                    told();
+                    LOOK_EVERY
+                }
                 Err(error) => {
                     tracing::warn!(%error, "cannot tell the agents where the operator is, will retry");
                     RETRY
@@ -52,7 +52,27 @@ impl Announcement {
         }
     }
 
-    fn slice(&self) -> Value {
+    /// Takes the address away: nobody has to wait for an answer from a pod that is no more.
+    pub async fn withdraw(&self, client: Client) {
+        if let Err(error) = self.write(client, false).await {
+            tracing::warn!(%error, "cannot tell the agents that this replica stops");
+        }
+    }
+
+    async fn write(&self, client: Client, serving: bool) -> Result<(), kube::Error> {
+        let slices: Api<EndpointSlice> = Api::namespaced(client, &self.namespace);
+        // Forced: the replica before wrote the same fields.
+        let params = PatchParams::apply(MANAGER).force();
+        slices.patch(&self.service, &params, &Patch::Apply(self.slice(serving))).await.map(drop)
+    }
+
+    fn slice(&self, serving: bool) -> Value {
+        let endpoint = json!({
+            "addresses": [self.address],
+            "conditions": { "ready": true },
+            "targetRef": { "kind": "Pod", "namespace": self.namespace, "name": self.pod },
+        });
+        let endpoints: Vec<Value> = serving.then_some(endpoint).into_iter().collect();
         let kind = if self.address.is_ipv4() { "IPv4" } else { "IPv6" };
         json!({
             "apiVersion": "discovery.k8s.io/v1",
@@ -65,11 +85,7 @@ impl Announcement {
                 },
             },
             "addressType": kind,
-            "endpoints": [{
-                "addresses": [self.address],
-                "conditions": { "ready": true },
-                "targetRef": { "kind": "Pod", "namespace": self.namespace, "name": self.pod },
-            }],
+            "endpoints": endpoints,
             "ports": [{ "name": "grpc", "port": self.port, "protocol": "TCP", "appProtocol": "grpc" }],
         })
     }

@@ -4,6 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 use crds::{ByteSize, Interval};
 use kube::api::DynamicObject;
@@ -45,9 +46,9 @@ pub struct Args {
     #[arg(long, env = "SERVICE_NAME", default_value = "tracelake-operator")]
     pub service_name: String,
 
-    /// Name of this replica's pod: by it the replica holds the Lease.
-    #[arg(long, env = "POD_NAME", default_value = "tracelake-operator")]
-    pub pod_name: String,
+    /// Name of this replica's pod: by it the replica holds the Lease, so no two may have the same.
+    #[arg(long, env = "POD_NAME")]
+    pub pod_name: Option<String>,
 
     /// Address of this replica's pod, which becomes the endpoint for agents while it leads; left out, somebody else sees to that.
     #[arg(long, env = "POD_IP")]
@@ -140,14 +141,23 @@ impl Args {
         format!("{}-leader", self.service_name)
     }
 
+    /// What this replica is called.
+    ///
+    /// # Errors
+    /// When neither flag nor `HOSTNAME` says it.
+    pub fn replica(&self) -> anyhow::Result<String> {
+        let named = self.pod_name.clone().or_else(|| std::env::var("HOSTNAME").ok());
+        named.filter(|name| !name.is_empty()).context("--pod-name or POD_NAME has to name this replica")
+    }
+
     /// What the leader tells the agents; nothing without an address.
-    pub fn announcement(&self) -> Option<Announcement> {
+    pub fn announcement(&self, replica: &str) -> Option<Announcement> {
         Some(Announcement {
             namespace: self.namespace.clone(),
             service: self.leader_service(),
             address: self.pod_ip?,
             port: self.grpc_address.port(),
-            pod: self.pod_name.clone(),
+            pod: replica.to_owned(),
         })
     }
 

@@ -274,7 +274,7 @@ pub async fn serve(
         });
     let grace = async {
         stop.cancelled().await;
-        tokio::time::sleep(Duration::from_secs(2)).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
     };
     let result = tokio::select! {
         result = served => result,

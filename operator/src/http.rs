@@ -37,18 +37,29 @@ pub struct Shown {
 pub struct Role(Arc<AtomicU8>);
 
 impl Role {
-    const WAITING: u8 = 0;
-    const LEADING: u8 = 1;
-    const SERVING: u8 = 2;
+    /// It cannot ask whose turn it is.
+    const BLIND: u8 = 0;
+    const WAITING: u8 = 1;
+    const LEADING: u8 = 2;
+    const SERVING: u8 = 3;
+
+    /// It looked whose turn it is: another's, or it had no answer.
+    pub fn looked(&self, answered: bool) {
+        self.0.store(if answered { Self::WAITING } else { Self::BLIND }, Ordering::Relaxed);
+    }
 
     /// It leads, and gets ready.
     pub fn leads(&self) {
         self.0.store(Self::LEADING, Ordering::Relaxed);
     }
 
-    /// The stream's port serves.
+    /// Agents find it.
     pub fn serves(&self) {
         self.0.store(Self::SERVING, Ordering::Relaxed);
+    }
+
+    fn is_leading(&self) -> bool {
+        matches!(self.0.load(Ordering::Relaxed), Self::LEADING | Self::SERVING)
     }
 }
 
@@ -68,7 +79,7 @@ pub async fn serve(listener: TcpListener, shown: Shown, stop: CancellationToken)
 async fn metrics(State(shown): State<Shown>) -> impl IntoResponse {
     shown.metrics.streams.set(i64::try_from(shown.hub.streams()).unwrap_or(i64::MAX));
     shown.metrics.sessions.set(i64::try_from(shown.hub.sessions()).unwrap_or(i64::MAX));
-    shown.metrics.leads.set((shown.role.0.load(Ordering::Relaxed) != Role::WAITING).into());
+    shown.metrics.leads.set(shown.role.is_leading().into());
     let mut text = String::new();
     match prometheus_client::encoding::text::encode(&mut text, &shown.registry) {
         Ok(()) => {
@@ -81,10 +92,12 @@ async fn metrics(State(shown): State<Shown>) -> impl IntoResponse {
 
 async fn ready(State(shown): State<Shown>) -> (StatusCode, &'static str) {
     let role = shown.role.0.load(Ordering::Relaxed);
-    if role == Role::WAITING {
+    if role == Role::BLIND {
+        (StatusCode::SERVICE_UNAVAILABLE, "it is not known who leads: the Lease cannot be read")
+    } else if role == Role::WAITING {
         (StatusCode::OK, "another replica leads")
     } else if role == Role::LEADING {
-        (StatusCode::SERVICE_UNAVAILABLE, "the agents' port is not served yet")
+        (StatusCode::SERVICE_UNAVAILABLE, "agents cannot find it yet")
     } else if !shown.hub.is_open() {
         (StatusCode::SERVICE_UNAVAILABLE, "sessions are not all looked at yet")
     } else {

@@ -36,6 +36,10 @@ use tracelake_operator::{ca, grpc, hooks, http, lease, schedule, telemetry};
 /// After a signal, for agents to forget what they were told to; and then for streams to close, before the process ends.
 const GRACE: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(50);
+/// For the API server to say what is there before a leader can begin.
+const PREPARED: Duration = Duration::from_secs(60);
+/// For what is under way when a leader is asked to stop.
+const SETTLED: Duration = Duration::from_millis(2_500);
 
 fn main() -> anyhow::Result<()> {
     rustls::crypto::ring::default_provider()
@@ -71,13 +75,16 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let listener = TcpListener::bind(args.http_address).await.context("bind --http-address")?;
     tokio::spawn(http::serve(listener, shown, stop.clone()));
 
-    let mut elector = Elector::new(client.clone(), &args.namespace, &args.pod_name, lease::PACE);
-    if stop.run_until_cancelled(elector.acquire()).await.is_none() {
+    let replica = args.replica()?;
+    let mut elector = Elector::new(client.clone(), &args.namespace, &replica, lease::PACE);
+    let turn = stop.run_until_cancelled(elector.acquire(|answered| role.looked(answered))).await;
+    if turn.is_none() {
+        elector.release().await;
         return Ok(());
     }
     role.leads();
     tracing::info!("this replica leads");
-    let leading = lead(&args, client, (hub, due), metrics, role, stop);
+    let leading = lead(&args, &replica, client, (hub, due), metrics, role, stop);
     tokio::select! {
         ended = leading => {
             elector.release().await;
@@ -91,22 +98,28 @@ async fn run(args: Args) -> anyhow::Result<()> {
 /// All that one replica alone does, until it is stopped.
 async fn lead(
     args: &Args,
+    replica: &str,
     client: Client,
     (hub, due): (Arc<Hub>, UnboundedReceiver<ObjectRef<TraceSession>>),
     metrics: Metrics,
     role: http::Role,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let cluster_id = cluster_id(&client).await?;
     let settings = ca::Settings { names: args.dns_names(), propagation: args.ca_propagation() };
     let mut keeper = ca::Keeper::new(client.clone(), &args.namespace, args.agents(), settings);
-    keeper.step(jiff::Timestamp::now()).await.context("prepare the operator's CA")?;
+    // A leader that waits for an answer for ever would keep the others from leading.
+    let prepared = tokio::time::timeout(PREPARED, async {
+        let cluster_id = cluster_id(&client).await?;
+        keeper.step(jiff::Timestamp::now()).await.context("prepare the operator's CA")?;
+        anyhow::Ok(cluster_id)
+    });
+    let cluster_id = prepared.await.context("the API server does not answer")??;
     let tls = node_api::tls::server(keeper.serving())?;
     tokio::spawn(keeper.run(stop.clone()));
 
     let stores = Arc::new(Stores::new(client.clone(), args.stores()));
     let reporter =
-        Reporter { controller: "tracelake-operator".to_owned(), instance: Some(args.pod_name.clone()) };
+        Reporter { controller: "tracelake-operator".to_owned(), instance: Some(replica.to_owned()) };
     let recorder = Recorder::new(client.clone(), reporter);
     let context = Arc::new(Context {
         client: client.clone(),
@@ -125,7 +138,8 @@ async fn lead(
         places: session::limits::Places::default(),
         started: tokio::time::Instant::now(),
     });
-    session::hold_started(&context).await.context("list TraceSessions")?;
+    let held = tokio::time::timeout(PREPARED, session::hold_started(&context)).await;
+    held.context("the API server does not answer")?.context("list TraceSessions")?;
     let (known, writer) = reflector::store();
     let listed = session::listed::Listed::default();
     let mut parts = JoinSet::new();
@@ -145,28 +159,36 @@ async fn lead(
         Authenticator::new(review, Arc::new(pods), args.agents(), &args.agent_service_account);
     let service = grpc::Service::new(hub.clone(), Arc::new(authenticator), metrics);
     let listener = TcpListener::bind(args.grpc_address).await.context("bind --grpc-address")?;
-    role.serves();
     tracing::info!(grpc = %args.grpc_address, http = %args.http_address, version = env!("CARGO_PKG_VERSION"), "operator started");
     parts.spawn(grpc::serve(listener, tls, service, stop.clone()).map(|served| ("agents", served)));
-    if let Some(announcement) = args.announcement() {
-        let stopped = stop.clone();
-        tokio::spawn(stopped.run_until_cancelled_owned(async move {
-            while !hub.is_open() {
-                tokio::time::sleep(POLL).await;
-            }
-            announcement.keep(client).await;
-        }));
-    }
+    let announcement = args.announcement(replica);
+    let (told, announced, announcer) = (role.clone(), announcement.clone(), client.clone());
+    tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
+        while !hub.is_open() {
+            tokio::time::sleep(POLL).await;
+        }
+        match announced {
+            Some(announcement) => announcement.keep(announcer, || told.serves()).await,
+            None => told.serves(),
+        }
+    }));
 
     // None of these ends by itself; an operator with a part missing is replaced by the kubelet.
     let ended = parts.join_next().await.context("the operator has parts")?;
     let asked = stop.is_cancelled();
     stop.cancel();
+    if let Some(announcement) = announcement {
+        announcement.withdraw(client).await;
+    }
+    // The Lease is given back when nothing writes any more: what has not ended by then is dropped.
+    let all = async { while parts.join_next().await.is_some() {} };
+    if tokio::time::timeout(SETTLED, all).await.is_err() {
+        tracing::warn!("some reconciles did not end in time, they are begun again by the next operator");
+        parts.shutdown().await;
+    }
     let (part, ended) = ended.context("a part panicked")?;
     ended.with_context(|| format!("serve {part}"))?;
     ensure!(asked, "{part} ended by itself");
-    // Nothing may be written by two: the Lease is given back after all of them.
-    while parts.join_next().await.is_some() {}
     tracing::info!("operator stopped");
     Ok(())
 }

@@ -19,6 +19,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tracelake-node-agent-ebpf", &["tracelake-node-agent-common"]),
     ("tracelake-node-api", &[]),
     ("tracelake-operator", &["tracelake-crds", "tracelake-dataset", "tracelake-node-api"]),
+    ("tracelake-scale", &["tracelake-crds", "tracelake-node-agent", "tracelake-node-api"]),
     ("tracelake-workload", &[]),
     ("xtask", &[]),
 ];

@@ -19,8 +19,6 @@ use tokio::time::Instant;
 
 /// Name of the Lease, in the operator's namespace.
 pub const NAME: &str = "tracelake-operator";
-/// How long one call of the API server may take.
-const CALL: Duration = Duration::from_secs(3);
 
 /// How fast all of it goes.
 #[derive(Clone, Copy, Debug)]
@@ -29,8 +27,10 @@ pub struct Pace {
     pub duration: Duration,
     /// For how long a holder tries to renew before it gives up: it must have ended before others may begin.
     pub deadline: Duration,
-    /// Between two looks, or renewals.
+    /// Between two renewals; others look twice as often.
     pub retry: Duration,
+    /// How long one call of the API server may take: several have to fail before a holder gives up.
+    pub call: Duration,
 }
 
 /// The operator's.
@@ -38,6 +38,7 @@ pub const PACE: Pace = Pace {
     duration: Duration::from_secs(10),
     deadline: Duration::from_secs(7),
     retry: Duration::from_secs(2),
+    call: Duration::from_secs(2),
 };
 
 /// A replica's place at the Lease.
@@ -47,6 +48,8 @@ pub struct Elector {
     identity: String,
     pace: Pace,
     seen: Option<Seen>,
+    /// When the last write that was answered was begun: on the server the renewal may be as old as that.
+    renewed: Instant,
 }
 
 /// The Lease as it was when it changed last.
@@ -68,25 +71,38 @@ impl Elector {
     /// A candidate. Its name must be no other process's: that of its pod.
     pub fn new(client: Client, namespace: &str, identity: &str, pace: Pace) -> Self {
         let api = Api::namespaced(client, namespace);
-        Self { api, name: NAME.to_owned(), identity: identity.to_owned(), pace, seen: None }
+        Self {
+            api,
+            name: NAME.to_owned(),
+            identity: identity.to_owned(),
+            pace,
+            seen: None,
+            renewed: Instant::now(),
+        }
     }
 
-    /// Waits until this replica leads. Errors of the API server are logged and tried again.
-    pub async fn acquire(&mut self) {
+    /// Waits until this replica leads. Errors of the API server are logged and tried again; `looked` is told after each look
+    /// whether there was an answer.
+    pub async fn acquire(&mut self, looked: impl Fn(bool)) {
         let mut told = None;
         loop {
             match self.attempt().await {
                 Ok(None) => return,
-                Ok(Some(holder)) if told.as_ref() != Some(&holder) => {
-                    tracing::info!(holder, "another replica leads, waiting");
-                    told = Some(holder);
+                Ok(Some(holder)) => {
+                    looked(true);
+                    if told.as_ref() != Some(&holder) {
+                        tracing::info!(holder, "another replica leads, waiting");
+                        told = Some(holder);
+                    }
                 }
-                Ok(Some(_)) => {}
                 // Of two that found it free, one was faster.
-                Err(error) if error.is(409) => {}
-                Err(error) => tracing::warn!(%error, "cannot ask for the Lease, will retry"),
+                Err(error) if error.is(409) => looked(true),
+                Err(error) => {
+                    looked(false);
+                    tracing::warn!(%error, "cannot ask for the Lease, will retry");
+                }
             }
-            let share = rand::rng().random_range(0.8..=1.0);
+            let share = rand::rng().random_range(0.4..=0.5);
             tokio::time::sleep(self.pace.retry.mul_f64(share)).await;
         }
     }
@@ -94,46 +110,56 @@ impl Elector {
     /// Renews until that fails for [`Pace::deadline`], or the Lease is another's.
     pub async fn hold(&mut self) -> Lost {
         let Pace { deadline, retry, .. } = self.pace;
-        let mut renewed = Instant::now();
+        let mut pause = retry;
         loop {
+            let until = self.renewed + deadline;
             let next = async {
-                tokio::time::sleep(retry).await;
-                // Before the call: on the server the renewal may be as old as its request.
-                let began = Instant::now();
-                (began, self.renew().await)
+                tokio::time::sleep(pause).await;
+                self.renew().await
             };
-            match tokio::time::timeout_at(renewed + deadline, next).await {
-                Ok((began, Ok(true))) => renewed = began,
-                Ok((_, Ok(false))) => return Lost::Taken,
-                Ok((_, Err(error))) => tracing::warn!(%error, "cannot renew the Lease, will retry"),
+            match tokio::time::timeout_at(until, next).await {
+                Ok(Ok(true)) => pause = retry,
+                Ok(Ok(false)) => return Lost::Taken,
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "cannot renew the Lease, will retry");
+                    pause = retry / 4;
+                }
                 Err(_) => return Lost::Late,
             }
         }
     }
 
-    /// Gives the Lease back, so that the next replica need not wait for its end. An error only makes it wait.
+    /// Gives the Lease back if it is this replica's, so that the next one need not wait for its end. An error only makes it wait.
     pub async fn release(&mut self) {
-        let Some(seen) = self.seen.take().filter(|seen| seen.holder() == Some(&self.identity)) else {
-            return;
+        // What it is now: a write may have been under way when its caller gave up.
+        let given = async {
+            let Some(mut lease) = self.call(self.api.get_opt(&self.name)).await? else { return Ok(false) };
+            if holder(&lease) != Some(&self.identity) {
+                return Ok(false);
+            }
+            if let Some(spec) = &mut lease.spec {
+                spec.holder_identity = Some(String::new());
+                spec.lease_duration_seconds = Some(1);
+            }
+            self.call(self.api.replace(&self.name, &PostParams::default(), &lease)).await.map(|_| true)
         };
-        let mut lease = seen.lease;
-        if let Some(spec) = &mut lease.spec {
-            spec.holder_identity = Some(String::new());
-            spec.lease_duration_seconds = Some(1);
-        }
-        match call(self.api.replace(&self.name, &PostParams::default(), &lease)).await {
-            Ok(_) => tracing::info!("gave the Lease back"),
+        let given: Result<bool, Failure> = given.await;
+        match given {
+            Ok(true) => tracing::info!("gave the Lease back"),
+            Ok(false) => {}
             Err(error) => tracing::warn!(%error, "cannot give the Lease back"),
         }
     }
 
     /// One try; `None` when this replica leads, else who does.
     async fn attempt(&mut self) -> Result<Option<String>, Failure> {
-        let Some(lease) = call(self.api.get_opt(&self.name)).await? else {
+        let Some(lease) = self.call(self.api.get_opt(&self.name)).await? else {
             let metadata = ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() };
             let fresh = Lease { metadata, spec: Some(self.spec(None)) };
-            let made = call(self.api.create(&PostParams::default(), &fresh)).await?;
-            self.seen = Some(Seen { lease: made, at: Instant::now() });
+            let began = Instant::now();
+            let lease = self.call(self.api.create(&PostParams::default(), &fresh)).await?;
+            self.seen = Some(Seen { lease, at: Instant::now() });
+            self.renewed = began;
             return Ok(None);
         };
         if self.turn(lease) == Turn::Wait {
@@ -165,13 +191,13 @@ impl Elector {
     async fn renew(&mut self) -> Result<bool, Failure> {
         match self.write().await {
             Err(error) if error.is(409) || error.is(404) => {
-                let now = call(self.api.get_opt(&self.name)).await?;
-                let own = now.as_ref().and_then(holder) == Some(&self.identity);
-                // Somebody has labelled it, or a renewal arrived whose answer did not; the next one is of what it is now.
-                if let (true, Some(lease)) = (own, now) {
-                    self.seen = Some(Seen { lease, at: Instant::now() });
-                }
-                Ok(own)
+                let now = self.call(self.api.get_opt(&self.name)).await?;
+                let Some(lease) = now.filter(|lease| holder(lease) == Some(&self.identity)) else {
+                    return Ok(false);
+                };
+                // Somebody has labelled it, or a renewal arrived whose answer did not: neither is a renewal of now.
+                self.seen = Some(Seen { lease, at: Instant::now() });
+                self.write().await.map(|()| true)
             }
             written => written.map(|()| true),
         }
@@ -182,9 +208,15 @@ impl Elector {
         let Some(seen) = &self.seen else { return Ok(()) };
         let lease =
             Lease { metadata: seen.lease.metadata.clone(), spec: Some(self.spec(seen.lease.spec.as_ref())) };
-        let lease = call(self.api.replace(&self.name, &PostParams::default(), &lease)).await?;
+        let began = Instant::now();
+        let lease = self.call(self.api.replace(&self.name, &PostParams::default(), &lease)).await?;
         self.seen = Some(Seen { lease, at: Instant::now() });
+        self.renewed = began;
         Ok(())
+    }
+
+    async fn call<T>(&self, call: impl Future<Output = Result<T, kube::Error>>) -> Result<T, Failure> {
+        tokio::time::timeout(self.pace.call, call).await.map_err(|_| Failure::Silent)?.map_err(Failure::Api)
     }
 
     fn spec(&self, before: Option<&LeaseSpec>) -> LeaseSpec {
@@ -242,10 +274,6 @@ impl Failure {
     fn is(&self, code: u16) -> bool {
         matches!(self, Self::Api(kube::Error::Api(status)) if status.code == code)
     }
-}
-
-async fn call<T>(call: impl Future<Output = Result<T, kube::Error>>) -> Result<T, Failure> {
-    tokio::time::timeout(CALL, call).await.map_err(|_| Failure::Silent)?.map_err(Failure::Api)
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ const PACE: Pace = Pace {
     duration: Duration::from_secs(2),
     deadline: Duration::from_millis(1_400),
     retry: Duration::from_millis(400),
+    call: Duration::from_millis(400),
 };
 /// What a busy machine may add.
 const SLACK: Duration = Duration::from_secs(2);
@@ -27,6 +28,8 @@ struct State {
     version: u64,
     /// Holders whose calls are not answered.
     cut_off: Vec<&'static str>,
+    /// So many more answers to writes get lost; the writes do not.
+    lost_answers: usize,
 }
 
 impl Server {
@@ -41,6 +44,10 @@ impl Server {
                     std::future::pending::<()>().await;
                 }
                 let (status, answer) = server.answer(&parts.method, &body);
+                let lost = parts.method != Method::GET && server.loses_answer();
+                if lost {
+                    std::future::pending::<()>().await;
+                }
                 let answer = Body::from(serde_json::to_vec(&answer).unwrap());
                 Ok::<_, std::convert::Infallible>(Response::builder().status(status).body(answer).unwrap())
             }
@@ -77,6 +84,13 @@ impl Server {
         (StatusCode::OK, lease)
     }
 
+    fn loses_answer(&self) -> bool {
+        let mut state = self.0.lock().unwrap();
+        let lost = state.lost_answers > 0;
+        state.lost_answers = state.lost_answers.saturating_sub(1);
+        lost
+    }
+
     fn holder(&self) -> String {
         self.0.lock().unwrap().lease.as_ref().unwrap()["spec"]["holderIdentity"].as_str().unwrap().to_owned()
     }
@@ -98,7 +112,7 @@ impl Server {
 
 async fn waited(candidate: &mut Elector) -> Duration {
     let began = Instant::now();
-    candidate.acquire().await;
+    candidate.acquire(|_| ()).await;
     began.elapsed()
 }
 
@@ -127,7 +141,7 @@ async fn one_leads_and_the_next_follows_at_once_when_it_is_given_back() {
 async fn one_that_vanishes_is_followed_when_its_time_is_over_and_not_before() {
     let server = Server::default();
     let (mut first, mut second) = (server.candidate("first"), server.candidate("second"));
-    first.acquire().await;
+    first.acquire(|_| ()).await;
     let next = tokio::spawn(async move { waited(&mut second).await });
     let _ = tokio::time::timeout(PACE.duration, first.hold()).await;
     let gone = Instant::now();
@@ -143,9 +157,9 @@ async fn one_that_vanishes_is_followed_when_its_time_is_over_and_not_before() {
 async fn one_that_cannot_renew_gives_up_before_another_can_begin() {
     let server = Server::default();
     let (mut first, mut second) = (server.candidate("first"), server.candidate("second"));
-    first.acquire().await;
+    first.acquire(|_| ()).await;
     let next = tokio::spawn(async move {
-        second.acquire().await;
+        second.acquire(|_| ()).await;
         Instant::now()
     });
     let _ = tokio::time::timeout(PACE.duration, first.hold()).await;
@@ -161,7 +175,7 @@ async fn one_that_cannot_renew_gives_up_before_another_can_begin() {
 async fn what_is_written_by_others_is_no_renewal_and_no_loss() {
     let server = Server::default();
     let mut first = server.candidate("first");
-    first.acquire().await;
+    first.acquire(|_| ()).await;
     server.label();
     let held = tokio::time::timeout(2 * PACE.duration, first.hold()).await;
     assert!(held.is_err(), "a label ended it: {held:?}");
@@ -186,7 +200,7 @@ async fn what_is_written_by_others_is_no_renewal_and_no_loss() {
 #[tokio::test]
 async fn a_process_that_was_started_again_goes_on_at_once() {
     let server = Server::default();
-    server.candidate("first").acquire().await;
+    server.candidate("first").acquire(|_| ()).await;
     assert!(waited(&mut server.candidate("first")).await < PACE.retry);
     assert_eq!(server.transitions(), 0);
 }
@@ -198,7 +212,7 @@ async fn of_several_that_find_it_free_one_leads() {
     let mut tries = tokio::task::JoinSet::new();
     for mut one in all.drain(..) {
         tries.spawn(async move {
-            one.acquire().await;
+            one.acquire(|_| ()).await;
             one.hold().await
         });
     }
@@ -206,4 +220,53 @@ async fn of_several_that_find_it_free_one_leads() {
     let ended = tokio::time::timeout(4 * PACE.duration, tries.join_next()).await;
     assert!(ended.is_err(), "{ended:?}");
     assert!(["a", "b", "c"].contains(&server.holder().as_str()) && server.transitions() == 0);
+}
+
+#[tokio::test]
+async fn an_answer_that_is_lost_and_writes_of_others_cost_the_holder_nothing() {
+    let server = Server::default();
+    let (mut first, mut second) = (server.candidate("first"), server.candidate("second"));
+    first.acquire(|_| ()).await;
+    let next = tokio::spawn(async move { second.acquire(|_| ()).await });
+    let others = server.clone();
+    let labelling = tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(PACE.retry / 3).await;
+            others.label();
+        }
+    });
+    server.0.lock().unwrap().lost_answers = 1;
+    let held = tokio::time::timeout(3 * PACE.duration, first.hold()).await;
+    labelling.abort();
+    assert!(held.is_err(), "{held:?}");
+    assert!(!next.is_finished() && server.holder() == "first");
+    next.abort();
+}
+
+#[tokio::test]
+async fn what_was_written_when_its_caller_gave_up_is_given_back() {
+    let server = Server::default();
+    let mut first = server.candidate("first");
+    server.0.lock().unwrap().lost_answers = 1;
+    let given_up = tokio::time::timeout(PACE.call / 2, first.acquire(|_| ())).await;
+    assert!(given_up.is_err() && server.holder() == "first", "the write arrived, its answer did not");
+    first.release().await;
+    assert_eq!(server.holder(), "");
+    // It is nobody's, and stays so.
+    first.release().await;
+    assert_eq!(server.holder(), "");
+}
+
+#[tokio::test]
+async fn a_candidate_says_whether_it_was_answered() {
+    let server = Server::default();
+    server.candidate("first").acquire(|_| ()).await;
+    let mut second = server.candidate("second");
+    let answers = Mutex::new(Vec::new());
+    let say = |answered| answers.lock().unwrap().push(answered);
+    let _ = tokio::time::timeout(PACE.retry, second.acquire(say)).await;
+    server.0.lock().unwrap().cut_off.push("second");
+    let _ = tokio::time::timeout(2 * PACE.call, second.acquire(say)).await;
+    let answers = answers.into_inner().unwrap();
+    assert!(answers.first() == Some(&true) && answers.last() == Some(&false), "{answers:?}");
 }

@@ -11,6 +11,7 @@ pub(crate) mod load;
 mod measure;
 mod process;
 mod report;
+mod scale;
 mod soak;
 
 use std::collections::BTreeMap;
@@ -39,6 +40,9 @@ pub(crate) struct Args {
     /// Instead of all else records for so many minutes and writes `docs/soak.md`: does memory grow?
     #[arg(long, value_name = "MINUTES", conflicts_with = "quick")]
     soak: Option<u64>,
+    /// Instead of all else the operator with 5,000 nodes that are none; writes `docs/scale.md`. A tenth of it with `--quick`.
+    #[arg(long, conflicts_with = "soak")]
+    scale: bool,
 }
 
 /// Everything that was measured.
@@ -63,6 +67,9 @@ struct Results {
 pub(crate) fn main(args: &Args) -> Result<()> {
     if let Some(minutes) = args.soak {
         return soak::main(minutes);
+    }
+    if args.scale {
+        return scale::main(args.quick);
     }
     let folder = cache::repository().join("target/bench");
     fs::create_dir_all(&folder)?;

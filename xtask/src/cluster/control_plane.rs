@@ -46,10 +46,13 @@ pub(super) fn user_kubeconfig(user: &str, group: Option<&str>) -> Result<String>
     exec::output(&mut kubeadm)
 }
 
-/// Starts everything; the servers wait for each other.
-pub(super) fn start() -> Result<()> {
-    let pki = state().join("pki");
-    let file = |flag: &str, name: &str| format!("--{flag}={}", pki.join(name).display());
+/// A server's flag that names a file of keys.
+fn file(flag: &str, name: &str) -> String {
+    format!("--{flag}={}", state().join("pki").join(name).display())
+}
+
+/// Starts etcd and the API server; nothing else writes then but what uses it.
+pub(super) fn start_api_server() -> Result<()> {
     cache::remove(&state().join("etcd"))?;
     server(
         "etcd",
@@ -94,7 +97,12 @@ pub(super) fn start() -> Result<()> {
             "--requestheader-group-headers=X-Remote-Group".into(),
             "--requestheader-username-headers=X-Remote-User".into(),
         ],
-    )?;
+    )
+}
+
+/// Starts everything; the servers wait for each other.
+pub(super) fn start() -> Result<()> {
+    start_api_server()?;
     server(
         "kube-controller-manager",
         &[

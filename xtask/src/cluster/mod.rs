@@ -16,11 +16,12 @@ mod vms;
 
 pub(crate) use vms::DEADLINE;
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::image::Image;
@@ -173,6 +174,39 @@ pub(crate) fn down() -> Result<()> {
     // Also without a state file: an `up` that failed leaves processes for inspection.
     vms::down()?;
     cache::remove(&state_file())
+}
+
+/// An API server with the kinds and no cluster around it, for what makes its own; ends when dropped.
+pub(crate) struct ApiServer(());
+
+impl ApiServer {
+    /// Takes the place of the cluster, which may not run.
+    pub(crate) fn start() -> Result<Self> {
+        let _lock = cache::lock("cluster")?;
+        ensure!(current().is_err(), "a cluster runs: end it with `cargo xtask cluster down`");
+        fs::create_dir_all(state())?;
+        let server = Self(());
+        vms::start_api_server()?;
+        let crds = cache::repository().join("crds/yaml");
+        let mut apply = server.within(tools::kubernetes()?.join("kubectl"));
+        exec::quiet(apply.args(["apply", "--server-side", "-f"]).arg(crds))?;
+        Ok(server)
+    }
+
+    /// A command in its network, with an administrator's `KUBECONFIG`.
+    pub(crate) fn within(&self, program: impl AsRef<OsStr>) -> std::process::Command {
+        let mut command = network::within(program, [] as [&str; 0]);
+        command.env("KUBECONFIG", control_plane::kubeconfig());
+        command
+    }
+}
+
+impl Drop for ApiServer {
+    fn drop(&mut self) {
+        if let Err(error) = vms::down() {
+            eprintln!("the API server may still run: {error:#}");
+        }
+    }
 }
 
 /// Ends the cluster after a test or a demo, unless a user asked for it, perhaps meanwhile: then says how to use it.

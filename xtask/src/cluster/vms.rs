@@ -87,6 +87,24 @@ pub(super) fn complete() -> Result<()> {
     wait_for_nodes(&nodes).with_context(|| failure_report(&nodes))
 }
 
+/// Starts an API server and nothing that changes what is put there.
+pub(super) fn start_api_server() -> Result<()> {
+    tools::packages()?;
+    link_tools()?;
+    down()?;
+    control_plane::make_keys()?;
+    network::up(&[])?;
+    control_plane::start_api_server()?;
+    let deadline = Instant::now() + DEADLINE;
+    let mut ready = network::within(tools::kubernetes()?.join("kubectl"), ["get", "--raw", "/readyz"]);
+    ready.env("KUBECONFIG", control_plane::kubeconfig());
+    while !exec::succeeds(&mut ready) {
+        ensure!(Instant::now() < deadline, "the API server does not answer: {}", failure_report(&[]));
+        std::thread::sleep(POLL);
+    }
+    Ok(())
+}
+
 pub(super) fn down() -> Result<()> {
     let servers = control_plane::SERVERS;
     // Nodes first, then servers in the opposite order of their start.
