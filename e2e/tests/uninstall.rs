@@ -37,6 +37,15 @@ fn uninstalling_with_a_session_running_leaves_nothing_that_blocks() -> Result<()
         session.recording().await?;
         pods::exec(&api, "sleeper", &["/usr/local/bin/workload", "spawn", "23", "/usr/bin/true"]).await?;
         let uid = session.get().await?.metadata.uid.context("a session has a UID")?;
+        let check = Command::new(&helm)
+            .args(["test", "tracelake", "--namespace", &env.system, "--logs", "--timeout", "3m"])
+            .output()?;
+        let said = String::from_utf8_lossy(&check.stdout).into_owned();
+        ensure!(check.status.success(), "helm test: {said}{}", String::from_utf8_lossy(&check.stderr));
+        for point in ["leads", "can be written to", "node agents are connected"] {
+            let holds = said.lines().any(|line| line.starts_with("ok ") && line.contains(point));
+            ensure!(holds, "helm test does not say that {point:?}: {said}");
+        }
         let status = Command::new(helm)
             .args(["uninstall", "tracelake", "--namespace", &env.system, "--wait", "--timeout", "5m"])
             .status()?;

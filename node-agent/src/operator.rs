@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use futures::future::BoxFuture;
+use node_api::egress::Guard;
 use node_api::v1::grant_request::Object;
 use node_api::v1::node_client::NodeClient;
 use node_api::v1::{self, AgentMessage, agent_message};
@@ -259,8 +260,12 @@ impl Grants {
                 _ => GrantError::Unavailable(why),
             }
         })?;
-        let v1::GrantResponse { put_url, put_headers, head_url, ca_bundle, key } = given.into_inner();
-        Ok(Grant { put_url, put_headers, head_url, ca_bundle, key })
+        let v1::GrantResponse { put_url, put_headers, head_url, ca_bundle, key, guarded, refused_networks } =
+            given.into_inner();
+        // One that cannot be read is not left out: it may be where the store is.
+        let refused: Result<_, String> = refused_networks.iter().map(|text| text.parse()).collect();
+        let guard = Guard { refused: refused.map_err(unavailable)? };
+        Ok(Grant { put_url, put_headers, head_url, ca_bundle, key, guard: guarded.then_some(guard) })
     }
 }
 

@@ -3,7 +3,8 @@
 //!
 //! In: `proto/node.proto`, the single declaration of what the two sides say to each other. Out: the
 //! generated messages, client and server ([`v1`]), and what both sides must do alike: name a plan
-//! ([`plan`]), trust a server ([`tls`]), carry a token ([`token`]).
+//! ([`plan`]), trust a server ([`tls`]), carry a token ([`token`]), keep to addresses that a tenant may have
+//! them connect to ([`egress`]).
 //!
 //! The generated code is committed, so that a plain build needs no `protoc`; `tests/freshness.rs`
 //! regenerates it and compares.
@@ -16,6 +17,7 @@
 //!          <---- Grant: leave to create one object ----
 //! ```
 
+pub mod egress;
 pub mod plan;
 pub mod tls;
 pub mod token;

@@ -8,10 +8,11 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use crds::{ByteSize, Interval};
 use kube::api::DynamicObject;
+use node_api::egress::{Guard, Network};
 
 use crate::announce::Announcement;
 use crate::session::limits::Limits;
-use crate::store::{EndpointPolicy, Network, StoreConfig};
+use crate::store::{EndpointPolicy, StoreConfig};
 
 /// Reconciles TraceSessions, hands plans to the node agents and signs their uploads.
 #[derive(Parser, Clone, Debug)]
@@ -103,13 +104,19 @@ pub struct Args {
     pub command: Option<Command>,
 }
 
-/// What the chart's Job does.
+/// What the chart's Job and test do.
 #[derive(Subcommand, Clone, Debug)]
 pub enum Command {
     /// End every session, stop the operator and clear finalizers, before the chart is deleted.
     Uninstall {
         /// How long sessions may take to upload and end.
         #[arg(long, default_value_t = 120)]
+        timeout_seconds: u64,
+    },
+    /// Say whether the installation works: a replica leads, the default store is ready, agents are connected.
+    Check {
+        /// How long it may take to get there.
+        #[arg(long, default_value_t = 60)]
         timeout_seconds: u64,
     },
 }
@@ -184,7 +191,7 @@ impl Args {
             secret_namespaces: set(&self.secret_namespaces),
             endpoints: EndpointPolicy {
                 allowed: set(&self.allowed_endpoints),
-                refused: self.refused_networks.clone(),
+                guard: Guard { refused: self.refused_networks.clone() },
             },
         }
     }

@@ -154,6 +154,11 @@ impl Service {
                     head_url: grant.head_url,
                     ca_bundle: grant.ca_bundle,
                     key: key.relative(),
+                    guarded: grant.guard.is_some(),
+                    refused_networks: grant
+                        .guard
+                        .map(|guard| guard.refused.iter().map(ToString::to_string).collect())
+                        .unwrap_or_default(),
                 })
             }
             Err(problem) => {

@@ -21,6 +21,7 @@ pub mod agents;
 pub mod announce;
 pub mod args;
 pub mod ca;
+pub mod check;
 pub mod events;
 pub mod grpc;
 pub mod hooks;

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracelake_operator::agents::AgentPods;
 use tracelake_operator::args::{Args, Command};
 use tracelake_operator::hub::Hub;
-use tracelake_operator::lease::Elector;
+use tracelake_operator::lease::Election;
 use tracelake_operator::metrics::Metrics;
 use tracelake_operator::session::{
     self, Context,
@@ -31,7 +31,7 @@ use tracelake_operator::session::{
 };
 use tracelake_operator::store::{self, Stores};
 use tracelake_operator::token::{ApiReview, Authenticator};
-use tracelake_operator::{ca, grpc, hooks, http, lease, schedule, telemetry};
+use tracelake_operator::{ca, check, grpc, hooks, http, schedule, telemetry};
 
 /// After a signal, for agents to forget what they were told to; and then for streams to close, before the process ends.
 const GRACE: Duration = Duration::from_secs(5);
@@ -54,9 +54,13 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let (hub, due) = Hub::new();
     stop_on_signal(stop.clone(), hub.clone())?;
-    let client = client().await?;
+    let config = config().await?;
+    let client = Client::try_from(config.clone()).context("make a client of the API server")?;
     match &args.command {
         None => {}
+        Some(Command::Check { timeout_seconds }) => {
+            return check::run(client, &args, Duration::from_secs(*timeout_seconds)).await;
+        }
         Some(Command::Uninstall { timeout_seconds }) => {
             let timeout = Duration::from_secs(*timeout_seconds);
             return hooks::uninstall(client, &args.namespace, &args.leader_service(), timeout).await;
@@ -76,22 +80,22 @@ async fn run(args: Args) -> anyhow::Result<()> {
     tokio::spawn(http::serve(listener, shown, stop.clone()));
 
     let replica = args.replica()?;
-    let mut elector = Elector::new(client.clone(), &args.namespace, &replica, lease::PACE);
-    let turn = stop.run_until_cancelled(elector.acquire(|answered| role.looked(answered))).await;
-    if turn.is_none() {
-        elector.release().await;
+    let watched = role.clone();
+    let looked = move |answered| watched.looked(answered);
+    let mut election = Election::join(config, &args.namespace, &replica, looked)?;
+    if stop.run_until_cancelled(election.turn()).await.is_none() {
+        election.release().await;
         return Ok(());
     }
     role.leads();
     tracing::info!("this replica leads");
-    let leading = lead(&args, &replica, client, (hub, due), metrics, role, stop);
     tokio::select! {
-        ended = leading => {
-            elector.release().await;
+        ended = lead(&args, &replica, client, (hub, due), metrics, role, stop) => {
+            election.release().await;
             ended
         }
         // What is under way ends with the process, before the Lease can be another's.
-        lost = elector.hold() => Err(lost.into()),
+        lost = election.lost() => Err(lost.into()),
     }
 }
 
@@ -193,10 +197,10 @@ async fn lead(
     Ok(())
 }
 
-async fn client() -> anyhow::Result<Client> {
+async fn config() -> anyhow::Result<kube::Config> {
     let mut config = kube::Config::infer().await.context("find the API server")?;
     config.connect_timeout = Some(Duration::from_secs(10));
-    Client::try_from(config).context("make a client of the API server")
+    Ok(config)
 }
 
 /// What tells this cluster from others in a dataset.

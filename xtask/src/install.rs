@@ -45,6 +45,7 @@ impl Existing {
         Ok(Some(Access {
             kubeconfig: kubeconfig.clone(),
             helm: tools::helm()?,
+            kubectl: None,
             repository: self.image_repository.clone(),
             tag: self.image_tag.clone(),
             ours: false,
@@ -58,6 +59,8 @@ pub(crate) struct Access {
     /// For an administrator.
     kubeconfig: PathBuf,
     helm: PathBuf,
+    /// None: whichever there is.
+    kubectl: Option<PathBuf>,
     repository: String,
     tag: String,
     /// Its nodes can be stopped and started.
@@ -70,6 +73,7 @@ impl Access {
         Self {
             kubeconfig: cluster.kubeconfig.clone(),
             helm: cluster.helm.clone(),
+            kubectl: Some(cluster.kubectl.clone()),
             repository: REPOSITORY.to_owned(),
             tag: TAG.to_owned(),
             ours: true,
@@ -84,6 +88,9 @@ impl Access {
             .env("TRACELAKE_NAMESPACE", NAMESPACE)
             .env("TRACELAKE_HELM", &self.helm)
             .env("TRACELAKE_SHOP_IMAGE", format!("{}/shop:{}", self.repository, self.tag));
+        if let Some(kubectl) = &self.kubectl {
+            command.env("TRACELAKE_KUBECTL", kubectl);
+        }
         if self.ours {
             command.env("TRACELAKE_NODE_COMMAND", format!("{} cluster node", xtask.display()));
         }

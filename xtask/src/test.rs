@@ -186,8 +186,8 @@ fn format() -> Result<()> {
 /// [`crate::image::static_binary`].
 const WORKSPACE: [&str; 4] = ["--locked", "--workspace", "--exclude", "tracelake-node-agent-ebpf"];
 /// The cluster tests of every run, in the order of their runs and with the number that run side by side.
-const CLUSTER_TESTS: [Suite; 5] =
-    [("input", 4), ("collect", 4), ("collectors", 2), ("schedule", 2), ("replicas", 1)];
+const CLUSTER_TESTS: [Suite; 6] =
+    [("input", 4), ("collect", 4), ("collectors", 2), ("schedule", 2), ("failures", 1), ("replicas", 1)];
 /// Those that break what others share, or take long, each alone; the last one uninstalls.
 const SLOW_CLUSTER_TESTS: [Suite; 5] =
     [("identity", 1), (KERNELS, 1), ("churn", 1), ("disruption", 1), ("uninstall", 1)];

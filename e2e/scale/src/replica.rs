@@ -31,7 +31,10 @@ impl Replica {
         let http = format!("127.0.0.1:{port}");
         let log = folder.join(format!("{name}.log"));
         let file = File::create(&log)?;
-        let child = Command::new(&args.operator)
+        // It ends with this process, however that ends.
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(&args.operator)
             .args(["--namespace", SYSTEM, "--pod-name", name, "--default-store", "default"])
             .args(["--grpc-address", GRPC, "--http-address", &http, "--log", "warn,tracelake_operator=info"])
             .stdin(Stdio::null())

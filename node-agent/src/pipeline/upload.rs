@@ -29,9 +29,10 @@ use futures::future::BoxFuture;
 use futures::stream;
 use http::{HeaderMap, StatusCode, header};
 use md5::{Digest, Md5};
+use node_api::egress::{AddressRefused, Guard};
 use object_store::ObjectStore;
 use rand::Rng;
-use reqwest::{Body, Certificate, Client};
+use reqwest::{Body, Certificate, Client, Url};
 use tokio::io::AsyncReadExt;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -100,6 +101,8 @@ pub struct Grant {
     pub ca_bundle: String,
     /// Relative to the session's prefix.
     pub key: String,
+    /// What may not be connected to: a tenant's store may be anywhere that its DNS says.
+    pub guard: Option<Guard>,
 }
 
 /// Why there is no grant now. Both kinds are asked for again, with backoff: what is over is said by the plan alone.
@@ -153,6 +156,9 @@ pub enum UploadError {
     /// The store cannot be reached, or its answer did not come.
     #[error("the store cannot be reached: {0}")]
     StoreUnreachable(String),
+    /// The store is where a tenant's may not be.
+    #[error("nothing is sent: {0}")]
+    AddressRefused(#[from] AddressRefused),
     /// The disk that the data go to is full.
     #[error("no room is left where the data go")]
     StoreFull,
@@ -193,6 +199,9 @@ impl From<KeyError> for UploadError {
 /// Without the URL, which is a secret.
 fn unreachable(error: reqwest::Error) -> UploadError {
     let error = error.without_url();
+    if let Some(refused) = AddressRefused::find(&error) {
+        return refused.clone().into();
+    }
     let mut text = error.to_string();
     let mut source = std::error::Error::source(&error);
     while let Some(cause) = source {
@@ -207,8 +216,8 @@ pub struct Uploader {
     destination: Destination,
     answering: Semaphore,
     silent: Semaphore,
-    /// One for every bundle of certificates.
-    clients: Mutex<HashMap<String, Client>>,
+    /// One for every bundle of certificates and guard.
+    clients: Mutex<HashMap<(String, Option<Guard>), Client>>,
     metrics: Arc<Metrics>,
 }
 
@@ -264,7 +273,7 @@ impl Uploader {
     }
 
     async fn put(&self, grant: &Grant, request: &GrantRequest, content: &Content) -> Result<(), UploadError> {
-        let client = self.client(&grant.ca_bundle)?;
+        let client = self.client(grant)?;
         let mut headers = HeaderMap::new();
         for (name, value) in &grant.put_headers {
             let bad = || UploadError::Invalid(format!("the grant's header {name:?} is not one"));
@@ -340,9 +349,16 @@ impl Uploader {
 
     /// A client that trusts the public roots and this bundle. It follows no redirect: a store that sends one elsewhere
     /// would send our data with it.
-    fn client(&self, ca_bundle: &str) -> Result<Client, UploadError> {
+    fn client(&self, grant: &Grant) -> Result<Client, UploadError> {
+        let Grant { ca_bundle, guard, put_url, head_url, .. } = grant;
+        for url in guard.iter().flat_map(|_| [put_url, head_url]) {
+            let url =
+                Url::parse(url).map_err(|error| UploadError::Invalid(format!("the grant's URL: {error}")))?;
+            guard.iter().try_for_each(|guard| guard.admit(url.host_str().unwrap_or_default()))?;
+        }
+        let key = (ca_bundle.clone(), guard.clone());
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = clients.get(ca_bundle) {
+        if let Some(client) = clients.get(&key) {
             return Ok(client.clone());
         }
         let invalid = |error: reqwest::Error| {
@@ -352,13 +368,15 @@ impl Uploader {
         for root in webpki_root_certs::TLS_SERVER_ROOT_CERTS {
             roots.push(Certificate::from_der(root).map_err(invalid)?);
         }
-        let client = Client::builder()
+        let mut builder = Client::builder()
             .tls_certs_only(roots)
             .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT_TIMEOUT)
-            .build()
-            .map_err(invalid)?;
-        clients.insert(ca_bundle.to_owned(), client.clone());
+            .connect_timeout(CONNECT_TIMEOUT);
+        if let Some(guard) = guard {
+            builder = builder.no_proxy().dns_resolver(guard.resolver());
+        }
+        let client = builder.build().map_err(invalid)?;
+        clients.insert(key, client.clone());
         Ok(client)
     }
 
@@ -632,5 +650,50 @@ mod tests {
         assert!(pauses[0] <= FIRST_PAUSE && pauses[0] >= FIRST_PAUSE / 2);
         assert!(pauses.iter().all(|pause| *pause <= LONGEST_PAUSE));
         assert!(pauses[19] >= LONGEST_PAUSE / 2);
+    }
+
+    /// An operator that grants the same to everybody.
+    struct Always(Grant);
+
+    impl GrantSource for Always {
+        fn grant<'a>(&'a self, _: &'a GrantRequest) -> BoxFuture<'a, Result<Grant, GrantError>> {
+            Box::pin(async { Ok(self.0.clone()) })
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_sent_to_an_address_where_a_tenants_store_may_not_be() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let content = Content::Bytes(b"{}".as_slice().into());
+        let request = GrantRequest {
+            session: "uid".into(),
+            boot: "0".repeat(32).into(),
+            object: ObjectName::NodeManifest,
+            length: 2,
+            sha256: [0; 32],
+        };
+        // By a name, which the guard sees when it is looked up, and by an address, which nobody looks up.
+        for host in ["localhost", "127.0.0.1", "[::1]"] {
+            let url = format!("http://{host}:{port}/bucket/key");
+            let grant = Grant {
+                put_url: url.clone(),
+                put_headers: BTreeMap::new(),
+                head_url: url,
+                ca_bundle: String::new(),
+                key: "key".to_owned(),
+                guard: Some(Guard::default()),
+            };
+            let uploader = Uploader::new(Destination::Granted(Arc::new(Always(grant))), Arc::default());
+            let error = uploader.create(&request, &content, &UploadHealth::default()).await.unwrap_err();
+            assert!(matches!(error, UploadError::AddressRefused(_)), "{host}: {error}");
+        }
+        assert_eq!(
+            listener.accept().unwrap_err().kind(),
+            std::io::ErrorKind::WouldBlock,
+            "somebody connected"
+        );
     }
 }

@@ -209,6 +209,7 @@ impl GrantSource for Grants {
                 head_url: head.unwrap().to_string(),
                 ca_bundle: String::new(),
                 key: key.relative(),
+                guard: None,
             })
         })
     }

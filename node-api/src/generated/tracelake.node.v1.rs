@@ -285,6 +285,12 @@ pub struct GrantResponse {
     /// Relative to the session's prefix.
     #[prost(string, tag = "5")]
     pub key: ::prost::alloc::string::String,
+    /// A tenant's store: the agent connects to no address that is loopback, link-local or the like, or in `refused_networks`.
+    #[prost(bool, tag = "6")]
+    pub guarded: bool,
+    /// As 10.96.0.0/16.
+    #[prost(string, repeated, tag = "7")]
+    pub refused_networks: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[allow(clippy::all)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

@@ -1,20 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Which replica leads: a `Lease`, held by one at a time, as client-go's election does it.
 //!
-//! In: the Lease's object, of which only changes matter. Out: [`acquire`] returns when this replica leads, [`hold`] when it
-//! does so no longer.
+//! In: the Lease's object, of which only changes matter. Out: [`Election::turn`] returns when this replica leads,
+//! [`Election::lost`] when it does so no longer.
 //! Invariant: times of other machines are never compared. A Lease is free when its holder has not renewed it for its own
 //! duration by *this* process's monotonic clock, and a holder gives up [`Pace::deadline`] after its last renewal, by the same.
 //! Why the process ends then, instead of waiting in line again: what it still has under way (a status, a manifest) must not
 //! be written by two.
+//! Why a thread with connections of its own: thousands of agents that come at once to a new leader would keep it from
+//! renewing, and so would what it asks the API server about them.
 
 use std::time::Duration;
 
+use anyhow::Context;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client};
 use rand::Rng;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 /// Name of the Lease, in the operator's namespace.
@@ -41,8 +45,77 @@ pub const PACE: Pace = Pace {
     call: Duration::from_secs(2),
 };
 
+/// This replica's part in the election, which goes on in a thread of its own.
+pub struct Election {
+    turn: oneshot::Receiver<()>,
+    lost: oneshot::Receiver<Lost>,
+    release: Option<oneshot::Sender<()>>,
+}
+
+impl Election {
+    /// Joins it, under a name that is no other process's: that of the pod. `looked` is told after each look whether there was an
+    /// answer, until this replica leads.
+    ///
+    /// # Errors
+    /// When there is no thread, or no client of the API server.
+    pub fn join(
+        config: kube::Config,
+        namespace: &str,
+        identity: &str,
+        looked: impl Fn(bool) + Send + 'static,
+    ) -> anyhow::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        // A client lives in the runtime that it was made in.
+        let client = {
+            let _inside = runtime.enter();
+            Client::try_from(config).context("make a client of the API server")?
+        };
+        let mut elector = Elector::new(client, namespace, identity, PACE);
+        let (leads, turn) = oneshot::channel();
+        let (ended, lost) = oneshot::channel();
+        let (release, mut released) = oneshot::channel();
+        let run = async move {
+            tokio::select! {
+                () = elector.acquire(looked) => {}
+                _ = &mut released => return elector.release().await,
+            }
+            // Whoever does not listen any more has ended.
+            let _ = leads.send(());
+            tokio::select! {
+                lost = elector.hold() => {
+                    let _ = ended.send(lost);
+                }
+                _ = released => elector.release().await,
+            }
+        };
+        std::thread::Builder::new().name("election".to_owned()).spawn(move || runtime.block_on(run))?;
+        Ok(Self { turn, lost, release: Some(release) })
+    }
+
+    /// Waits until this replica leads.
+    pub async fn turn(&mut self) {
+        if (&mut self.turn).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Waits until it leads no longer.
+    pub async fn lost(&mut self) -> Lost {
+        (&mut self.lost).await.unwrap_or(Lost::Late)
+    }
+
+    /// Gives the Lease back if it is this replica's, so that the next one need not wait for its end.
+    pub async fn release(&mut self) {
+        if let Some(release) = self.release.take() {
+            let _ = release.send(());
+            // Its end drops the other side.
+            let _ = (&mut self.lost).await;
+        }
+    }
+}
+
 /// A replica's place at the Lease.
-pub struct Elector {
+struct Elector {
     api: Api<Lease>,
     name: String,
     identity: String,
@@ -68,8 +141,7 @@ enum Turn {
 }
 
 impl Elector {
-    /// A candidate. Its name must be no other process's: that of its pod.
-    pub fn new(client: Client, namespace: &str, identity: &str, pace: Pace) -> Self {
+    fn new(client: Client, namespace: &str, identity: &str, pace: Pace) -> Self {
         let api = Api::namespaced(client, namespace);
         Self {
             api,
@@ -83,7 +155,7 @@ impl Elector {
 
     /// Waits until this replica leads. Errors of the API server are logged and tried again; `looked` is told after each look
     /// whether there was an answer.
-    pub async fn acquire(&mut self, looked: impl Fn(bool)) {
+    async fn acquire(&mut self, looked: impl Fn(bool)) {
         let mut told = None;
         loop {
             match self.attempt().await {
@@ -108,7 +180,7 @@ impl Elector {
     }
 
     /// Renews until that fails for [`Pace::deadline`], or the Lease is another's.
-    pub async fn hold(&mut self) -> Lost {
+    async fn hold(&mut self) -> Lost {
         let Pace { deadline, retry, .. } = self.pace;
         let mut pause = retry;
         loop {
@@ -130,7 +202,7 @@ impl Elector {
     }
 
     /// Gives the Lease back if it is this replica's, so that the next one need not wait for its end. An error only makes it wait.
-    pub async fn release(&mut self) {
+    async fn release(&mut self) {
         // What it is now: a write may have been under way when its caller gave up.
         let given = async {
             let Some(mut lease) = self.call(self.api.get_opt(&self.name)).await? else { return Ok(false) };

@@ -194,7 +194,8 @@ async fn what_is_written_by_others_is_no_renewal_and_no_loss() {
         after >= PACE.duration && after <= PACE.duration + 2 * PACE.retry + SLACK,
         "followed after {after:?}"
     );
-    assert_eq!(first.hold().await, Lost::Taken);
+    // Its own time is over before it has asked.
+    assert_eq!(first.hold().await, Lost::Late);
 }
 
 #[tokio::test]

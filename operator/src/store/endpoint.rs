@@ -9,17 +9,15 @@
 //! The public roots are built in because the operator's image is `FROM scratch`: there are no system certificates.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crds::S3;
 use crds::conditions::reason;
+use node_api::egress::{AddressRefused, Guard};
 use object_store::ClientOptions;
 use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
 use object_store::client::{ClientConfigKey, HttpClient, HttpConnector};
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
 use super::{Connection, Credential, StoreProblem};
 
@@ -30,50 +28,13 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// The word that stands for AWS itself on the allow-list: a store without an endpoint.
 const AWS: &str = "aws";
 
-/// A block of addresses, as `10.244.0.0/16`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Network {
-    address: IpAddr,
-    bits: u8,
-}
-
-impl FromStr for Network {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let error = || format!("{text:?} is not a network such as 10.244.0.0/16 or fd00::/8");
-        let (address, bits) = text.split_once('/').ok_or_else(error)?;
-        let address: IpAddr = address.parse().map_err(|_| error())?;
-        let bits: u8 = bits.parse().map_err(|_| error())?;
-        let most = if address.is_ipv4() { 32 } else { 128 };
-        if bits > most { Err(error()) } else { Ok(Self { address, bits }) }
-    }
-}
-
-impl Network {
-    /// Whether an address is in the block.
-    pub fn contains(&self, address: IpAddr) -> bool {
-        match (self.address, address) {
-            (IpAddr::V4(net), IpAddr::V4(address)) => {
-                let mask = u32::MAX.checked_shl(32 - u32::from(self.bits)).unwrap_or(0);
-                u32::from(net) & mask == u32::from(address) & mask
-            }
-            (IpAddr::V6(net), IpAddr::V6(address)) => {
-                let mask = u128::MAX.checked_shl(128 - u32::from(self.bits)).unwrap_or(0);
-                u128::from(net) & mask == u128::from(address) & mask
-            }
-            _ => false,
-        }
-    }
-}
-
 /// What tenants' stores may reach.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EndpointPolicy {
     /// Endpoints as `https://minio.example.com:9000`, or `aws` for stores without one. Empty: none.
     pub allowed: Vec<String>,
-    /// Networks that are refused besides loopback, link-local and the like: pods and Services.
-    pub refused: Vec<Network>,
+    /// What is refused wherever an endpoint's name leads: besides loopback, link-local and the like, pods and Services.
+    pub guard: Guard,
 }
 
 impl EndpointPolicy {
@@ -93,44 +54,17 @@ impl EndpointPolicy {
             ));
         }
         // An address in the URL is never resolved, so it is checked here.
-        match host(&wanted).parse::<IpAddr>() {
-            Ok(address) if self.refuses(address) => Err(refused(&wanted, address)),
-            _ => Ok(()),
-        }
-    }
-
-    /// Whether connections to this address are refused.
-    pub fn refuses(&self, address: IpAddr) -> bool {
-        let address = address.to_canonical(); // ::ffff:127.0.0.1 is 127.0.0.1
-        let special = match address {
-            IpAddr::V4(v4) => {
-                v4.is_loopback()
-                    || v4.is_link_local()
-                    || v4.is_unspecified()
-                    || v4.is_multicast()
-                    || v4.is_broadcast()
-                    || v4.octets()[0] == 0
-                    || v4 == Ipv4Addr::new(100, 100, 100, 200) // a cloud's metadata service outside link-local
-            }
-            IpAddr::V6(v6) => {
-                v6.is_loopback()
-                    || v6.is_unicast_link_local()
-                    || v6.is_unspecified()
-                    || v6.is_multicast()
-                    || v6 == Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254) // EC2's metadata service
-            }
-        };
-        special || self.refused.iter().any(|network| network.contains(address))
+        self.guard.admit(host(&wanted)).map_err(|address| refused(&address))
     }
 }
 
-fn refused(endpoint: &str, address: IpAddr) -> StoreProblem {
-    StoreProblem::new(
-        reason::ENDPOINT_ADDRESS_REFUSED,
-        format!(
-            "{endpoint} is at {address}, where tenants' stores may not be (loopback, link-local, pods, Services)"
-        ),
-    )
+fn refused(address: &AddressRefused) -> StoreProblem {
+    StoreProblem::new(reason::ENDPOINT_ADDRESS_REFUSED, address.to_string())
+}
+
+/// Finds an address that was refused among an error's causes.
+pub(super) fn find_refused(error: &(dyn std::error::Error + 'static)) -> Option<StoreProblem> {
+    AddressRefused::find(error).map(refused)
 }
 
 /// One spelling of an endpoint: lower case, no default port, no slash at the end.
@@ -148,63 +82,16 @@ fn host(endpoint: &str) -> &str {
     authority.split(':').next().unwrap_or_default()
 }
 
-/// An address that the policy refuses, on its way through the HTTP client's errors.
-#[derive(Debug)]
-pub(super) struct AddressRefused {
-    host: String,
-    address: IpAddr,
-}
-
-impl fmt::Display for AddressRefused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} is at {}, which is refused", self.host, self.address)
-    }
-}
-
-impl std::error::Error for AddressRefused {}
-
-impl AddressRefused {
-    /// Finds it among an error's causes.
-    pub(super) fn find(error: &(dyn std::error::Error + 'static)) -> Option<StoreProblem> {
-        let mut cause = Some(error);
-        while let Some(error) = cause {
-            if let Some(found) = error.downcast_ref::<Self>() {
-                return Some(refused(&found.host, found.address));
-            }
-            cause = error.source();
-        }
-        None
-    }
-}
-
-/// Resolves names, and refuses a name if any of its addresses is refused.
-struct GuardedResolver(EndpointPolicy);
-
-impl Resolve for GuardedResolver {
-    fn resolve(&self, name: Name) -> Resolving {
-        let policy = self.0.clone();
-        Box::pin(async move {
-            let host = name.as_str().to_owned();
-            let addresses: Vec<_> = tokio::net::lookup_host((host.as_str(), 0)).await?.collect();
-            if let Some(bad) = addresses.iter().find(|address| policy.refuses(address.ip())) {
-                return Err(AddressRefused { host, address: bad.ip() }.into());
-            }
-            let addresses: Addrs = Box::new(addresses.into_iter());
-            Ok(addresses)
-        })
-    }
-}
-
 /// What every client for one store has in common.
 #[derive(Clone)]
 struct Transport {
     roots: Vec<reqwest::Certificate>,
-    policy: Option<EndpointPolicy>,
+    guard: Option<Guard>,
 }
 
 impl fmt::Debug for Transport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Transport").field("policy", &self.policy).finish_non_exhaustive()
+        f.debug_struct("Transport").field("guard", &self.guard).finish_non_exhaustive()
     }
 }
 
@@ -217,8 +104,8 @@ impl Transport {
             .user_agent(concat!("tracelake-operator/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(REQUEST_TIMEOUT);
-        if let Some(policy) = &self.policy {
-            builder = builder.no_proxy().dns_resolver(Arc::new(GuardedResolver(policy.clone())));
+        if let Some(guard) = &self.guard {
+            builder = builder.no_proxy().dns_resolver(guard.resolver());
         }
         builder.build()
     }
@@ -239,7 +126,7 @@ impl HttpConnector for Transport {
 pub(super) fn connect(
     s3: &S3,
     credential: &Credential,
-    policy: Option<EndpointPolicy>,
+    guard: Option<Guard>,
 ) -> Result<Connection, StoreProblem> {
     let invalid = |message: String| StoreProblem::new(reason::STORE_INVALID, message);
     let mut roots: Vec<reqwest::Certificate> = webpki_root_certs::TLS_SERVER_ROOT_CERTS
@@ -256,7 +143,7 @@ pub(super) fn connect(
         }
         roots.extend(own);
     }
-    let transport = Transport { roots, policy };
+    let transport = Transport { roots, guard: guard.clone() };
     let plain = s3.endpoint.as_deref().is_some_and(|endpoint| endpoint.starts_with("http://"));
     let http = transport
         .client(!plain)
@@ -294,7 +181,7 @@ pub(super) fn connect(
     let s3 = builder
         .build()
         .map_err(|error| invalid(format!("the store's specification cannot be used: {error}")))?;
-    Ok(Connection { s3: Arc::new(s3), http, ambient })
+    Ok(Connection { s3: Arc::new(s3), http, ambient, guard })
 }
 
 #[cfg(test)]
@@ -304,7 +191,7 @@ mod tests {
     fn policy(allowed: &[&str], refused: &[&str]) -> EndpointPolicy {
         EndpointPolicy {
             allowed: allowed.iter().map(|&text| text.to_owned()).collect(),
-            refused: refused.iter().map(|text| text.parse().unwrap()).collect(),
+            guard: Guard { refused: refused.iter().map(|text| text.parse().unwrap()).collect() },
         }
     }
 
@@ -339,43 +226,6 @@ mod tests {
         for endpoint in ["http://127.0.0.1:9000", "http://[::1]:9000", "http://10.96.0.1"] {
             let problem = some.admit(Some(endpoint)).unwrap_err();
             assert_eq!(problem.reason, reason::ENDPOINT_ADDRESS_REFUSED, "{endpoint}");
-        }
-    }
-
-    #[test]
-    fn special_and_listed_addresses_are_refused_in_both_families() {
-        let some = policy(&[], &["10.244.0.0/16", "fd00:10::/32"]);
-        for address in [
-            "127.0.0.1",
-            "127.8.8.8",
-            "169.254.169.254",
-            "0.0.0.0",
-            "0.1.2.3",
-            "224.0.0.1",
-            "::1",
-            "fe80::1",
-            "::",
-            "::ffff:127.0.0.1",
-            "::ffff:169.254.169.254",
-            "10.244.3.4",
-            "fd00:10::7",
-            "fd00:ec2::254",
-            "100.100.100.200",
-        ] {
-            assert!(some.refuses(address.parse().unwrap()), "{address}");
-        }
-        for address in ["10.245.0.1", "192.168.1.1", "8.8.8.8", "2001:db8::1", "fd00:11::7"] {
-            assert!(!some.refuses(address.parse().unwrap()), "{address}");
-        }
-    }
-
-    #[test]
-    fn networks_are_read_or_refused() {
-        let all: Network = "0.0.0.0/0".parse().unwrap();
-        assert!(all.contains("203.0.113.9".parse().unwrap()));
-        assert!(!all.contains("::1".parse().unwrap()));
-        for text in ["10.0.0.0", "10.0.0.0/33", "fd00::/129", "x/8", "10.0.0.0/-1"] {
-            assert!(text.parse::<Network>().is_err(), "{text}");
         }
     }
 }

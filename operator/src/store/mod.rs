@@ -24,6 +24,7 @@ use crds::{ClusterTraceStore, DatasetStatus, S3, StoreKind, StoreRef, TraceSessi
 use dataset::key::SessionPrefix;
 use kube::api::Api;
 use kube::{Client, Resource, ResourceExt};
+use node_api::egress::Guard;
 use object_store::ObjectStore;
 use object_store::aws::AmazonS3;
 
@@ -36,7 +37,7 @@ mod sign;
 
 pub use controller::run;
 pub use credentials::Credential;
-pub use endpoint::{EndpointPolicy, Network};
+pub use endpoint::EndpointPolicy;
 pub use probe::Probed;
 pub use sign::{GRANT_SECONDS, Grant};
 
@@ -111,6 +112,8 @@ pub(crate) struct Connection {
     /// For the probe, which goes the agents' way: presigned URLs.
     pub(crate) http: reqwest::Client,
     pub(crate) ambient: bool,
+    /// What neither side connects to, for a tenant's store.
+    pub(crate) guard: Option<Guard>,
 }
 
 /// One version of one store and its Secret: a probe says something about this, and nothing about the next.
@@ -250,7 +253,7 @@ impl Stores {
         if let Some((_, connection)) = clients.iter().find(|(known, _)| *known == key) {
             return Ok(connection.clone());
         }
-        let guard = restricted.then(|| self.config.endpoints.clone());
+        let guard = restricted.then(|| self.config.endpoints.guard.clone());
         let connection = endpoint::connect(s3, &key.credential, guard)?;
         if clients.len() == CLIENTS_MAX {
             clients.remove(0);
@@ -297,7 +300,7 @@ impl ResolvedStore {
         if let Some(policy) = &policy {
             policy.admit(s3.endpoint.as_deref())?;
         }
-        let connection = endpoint::connect(&s3, credential, policy)?;
+        let connection = endpoint::connect(&s3, credential, policy.map(|policy| policy.guard))?;
         let store_ref = StoreRef { kind: StoreKind::ClusterTraceStore, name: "direct".to_owned() };
         let version =
             StoreVersion { uid: String::new(), generation: 0, secret: String::new(), place: String::new() };

@@ -20,7 +20,7 @@ use object_store::path::Path;
 use object_store::signer::SignedUrlOptions;
 use sha2::{Digest, Sha256};
 
-use super::endpoint::AddressRefused;
+use super::endpoint;
 use super::{Connection, StoreProblem, StoreVersion, sign};
 
 /// A success this recent is not tried again for a session that wants to start.
@@ -233,7 +233,7 @@ async fn send(s3: &S3, step: &str, request: reqwest::RequestBuilder) -> Result<A
 fn unavailable(s3: &S3, step: &str, error: reqwest::Error) -> StoreProblem {
     // The URL carries the signature.
     let error = error.without_url();
-    if let Some(refused) = AddressRefused::find(&error) {
+    if let Some(refused) = endpoint::find_refused(&error) {
         return refused;
     }
     let what = if error.is_timeout() {

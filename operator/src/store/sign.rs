@@ -16,6 +16,7 @@ use base64::engine::general_purpose::STANDARD;
 use crds::conditions::reason;
 use dataset::key::Key;
 use http::{HeaderName, HeaderValue, Method};
+use node_api::egress::Guard;
 use object_store::path::Path;
 use object_store::signer::{SignedUrlOptions, Signer};
 
@@ -42,6 +43,8 @@ pub struct Grant {
     pub head_url: String,
     /// Certificates in PEM to trust besides the public ones; empty: none.
     pub ca_bundle: String,
+    /// What the holder may not connect to, for a tenant's store.
+    pub guard: Option<Guard>,
 }
 
 impl std::fmt::Debug for Grant {
@@ -81,7 +84,8 @@ impl ResolvedStore {
         let path = self.prefix.object(key);
         let (put_url, put_headers) = put(&self.connection, &path, sha256, time).await?;
         let head_url = url(&self.connection, Method::HEAD, &path, time, &SignedUrlOptions::default()).await?;
-        Ok(Grant { put_url, put_headers, head_url, ca_bundle: self.s3.ca_bundle.clone().unwrap_or_default() })
+        let ca_bundle = self.s3.ca_bundle.clone().unwrap_or_default();
+        Ok(Grant { put_url, put_headers, head_url, ca_bundle, guard: self.connection.guard.clone() })
     }
 }
 

@@ -22,6 +22,7 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use sha2::{Digest, Sha256};
 use strum::{EnumIter, IntoStaticStr};
+use tokio::sync::Semaphore;
 
 const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
 const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
@@ -33,6 +34,9 @@ const TOKEN_MAX: usize = 16 << 10;
 const REFUSAL_TTL: Duration = Duration::from_secs(10);
 /// Entries kept; far more than agents, so only a flood of bad tokens ever reaches it.
 const CACHE_MAX: usize = 20_000;
+/// Tokens that are reviewed at once: thousands of agents come to a new leader together, and each review would open a connection
+/// of its own to the API server.
+const REVIEWS: usize = 16;
 
 /// Why a call is refused; the name in snake_case is the metric's label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, IntoStaticStr, EnumIter)]
@@ -127,13 +131,14 @@ pub struct Authenticator {
     /// `system:serviceaccount:<namespace>:<name>`.
     username: String,
     remembered: Mutex<HashMap<[u8; 32], Remembered>>,
+    reviewing: Semaphore,
 }
 
 impl Authenticator {
     /// Accepts tokens of the ServiceAccount `account` in `namespace`.
     pub fn new(review: Arc<dyn Review>, pods: Arc<dyn Pods>, namespace: &str, account: &str) -> Self {
         let username = format!("system:serviceaccount:{namespace}:{account}");
-        Self { review, pods, username, remembered: Mutex::default() }
+        Self { review, pods, username, remembered: Mutex::default(), reviewing: Semaphore::new(REVIEWS) }
     }
 
     /// Whom the token speaks for.
@@ -203,7 +208,10 @@ impl Authenticator {
     }
 
     async fn ask(&self, token: &str) -> Result<Agent, Refusal> {
-        let status = self.review.review(token).await.map_err(|error| {
+        let turn = self.reviewing.acquire().await;
+        let reviewed = self.review.review(token).await;
+        drop(turn);
+        let status = reviewed.map_err(|error| {
             tracing::warn!(%error, "token review failed");
             Refusal::ReviewFailed
         })?;

@@ -186,7 +186,7 @@ async fn a_tenants_name_that_resolves_to_loopback_is_refused_before_anything_is_
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let endpoint = format!("http://localhost:{}", listener.local_addr().unwrap().port());
-    let policy = EndpointPolicy { allowed: vec![endpoint.clone()], refused: Vec::new() };
+    let policy = EndpointPolicy { allowed: vec![endpoint.clone()], guard: Default::default() };
     let store = store(s3(&endpoint, BUCKET), &writer(), Some(policy)).unwrap();
     let problem = store.probe().await.unwrap_err();
     assert_eq!(problem.reason, reason::ENDPOINT_ADDRESS_REFUSED, "{problem}");

@@ -193,9 +193,11 @@ impl ApiServer {
         Ok(server)
     }
 
-    /// A command in its network, with an administrator's `KUBECONFIG`.
+    /// A command in its network, with an administrator's `KUBECONFIG`; it ends with this program.
     pub(crate) fn within(&self, program: impl AsRef<OsStr>) -> std::process::Command {
-        let mut command = network::within(program, [] as [&str; 0]);
+        let inside = network::within(program, [] as [&str; 0]);
+        let mut command = exec::command("setpriv", ["--pdeathsig", "TERM", "--"]);
+        command.arg(inside.get_program()).args(inside.get_args());
         command.env("KUBECONFIG", control_plane::kubeconfig());
         command
     }
