@@ -88,13 +88,13 @@ const CASES: &[Case] = &[
     Case {
         title: "The store was not ready in time",
         name: "too-late",
-        spec: "{target: {podSelector: {}}, duration: 1m, startDeadline: 1s, collectors: [{name: processes}], storeRef: {kind: TraceStore, name: nowhere}}",
+        spec: "{target: {podSelector: {}}, duration: 1m, startDeadline: 5s, collectors: [{name: processes}], storeRef: {kind: TraceStore, name: nowhere}}",
         says: &["StartDeadlineExceeded", "Failed"],
     },
     Case {
         title: "The workload is not there",
         name: "no-workload",
-        spec: "{target: {workloadRef: {kind: Deployment, name: nobody}}, duration: 1m, collectors: [{name: processes}]}",
+        spec: "{target: {workloadRef: {kind: Deployment, name: nobody}}, duration: 15m, collectors: [{name: processes}]}",
         says: &["WorkloadNotFound"],
     },
     Case {
@@ -122,6 +122,9 @@ fn describe_alone_explains_each_failure_as_the_documentation_shows_it() -> Resul
                 stores.delete(&store, &DeleteParams::default()).await?;
             }
         }
+        let secrets: Api<Secret> = Api::namespaced(env.client.clone(), &env.system);
+        // Where the first of them could not be made, there is none.
+        let _ = secrets.delete(&format!("{ns}-wrong-key"), &DeleteParams::default()).await;
         let page = shown?;
         let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs/failures.md");
         if std::env::var_os("UPDATE").is_some() {

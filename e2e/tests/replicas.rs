@@ -6,7 +6,7 @@
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use futures::TryStreamExt;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -87,37 +87,51 @@ async fn deposed(env: &Env, namespace: &str, dies: bool) -> Result<Duration> {
     let leases: Api<Lease> = Api::namespaced(env.client.clone(), &env.system);
     let slices: Api<EndpointSlice> = Api::namespaced(env.client.clone(), &env.system);
     let leader = env.leader().await?;
+    let old = leader.metadata.name.clone().context("a pod has a name")?;
+    let (sender, mut changes) = tokio::sync::mpsc::unbounded_channel();
+    let watching = tokio::spawn(async move {
+        let mut changes = pin!(watch_object(leases, LEASE));
+        while let Some(lease) = changes.try_next().await? {
+            let holder = lease.and_then(|lease| lease.spec?.holder_identity).unwrap_or_default();
+            if sender.send((Instant::now(), holder)).is_err() {
+                break;
+            }
+        }
+        anyhow::Ok(())
+    });
+    let (mut since, _) = changes.recv().await.context("the Lease cannot be watched")?;
     if dies {
         let uid = leader.metadata.uid.clone().context("a pod has a UID")?;
         // A forced deletion as well gives a second, in which one that runs would say so.
         pods::signal(env, namespace, &pods::node_of(&leader)?, "tracelake-operator", Some(&uid), "STOP")
             .await?;
+    } else {
+        since = Instant::now();
     }
-    let old = leader.metadata.name.context("a pod has a name")?;
-    let began = Instant::now();
     let delete = if dies { DeleteParams::default().grace_period(0) } else { DeleteParams::default() };
     system.delete(&old, &delete).await?;
-    let (mut changes, mut holders) = (pin!(watch_object(leases, LEASE)), Vec::new());
+    let mut gave_back = false;
     let another = async {
-        while let Some(lease) = changes.try_next().await? {
-            let holder = lease.and_then(|lease| lease.spec?.holder_identity).unwrap_or_default();
-            holders.push(holder.clone());
-            if !holder.is_empty() && holder != old {
-                break;
+        while let Some((at, holder)) = changes.recv().await {
+            match holder {
+                holder if holder.is_empty() => gave_back = true,
+                // One that dies was last heard of then.
+                holder if holder == old => since = if dies { at } else { since },
+                _ => return Ok(at),
             }
         }
-        anyhow::Ok(())
+        bail!("the watch of the Lease has ended")
     };
-    tokio::time::timeout(PATIENCE, another).await.context("nobody leads")??;
-    let took = began.elapsed();
+    let led = tokio::time::timeout(PATIENCE, another).await.context("nobody leads")??;
+    watching.abort();
+    let took = led.duration_since(since);
     // One that had time to give the Lease back did not die without a word.
-    let gave_back = holders.iter().any(String::is_empty);
-    ensure!(gave_back != dies, "the Lease was held by {holders:?}");
+    ensure!(gave_back != dies, "the Lease was {} back", if gave_back { "given" } else { "not given" });
     let told = await_condition(slices, SLICE, |slice: Option<&EndpointSlice>| {
         let target = slice.and_then(|slice| slice.endpoints.first()?.target_ref.as_ref()?.name.clone());
         target.is_some_and(|name| name != old)
     });
     tokio::time::timeout(PATIENCE, told).await.context("the agents are not told who leads")??;
-    println!("the agents were told {:?} after it", began.elapsed());
+    println!("the agents were told {:?} after it", since.elapsed());
     Ok(took)
 }

@@ -16,6 +16,8 @@ use serde_json::{Value, json};
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// After a failure.
 const RETRY: Duration = Duration::from_secs(1);
+/// For the last write: others wait for the Lease.
+const WITHDRAWN: Duration = Duration::from_secs(1);
 const MANAGER: &str = "tracelake-operator";
 
 /// This replica's address, and the Service that it is to be the endpoint of.
@@ -54,8 +56,12 @@ impl Announcement {
 
     /// Takes the address away: nobody has to wait for an answer from a pod that is no more.
     pub async fn withdraw(&self, client: Client) {
-        if let Err(error) = self.write(client, false).await {
-            tracing::warn!(%error, "cannot tell the agents that this replica stops");
+        match tokio::time::timeout(WITHDRAWN, self.write(client, false)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "cannot tell the agents that this replica stops"),
+            Err(_) => {
+                tracing::warn!("the API server does not answer; agents are not told that this replica stops")
+            }
         }
     }
 

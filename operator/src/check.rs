@@ -18,6 +18,7 @@ use crate::args::Args;
 use crate::lease;
 
 const POLL: Duration = Duration::from_secs(1);
+const STALE: Duration = Duration::from_secs(70);
 
 /// Looks until everything is as it should be, or the time is over; prints each point.
 ///
@@ -26,11 +27,11 @@ const POLL: Duration = Duration::from_secs(1);
 pub async fn run(client: Client, args: &Args, timeout: Duration) -> anyhow::Result<()> {
     let deadline = Instant::now() + timeout;
     loop {
-        let points = [
-            leads(&client, args).await.context("read the operator's Lease")?,
-            store(&client, args).await.context("read the default store")?,
-            agents(&client, args).await.context("list the agents")?,
-        ];
+        let looks = async {
+            [leads(&client, args).await, store(&client, args).await, agents(&client, args).await]
+                .map(|point| point.unwrap_or_else(|error| Err(error.to_string())))
+        };
+        let points = tokio::time::timeout(timeout, looks).await.context("the API server does not answer")?;
         let holds = points.iter().all(Result::is_ok);
         if holds || Instant::now() >= deadline {
             for point in &points {
@@ -55,8 +56,10 @@ type Point = Result<String, String>;
 
 async fn leads(client: &Client, args: &Args) -> kube::Result<Point> {
     let leases: Api<Lease> = Api::namespaced(client.clone(), &args.namespace);
-    let holder = leases.get_opt(lease::NAME).await?.and_then(|lease| lease.spec?.holder_identity);
-    Ok(match holder.filter(|holder| !holder.is_empty()) {
+    let spec = leases.get_opt(lease::NAME).await?.and_then(|lease| lease.spec).unwrap_or_default();
+    // By the leader's clock; a minute more than it promises is no clock's fault.
+    let renewed = spec.renew_time.is_some_and(|at| at.0 + STALE > jiff::Timestamp::now());
+    Ok(match spec.holder_identity.filter(|holder| renewed && !holder.is_empty()) {
         Some(holder) => Ok(format!("{holder} leads")),
         None => Err("no replica of the operator leads: see its pods' logs".to_owned()),
     })

@@ -94,8 +94,11 @@ async fn run(args: Args) -> anyhow::Result<()> {
             election.release().await;
             ended
         }
-        // What is under way ends with the process, before the Lease can be another's.
-        lost = election.lost() => Err(lost.into()),
+        // What is under way ends with the process, before the Lease can be another's; nothing is waited for.
+        lost = election.lost() => {
+            tracing::error!(%lost, "this replica leads no longer and ends");
+            std::process::exit(1);
+        }
     }
 }
 
@@ -112,12 +115,13 @@ async fn lead(
     let settings = ca::Settings { names: args.dns_names(), propagation: args.ca_propagation() };
     let mut keeper = ca::Keeper::new(client.clone(), &args.namespace, args.agents(), settings);
     // A leader that waits for an answer for ever would keep the others from leading.
-    let prepared = tokio::time::timeout(PREPARED, async {
+    let prepared = stop.run_until_cancelled(tokio::time::timeout(PREPARED, async {
         let cluster_id = cluster_id(&client).await?;
         keeper.step(jiff::Timestamp::now()).await.context("prepare the operator's CA")?;
         anyhow::Ok(cluster_id)
-    });
-    let cluster_id = prepared.await.context("the API server does not answer")??;
+    }));
+    let Some(prepared) = prepared.await else { return Ok(()) };
+    let cluster_id = prepared.context("the API server does not answer")??;
     let tls = node_api::tls::server(keeper.serving())?;
     tokio::spawn(keeper.run(stop.clone()));
 
@@ -142,7 +146,8 @@ async fn lead(
         places: session::limits::Places::default(),
         started: tokio::time::Instant::now(),
     });
-    let held = tokio::time::timeout(PREPARED, session::hold_started(&context)).await;
+    let held = stop.run_until_cancelled(tokio::time::timeout(PREPARED, session::hold_started(&context)));
+    let Some(held) = held.await else { return Ok(()) };
     held.context("the API server does not answer")?.context("list TraceSessions")?;
     let (known, writer) = reflector::store();
     let listed = session::listed::Listed::default();

@@ -37,6 +37,8 @@ const CACHE_MAX: usize = 20_000;
 /// Tokens that are reviewed at once: thousands of agents come to a new leader together, and each review would open a connection
 /// of its own to the API server.
 const REVIEWS: usize = 16;
+/// For one review: others wait for its place.
+const REVIEW_TIME: Duration = Duration::from_secs(5);
 
 /// Why a call is refused; the name in snake_case is the metric's label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, IntoStaticStr, EnumIter)]
@@ -155,7 +157,7 @@ impl Authenticator {
         let agent = match self.recall(&key, now) {
             Some(answer) => answer?,
             None => {
-                let answer = self.ask(token).await;
+                let answer = self.ask(token, &key).await;
                 // An API server that cannot be asked says nothing about the token.
                 if answer != Err(Refusal::ReviewFailed) {
                     self.remember(key, &answer, now);
@@ -207,10 +209,18 @@ impl Authenticator {
         }
     }
 
-    async fn ask(&self, token: &str) -> Result<Agent, Refusal> {
+    async fn ask(&self, token: &str, key: &[u8; 32]) -> Result<Agent, Refusal> {
         let turn = self.reviewing.acquire().await;
-        let reviewed = self.review.review(token).await;
+        // The same token may have been reviewed meanwhile.
+        if let Some(answer) = self.recall(key, SystemTime::now()) {
+            return answer;
+        }
+        let reviewed = tokio::time::timeout(REVIEW_TIME, self.review.review(token)).await;
         drop(turn);
+        let reviewed = reviewed.map_err(|_| {
+            tracing::warn!("token review not answered");
+            Refusal::ReviewFailed
+        })?;
         let status = reviewed.map_err(|error| {
             tracing::warn!(%error, "token review failed");
             Refusal::ReviewFailed

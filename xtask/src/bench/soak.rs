@@ -89,11 +89,11 @@ fn run(bench: &Bench, length: Duration) -> Result<Soak> {
     let mut command = contender::in_own_network(&bench.record(&folder, COLLECTORS, &arguments));
     let mut child = command.stdout(Stdio::null()).spawn().context("starting tracelake")?;
     let (began, mut samples) = (Instant::now(), Vec::new());
+    // What is there at the very first is not tracelake yet.
+    std::thread::sleep(EVERY);
     while child.try_wait().context("waiting for tracelake")?.is_none() {
-        // It may end between the two, and is not there yet at the very first.
-        if let (Ok(rss_bytes @ 1..), Ok(cpu_ns)) =
-            (process::rss_bytes(child.id()), process::cpu_ns(child.id()))
-        {
+        // It may end between the two.
+        if let (Ok(rss_bytes), Ok(cpu_ns)) = (process::rss_bytes(child.id()), process::cpu_ns(child.id())) {
             samples.push(Sample { seconds: began.elapsed().as_secs_f64(), rss_bytes, cpu_ns });
         }
         std::thread::sleep(EVERY);
