@@ -67,7 +67,14 @@ pub struct Guard {
 impl Guard {
     /// Whether connections to this address are refused.
     pub fn refuses(&self, address: IpAddr) -> bool {
-        let address = address.to_canonical(); // ::ffff:127.0.0.1 is 127.0.0.1
+        let inside = match address {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(v6) => embedded(v6).map(IpAddr::V4),
+        };
+        [Some(address), inside].into_iter().flatten().any(|address| self.refuses_itself(address))
+    }
+
+    fn refuses_itself(&self, address: IpAddr) -> bool {
         let special = match address {
             IpAddr::V4(v4) => {
                 v4.is_loopback()
@@ -76,14 +83,17 @@ impl Guard {
                     || v4.is_multicast()
                     || v4.is_broadcast()
                     || v4.octets()[0] == 0
-                    || v4 == Ipv4Addr::new(100, 100, 100, 200) // a cloud's metadata service outside link-local
+                    // Clouds' own services outside link-local: Alibaba's metadata, Azure's WireServer.
+                    || v4 == Ipv4Addr::new(100, 100, 100, 200)
+                    || v4 == Ipv4Addr::new(168, 63, 129, 16)
             }
             IpAddr::V6(v6) => {
                 v6.is_loopback()
                     || v6.is_unicast_link_local()
                     || v6.is_unspecified()
                     || v6.is_multicast()
-                    || v6 == Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254) // EC2's metadata service
+                    || v6.segments()[..2] == [0xfd00, 0xec2] // EC2's metadata, and identities of pods
+                    || v6 == Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254) // Google's metadata
             }
         };
         special || self.refused.iter().any(|network| network.contains(address))
@@ -104,6 +114,17 @@ impl Guard {
     /// What an HTTP client looks names up with.
     pub fn resolver(&self) -> Arc<impl Resolve + 'static> {
         Arc::new(Guarded { guard: self.clone(), look_up })
+    }
+}
+
+/// The IPv4 address that an IPv6 address leads to: mapped (`::ffff:0:0/96`), compatible (`::/96`), by NAT64 with its well-known
+/// prefixes (`64:ff9b::/96`, `64:ff9b:1::/48` with the address at its end), or by 6to4 (`2002::/16`).
+fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
+    let at = |high: u16, low: u16| Some(Ipv4Addr::from((u32::from(high) << 16) | u32::from(low)));
+    match address.segments() {
+        [0, 0, 0, 0, 0, 0 | 0xffff, high, low] | [0x64, 0xff9b, 0 | 1, _, _, _, high, low] => at(high, low),
+        [0x2002, high, low, ..] => at(high, low),
+        _ => None,
     }
 }
 
@@ -187,11 +208,29 @@ mod tests {
             "10.244.3.4",
             "fd00:10::7",
             "fd00:ec2::254",
+            "fd00:ec2::23",
+            "fd20:ce::254",
             "100.100.100.200",
+            "168.63.129.16",
+            "::ffff:10.244.3.4",
+            "::10.244.3.4",
+            "64:ff9b::10.244.3.4",
+            "64:ff9b::169.254.169.254",
+            "64:ff9b:1::7f00:1",
+            "2002:7f00:1::1",
+            "2002:af4:304::1",
         ] {
             assert!(some.refuses(address.parse().unwrap()), "{address}");
         }
-        for address in ["10.245.0.1", "192.168.1.1", "8.8.8.8", "2001:db8::1", "fd00:11::7"] {
+        for address in [
+            "10.245.0.1",
+            "192.168.1.1",
+            "8.8.8.8",
+            "2001:db8::1",
+            "fd00:11::7",
+            "64:ff9b::8.8.8.8",
+            "2002:808:808::1",
+        ] {
             assert!(!some.refuses(address.parse().unwrap()), "{address}");
         }
     }

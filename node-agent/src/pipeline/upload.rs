@@ -15,7 +15,7 @@
 //! no proof that ours won. A put that may or may not have arrived needs no case of its own: the next
 //! one finds out. Grant URLs are secrets: no error text and no log line has one.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -49,6 +49,8 @@ const CONCURRENT_SILENT: usize = 4;
 /// Uploads of one session's boot at the same time, so that a store that hangs leaves room for others.
 const CONCURRENT_PER_BOOT: usize = 2;
 const CHUNK: usize = 256 << 10;
+/// HTTP clients that are kept, each with its connections.
+const CLIENTS_MAX: usize = 64;
 /// The slowest store that is waited for.
 const MIN_BYTES_PER_SECOND: u64 = 64 << 10;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -211,13 +213,16 @@ fn unreachable(error: reqwest::Error) -> UploadError {
     UploadError::StoreUnreachable(text)
 }
 
+/// Certificates to trust besides the public ones, and what may not be connected to.
+type ClientKey = (String, Option<Guard>);
+
 /// Uploads for all sessions.
 pub struct Uploader {
     destination: Destination,
     answering: Semaphore,
     silent: Semaphore,
-    /// One for every bundle of certificates and guard.
-    clients: Mutex<HashMap<(String, Option<Guard>), Client>>,
+    /// One for every bundle of certificates and guard, newest last: a store's owner may change its bundle as often as he likes.
+    clients: Mutex<VecDeque<(ClientKey, Client)>>,
     metrics: Arc<Metrics>,
 }
 
@@ -358,7 +363,7 @@ impl Uploader {
         }
         let key = (ca_bundle.clone(), guard.clone());
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = clients.get(&key) {
+        if let Some((_, client)) = clients.iter().find(|(known, _)| *known == key) {
             return Ok(client.clone());
         }
         let invalid = |error: reqwest::Error| {
@@ -376,7 +381,10 @@ impl Uploader {
             builder = builder.no_proxy().dns_resolver(guard.resolver());
         }
         let client = builder.build().map_err(invalid)?;
-        clients.insert(key, client.clone());
+        if clients.len() == CLIENTS_MAX {
+            clients.pop_front();
+        }
+        clients.push_back((key, client.clone()));
         Ok(client)
     }
 

@@ -174,8 +174,8 @@ fn page(soak: &Soak, minutes: u64, machine: &BTreeMap<&'static str, String>) -> 
         named.map(|(name, events)| format!("{} {name}", short(*events as f64))).collect();
     _ = writeln!(
         text,
-        "\nThe slope's standard error is {} MiB an hour. Of {} events {} were lost ({}), in {} files; {} % of one CPU. After the end {} \
-         programs were attached.\n",
+        "\nThe slope's standard error is {} MiB an hour. Of {} events {} were lost ({}), in {} files; {} % of one CPU, without the programs in the kernel, which \
+         run on the load's account. After the end {} programs were attached.\n",
         short(soak.slope_bytes.standard_error / f64::from(1 << 20)),
         short(emitted as f64),
         terms.iter().filter(|(name, _)| name.starts_with("lost_")).map(|(_, events)| events).sum::<u64>(),
