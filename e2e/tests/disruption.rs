@@ -58,9 +58,7 @@ fn an_agent_that_is_killed_loses_no_sealed_row_and_declares_the_gap() -> Result<
         let session = Session::create(&env.client, &ns, "agent-kill", spec).await?;
         session.recording().await?;
         // The store hangs, so that what is sealed stays on the node.
-        let stores = ListParams::default().labels("app.kubernetes.io/component=dev-store");
-        let store = pods::api(&env.client, &env.system).list(&stores).await?.items.pop();
-        let store = pods::node_of(&store.context("no dev store")?)?;
+        let store = store_node(&env).await?;
         pods::signal(&env, &ns, &store, "weed", None, "STOP").await?;
         let crashed = async {
             let spawn = |count: &'static str| ["/usr/local/bin/workload", "spawn", count, "/usr/bin/true"];
@@ -253,7 +251,9 @@ fn wrong_credentials_collect_nothing_until_the_secret_is_mended() -> Result<()> 
 fn a_node_that_is_lost_is_incomplete_and_completes_when_it_returns() -> Result<()> {
     in_namespace("node-lost", |env, ns| async move {
         let (a, b) = env.two_nodes().await?;
-        let home = pods::node_of(&env.leader().await?)?;
+        // The manifest goes to the store, which stays; so does the leader, whose end is another test's.
+        let home = store_node(&env).await?;
+        lead_on(&env, &home).await?;
         let lost = if home == a { b } else { a };
         let api = pods::api(&env.client, &ns);
         PodSpec::workload("sleeper", "lost", &["sleep"]).on(&lost).start(&api).await?;
@@ -335,6 +335,34 @@ fn a_running_session_with_nothing_new_costs_no_write_for_five_minutes() -> Resul
 fn uploaded(session: &crds::TraceSession) -> bool {
     let totals = session.status.as_ref().and_then(|status| status.totals.as_ref());
     totals.is_some_and(|totals| totals.rows >= 69 && totals.emitted == totals.exported + totals.filtered)
+}
+
+/// Where the dev store runs.
+async fn store_node(env: &Env) -> Result<String> {
+    let stores = ListParams::default().labels("app.kubernetes.io/component=dev-store");
+    let store = pods::api(&env.client, &env.system).list(&stores).await?.items.pop();
+    pods::node_of(&store.context("no dev store")?)
+}
+
+/// Deletes leaders until one on this node leads.
+async fn lead_on(env: &Env, node: &str) -> Result<()> {
+    let system = pods::api(&env.client, &env.system);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        // While nobody leads, or the one that does is going, there is none.
+        if let Ok(leader) = env.leader().await
+            && leader.metadata.deletion_timestamp.is_none()
+        {
+            if pods::node_of(&leader)? == node {
+                return Ok(());
+            }
+            let name = leader.metadata.name.unwrap_or_default();
+            system.delete(&name, &DeleteParams::default()).await?;
+            pods::gone(&system, &name).await?;
+        }
+        ensure!(Instant::now() < deadline, "no operator leads on {node}");
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
 }
 
 /// Returns how many there were to be before.
