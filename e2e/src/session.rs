@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use crds::TraceSession;
 use dataset::catalogue;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
@@ -127,6 +127,14 @@ impl Session {
     /// The session now.
     pub async fn get(&self) -> Result<TraceSession> {
         Ok(self.api.get(&self.name).await?)
+    }
+
+    /// Fails if the window does not begin when it did before.
+    pub async fn kept_its_window(&self, before: &TraceSession) -> Result<()> {
+        let start =
+            |session: &TraceSession| session.status.as_ref().and_then(|status| status.start_time.clone());
+        ensure!(start(&self.get().await?) == start(before), "the window moved");
+        Ok(())
     }
 
     /// Ends the session before its time, as `kubectl patch` does.

@@ -120,11 +120,7 @@ fn an_operator_that_is_killed_changes_nothing_for_running_sessions() -> Result<(
         restarted(&env, &operator).await?;
         session.recording().await?;
         let dataset = Dataset::complete(&env, &session).await?;
-        let ended = session.get().await?;
-        let start = |session: &crds::TraceSession| {
-            session.status.as_ref().and_then(|status| status.start_time.clone())
-        };
-        ensure!(start(&ended) == start(&before), "the window moved");
+        session.kept_its_window(&before).await?;
         let found = programs(&dataset.table("processes").await?, "sleeper").len();
         ensure!(found == 23, "{found} executions");
         Ok(())

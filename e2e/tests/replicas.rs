@@ -48,11 +48,7 @@ fn running_sessions_do_not_notice_that_another_replica_leads() -> Result<()> {
         // Grants, reports and the end come through the last leader.
         session.recording().await?;
         let dataset = Dataset::complete(&env, &session).await?;
-        let ended = session.get().await?;
-        let start = |session: &crds::TraceSession| {
-            session.status.as_ref().and_then(|status| status.start_time.clone())
-        };
-        ensure!(start(&ended) == start(&before), "the window moved");
+        session.kept_its_window(&before).await?;
         let rows = dataset.table("processes").await?;
         let execs = rows.iter().filter(|row| {
             text(row, "pod") == "sleeper"

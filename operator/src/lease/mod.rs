@@ -117,7 +117,6 @@ impl Election {
 /// A replica's place at the Lease.
 struct Elector {
     api: Api<Lease>,
-    name: String,
     identity: String,
     pace: Pace,
     seen: Option<Seen>,
@@ -143,14 +142,7 @@ enum Turn {
 impl Elector {
     fn new(client: Client, namespace: &str, identity: &str, pace: Pace) -> Self {
         let api = Api::namespaced(client, namespace);
-        Self {
-            api,
-            name: NAME.to_owned(),
-            identity: identity.to_owned(),
-            pace,
-            seen: None,
-            renewed: Instant::now(),
-        }
+        Self { api, identity: identity.to_owned(), pace, seen: None, renewed: Instant::now() }
     }
 
     /// Waits until this replica leads. Errors of the API server are logged and tried again; `looked` is told after each look
@@ -205,7 +197,7 @@ impl Elector {
     async fn release(&mut self) {
         // What it is now: a write may have been under way when its caller gave up.
         let given = async {
-            let Some(mut lease) = self.call(self.api.get_opt(&self.name)).await? else { return Ok(false) };
+            let Some(mut lease) = self.call(self.api.get_opt(NAME)).await? else { return Ok(false) };
             if holder(&lease) != Some(&self.identity) {
                 return Ok(false);
             }
@@ -213,7 +205,7 @@ impl Elector {
                 spec.holder_identity = Some(String::new());
                 spec.lease_duration_seconds = Some(1);
             }
-            self.call(self.api.replace(&self.name, &PostParams::default(), &lease)).await.map(|_| true)
+            self.call(self.api.replace(NAME, &PostParams::default(), &lease)).await.map(|_| true)
         };
         let given: Result<bool, Failure> = given.await;
         match given {
@@ -225,8 +217,8 @@ impl Elector {
 
     /// One try; `None` when this replica leads, else who does.
     async fn attempt(&mut self) -> Result<Option<String>, Failure> {
-        let Some(lease) = self.call(self.api.get_opt(&self.name)).await? else {
-            let metadata = ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() };
+        let Some(lease) = self.call(self.api.get_opt(NAME)).await? else {
+            let metadata = ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() };
             let fresh = Lease { metadata, spec: Some(self.spec(None)) };
             let began = Instant::now();
             let lease = self.call(self.api.create(&PostParams::default(), &fresh)).await?;
@@ -263,7 +255,7 @@ impl Elector {
     async fn renew(&mut self) -> Result<bool, Failure> {
         match self.write().await {
             Err(error) if error.is(409) || error.is(404) => {
-                let now = self.call(self.api.get_opt(&self.name)).await?;
+                let now = self.call(self.api.get_opt(NAME)).await?;
                 let Some(lease) = now.filter(|lease| holder(lease) == Some(&self.identity)) else {
                     return Ok(false);
                 };
@@ -281,7 +273,7 @@ impl Elector {
         let lease =
             Lease { metadata: seen.lease.metadata.clone(), spec: Some(self.spec(seen.lease.spec.as_ref())) };
         let began = Instant::now();
-        let lease = self.call(self.api.replace(&self.name, &PostParams::default(), &lease)).await?;
+        let lease = self.call(self.api.replace(NAME, &PostParams::default(), &lease)).await?;
         self.seen = Some(Seen { lease, at: Instant::now() });
         self.renewed = began;
         Ok(())
