@@ -5,56 +5,90 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
+use dataset::reader::Contents;
 use dataset::{reader, render};
 
-use crate::location::Location;
+use crate::location::{Location, Place};
+use crate::{output, runtime};
 
 /// Arguments of `tracelake verify`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// A folder or s3://bucket/prefix that holds `_tracelake/session.json`.
-    url: String,
+    #[command(flatten)]
+    place: Place,
 }
 
 /// Arguments of `tracelake show`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ShowArgs {
-    /// A folder or s3://bucket/prefix that holds `_tracelake/session.json`.
-    url: String,
+    #[command(flatten)]
+    place: Place,
     /// Rows of each table to show.
-    #[arg(short = 'n', long, default_value_t = 5)]
+    #[arg(short, long, default_value_t = 5)]
     rows: usize,
-}
-
-fn runtime() -> Result<tokio::runtime::Runtime> {
-    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }
 
 /// Prints what is wrong; fails if a manifest promises what is not there.
 pub(crate) fn verify(args: &Args) -> Result<ExitCode> {
-    let location = Location::open(&args.url)?;
     runtime()?.block_on(async {
-        let contents = reader::open(&location.store, &location.prefix).await?;
-        let findings = reader::verify(location.store.as_ref(), &contents).await?;
-        for finding in &findings {
-            println!("{}: {finding}", if finding.is_error() { "error" } else { "note" });
-        }
-        print!("{}", render::summary(&contents));
-        if findings.iter().any(reader::Finding::is_error) {
-            println!("{} is not what its manifests say", location.name);
-            return Ok(ExitCode::FAILURE);
-        }
-        println!("{} is what its manifests say", location.name);
-        Ok(ExitCode::SUCCESS)
+        let location = args.place.open().await?;
+        let contents = location.contents().await?;
+        Ok(if check(&location, &contents).await? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     })
+}
+
+/// Reads every object, prints what is found, and returns whether all is what the manifests say.
+///
+/// # Errors
+/// When the store fails.
+pub(crate) async fn check(location: &Location, contents: &Contents) -> Result<bool> {
+    let findings = reader::verify(location.store.as_ref(), contents).await?;
+    let mut text = String::new();
+    for finding in &findings {
+        text += &format!("{}: {finding}\n", if finding.is_error() { "error" } else { "note" });
+    }
+    let whole = !findings.iter().any(reader::Finding::is_error);
+    let verdict = if whole { "is what its manifests say" } else { "is not what its manifests say" };
+    output::print(&format!("{text}{}{} {verdict}\n", render::summary(contents), location.name))?;
+    Ok(whole)
+}
+
+/// Each table with its rows, objects and bytes.
+pub(crate) fn tables(contents: &Contents) -> String {
+    let rows = contents.tables().into_iter().map(|(table, objects)| {
+        let rows: u64 = objects.iter().map(|object| object.rows).sum();
+        let bytes: u64 = objects.iter().map(|object| object.bytes).sum();
+        vec![table, rows.to_string(), objects.len().to_string(), bytes.to_string()]
+    });
+    format!("\n{}\n", render::table(&["table", "rows", "objects", "bytes"], &rows.collect::<Vec<_>>()))
 }
 
 /// Prints every table.
 pub(crate) fn show(args: &ShowArgs) -> Result<ExitCode> {
-    let location = Location::open(&args.url)?;
     runtime()?.block_on(async {
-        let contents = reader::open(&location.store, &location.prefix).await?;
+        let location = args.place.open().await?;
+        let contents = location.contents().await?;
         print!("{}", render::dataset(location.store.as_ref(), &contents, args.rows).await?);
         Ok(ExitCode::SUCCESS)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pull::tests::{at, session};
+
+    #[tokio::test]
+    async fn a_dataset_is_whole_if_nothing_that_is_found_is_an_error() {
+        let (store, _) = session("uid", &[]).await;
+        let contents = at(&store).contents().await.unwrap();
+        assert!(check(&at(&store), &contents).await.unwrap());
+
+        // Text is no Parquet.
+        let (store, _) = session("uid", &["one"]).await;
+        let contents = at(&store).contents().await.unwrap();
+        assert!(!check(&at(&store), &contents).await.unwrap());
+        let shown = tables(&contents);
+        assert!(shown.contains("processes") && shown.contains("objects"), "{shown}");
+    }
 }

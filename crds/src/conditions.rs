@@ -26,6 +26,15 @@ pub mod session {
     /// Every type, in the order in which a session passes them.
     pub const TYPES: &[&str] =
         &[ACCEPTED, STORE_READY, TARGETS_RESOLVED, COLLECTING, UPLOADED, DEGRADED, BUDGET_EXCEEDED];
+
+    /// Types that tell of trouble, with the status that does; the others say how far the session is.
+    pub const TROUBLES: &[(&str, &str)] = &[
+        (ACCEPTED, "False"),
+        (STORE_READY, "False"),
+        (TARGETS_RESOLVED, "False"),
+        (DEGRADED, "True"),
+        (BUDGET_EXCEEDED, "True"),
+    ];
 }
 
 /// Types of conditions of a `TraceSchedule`.
@@ -136,7 +145,7 @@ pub mod reason {
     pub const UNSUPPORTED: &str = "Unsupported";
     /// `Collecting=False`: no store became ready before `startDeadline`.
     pub const START_DEADLINE_EXCEEDED: &str = "StartDeadlineExceeded";
-    /// `Collecting=False`, and of `failingNodes`: the node records as many sessions as it has slots for.
+    /// `Collecting=False`, and of `failingNodes`: every place for a session on the node is taken.
     pub const NODE_CAPACITY: &str = "NodeCapacity";
     /// `Collecting=False`: as many sessions of the namespace record as may at the same time; it waits for one to end.
     pub const NAMESPACE_CAPACITY: &str = "NamespaceCapacity";
@@ -169,7 +178,7 @@ pub mod reason {
     /// `Degraded=False`, `BudgetExceeded=False`: nothing to report.
     pub const AS_EXPECTED: &str = "AsExpected";
 
-    /// `BudgetExceeded=True`: over the event rate; in-kernel sampling is on.
+    /// `BudgetExceeded=True`: events of some node are or were sampled to keep within eventsPerSecond or cpu; the message names it.
     pub const SAMPLING: &str = "Sampling";
     /// `BudgetExceeded=True`: the session was ended by its budget.
     pub const BUDGET_STOPPED: &str = "BudgetStopped";

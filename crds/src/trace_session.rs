@@ -99,7 +99,7 @@ pub struct TraceSessionSpec {
     #[serde(default)]
     pub rollover: Rollover,
 
-    /// Limits. In this version `bytes` alone acts, and ends the session; the others have no effect yet.
+    /// Limits: bytes for the session as a whole, the others for each node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget: Option<Budget>,
 
@@ -255,7 +255,7 @@ pub struct WorkloadRef {
     pub kind: WorkloadKind,
 
     /// Its name.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), pattern(NAME))]
     pub name: String,
 }
 
@@ -321,7 +321,7 @@ pub struct StoreRef {
     pub kind: StoreKind,
 
     /// Its name.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), pattern(NAME))]
     pub name: String,
 }
 
@@ -368,21 +368,28 @@ fn default_rollover_size() -> ByteSize {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Budget {
-    /// Bytes that the session may put into the store, all nodes together, from 1Mi to 100Ti.
+    /// Bytes that the session may put into the store, all nodes together, from 1Mi to 100Ti; then it ends, whatever
+    /// onExceeded says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = size_between("1Mi", "100Ti"))]
     pub bytes: Option<ByteSize>,
 
-    /// Events per second that one node may record for the session. No effect yet.
+    /// Events per second that may become rows of their own on one node, all collectors together. Not a hard limit: nodes
+    /// look once a second, and a rate that rises is recorded until sampling follows it. Collectors that add up per window
+    /// are not limited.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000000000))]
     pub events_per_second: Option<i64>,
 
-    /// CPU that one node may spend on the session, as `200m`. No effect yet.
+    /// CPU that one node's agent may spend on the session's rows and files, as `200m`: its average over a rollover
+    /// interval, or over a window of a collector where that is longer, made every five seconds. Of events fewer become
+    /// rows; what is added up per window cannot be sampled: a session of nothing else says that it costs more and goes on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu: Option<Cpu>,
 
-    /// What happens above a limit: Sample (record fewer events, with their weight) or Stop. No effect yet, `bytes` always stops.
+    /// What happens above eventsPerSecond and cpu: Sample (fewer events become rows, each says in `weight` how many it
+    /// stands for, and tables with few events keep all) or Stop (the session ends, on all nodes; for cpu when three
+    /// averages in a row are above it).
     #[serde(default)]
     pub on_exceeded: OnExceeded,
 }
@@ -390,7 +397,7 @@ pub struct Budget {
 /// What happens above a budget.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnExceeded {
-    /// Fewer events are recorded; each row says how many it stands for.
+    /// Fewer events become rows; each says how many it stands for.
     #[default]
     Sample,
     /// The session ends.
@@ -575,7 +582,7 @@ pub struct DatasetStatus {
     /// The folder of the session: `s3://bucket/prefix/namespace/session/uid`.
     #[schemars(length(max = 2048))]
     pub uri: String,
-    /// The newest manifest, relative to `uri`; absent until the session is over.
+    /// The newest manifest that the operator wrote, relative to `uri`; absent until the session is over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub manifest: Option<String>,
@@ -609,6 +616,9 @@ fn params_schema(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
+/// What Kubernetes accepts as the name of most objects. References are held to it, as they become parts of URLs and paths.
+pub(crate) const NAME: &str = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$";
+
 /// What Kubernetes accepts as a label's value.
 const LABEL_VALUE: &str = r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$";
 
@@ -629,13 +639,13 @@ fn label_values_schema(_: &mut SchemaGenerator) -> Schema {
 fn pod_names_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "array", "minItems": 1, "maxItems": 256, "x-kubernetes-list-type": "set",
-        "items": { "type": "string", "minLength": 1, "maxLength": 253 }
+        "items": { "type": "string", "minLength": 1, "maxLength": 253, "pattern": NAME }
     })
 }
 
 fn containers_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "array", "maxItems": 32, "x-kubernetes-list-type": "set",
-        "items": { "type": "string", "minLength": 1, "maxLength": 63 }
+        "items": { "type": "string", "minLength": 1, "maxLength": 63, "pattern": NAME }
     })
 }

@@ -168,7 +168,7 @@ fn good_objects_are_accepted_and_deserialize() {
 }
 
 #[test]
-fn bad_objects_are_refused_for_the_reason_they_state() {
+fn f26_bad_objects_are_refused_for_the_reason_they_state() {
     for (path, text) in files("tests/bad") {
         let expected =
             text.lines().next().unwrap().strip_prefix("# expect: ").expect("first line states the reason");

@@ -6,7 +6,7 @@
 //! keys. Nothing is escaped and nothing repaired: a name that could leave its folder, be read as
 //! another name, or be changed on its way into the store is an error.
 //!
-//! Invariant: `parse(key.relative()) == key`, and no two different names give one key. Boot and
+//! Invariant: `parse(key.relative()) == key`, and no two different names give one key. Boot, generation and
 //! sequence have a fixed form, so a node's name may contain `_` or `.` without ambiguity.
 
 use std::fmt;
@@ -160,19 +160,21 @@ impl fmt::Display for SessionPrefix {
 pub enum Key {
     /// `_tracelake/session.json`
     Session,
-    /// `_tracelake/<node>_<boot>.json`
+    /// `_tracelake/<node>_<boot>.json`, `_tracelake/<node>_<boot>_<generation>.json`
     NodeManifest {
         /// The node that wrote it.
         node: Arc<str>,
         /// The boot whose objects it lists.
         boot: Boot,
+        /// As of a segment.
+        generation: u64,
     },
     /// `_tracelake/manifest-<n>.json`
     Manifest {
         /// Rising; readers take the highest.
         number: u64,
     },
-    /// `<table>/<node>_<boot>_<sequence>.parquet`
+    /// `<table>/<node>_<boot>_<sequence>.parquet`, `<table>/<node>_<boot>_<generation>_<sequence>.parquet`
     Segment {
         /// The table, a folder.
         table: Arc<str>,
@@ -180,7 +182,9 @@ pub enum Key {
         node: Arc<str>,
         /// The boot during which its rows were made.
         boot: Boot,
-        /// Rising per session, table and boot; gaps are segments that were never sealed.
+        /// Zero for what the agent wrote; for what was merged since, the number of the manifest that was the first to name it.
+        generation: u64,
+        /// Rising per session, table and boot; gaps are segments that were never sealed. Of merged ones, that of the first.
         sequence: u64,
     },
 }
@@ -198,6 +202,7 @@ impl Key {
             table: name("table", table)?,
             node: name("node", node)?,
             boot: boot.clone(),
+            generation: 0,
             sequence,
         })
     }
@@ -207,7 +212,33 @@ impl Key {
     /// # Errors
     /// When the node's name cannot stand in a key.
     pub fn node_manifest(node: &str, boot: &Boot) -> Result<Self, KeyError> {
-        Ok(Self::NodeManifest { node: name("node", node)?, boot: boot.clone() })
+        Ok(Self::NodeManifest { node: name("node", node)?, boot: boot.clone(), generation: 0 })
+    }
+
+    /// Which generation it is of; zero for what is of none.
+    pub fn generation(&self) -> u64 {
+        match self {
+            Self::NodeManifest { generation, .. } | Self::Segment { generation, .. } => *generation,
+            Self::Session | Self::Manifest { .. } => 0,
+        }
+    }
+
+    /// Whether a segment is of the node and boot of a node manifest.
+    pub fn is_of_boot_of(&self, manifest: &Key) -> bool {
+        match (self, manifest) {
+            (Self::Segment { node, boot, .. }, Self::NodeManifest { node: of_node, boot: of_boot, .. }) => {
+                node == of_node && boot == of_boot
+            }
+            _ => false,
+        }
+    }
+
+    /// The same key of another generation. Files that have none stay as they are.
+    pub fn of_generation(mut self, of: u64) -> Self {
+        if let Self::NodeManifest { generation, .. } | Self::Segment { generation, .. } = &mut self {
+            *generation = of;
+        }
+        self
     }
 
     /// The key of the session's manifest number `number`.
@@ -219,10 +250,16 @@ impl Key {
     pub fn relative(&self) -> String {
         match self {
             Self::Session => format!("{INTERNAL}/{SESSION_FILE}"),
-            Self::NodeManifest { node, boot } => format!("{INTERNAL}/{node}_{boot}.json"),
+            Self::NodeManifest { node, boot, generation: 0 } => format!("{INTERNAL}/{node}_{boot}.json"),
+            Self::NodeManifest { node, boot, generation } => {
+                format!("{INTERNAL}/{node}_{boot}_{generation}.json")
+            }
             Self::Manifest { number } => format!("{INTERNAL}/manifest-{number}.json"),
-            Self::Segment { table, node, boot, sequence } => {
+            Self::Segment { table, node, boot, generation: 0, sequence } => {
                 format!("{table}/{node}_{boot}_{sequence:0SEQUENCE_DIGITS$}.parquet")
+            }
+            Self::Segment { table, node, boot, generation, sequence } => {
+                format!("{table}/{node}_{boot}_{generation}_{sequence:0SEQUENCE_DIGITS$}.parquet")
             }
         }
     }
@@ -242,19 +279,31 @@ impl Key {
         if folder != INTERNAL {
             let stem = file.strip_suffix(".parquet")?;
             let (rest, sequence) = stem.rsplit_once('_')?;
-            let (node, boot) = rest.rsplit_once('_')?;
-            return Self::segment(folder, node, &boot.parse().ok()?, sequence.parse().ok()?).ok();
+            let (node, boot, generation) = owner(rest)?;
+            let segment = Self::segment(folder, node, &boot, sequence.parse().ok()?);
+            return Some(segment.ok()?.of_generation(generation));
         }
         let stem = file.strip_suffix(".json")?;
         if file == SESSION_FILE {
             return Some(Self::Session);
         }
         // A node manifest first: its boot id has a fixed form, which `manifest-7` never has.
-        if let Some((node, boot)) = stem.rsplit_once('_') {
-            return Self::node_manifest(node, &boot.parse().ok()?).ok();
+        if stem.contains('_') {
+            let (node, boot, generation) = owner(stem)?;
+            return Some(Self::node_manifest(node, &boot).ok()?.of_generation(generation));
         }
         Some(Self::manifest(stem.strip_prefix("manifest-")?.parse().ok()?))
     }
+}
+
+/// Node, boot and generation of `<node>_<boot>` or `<node>_<boot>_<generation>`: a number of 64 bits has fewer digits than a boot id.
+fn owner(text: &str) -> Option<(&str, Boot, u64)> {
+    let (rest, last) = text.rsplit_once('_')?;
+    if let Ok(boot) = last.parse() {
+        return Some((rest, boot, 0));
+    }
+    let (node, boot) = rest.rsplit_once('_')?;
+    Some((node, boot.parse().ok()?, last.parse().ok()?))
 }
 
 impl fmt::Display for Key {
@@ -283,6 +332,11 @@ mod tests {
                 Key::node_manifest(node, &boot()).unwrap(),
                 Key::segment("processes", node, &boot(), 7).unwrap(),
                 Key::segment("processes", node, &boot(), 12_345_678).unwrap(),
+                Key::segment("processes", node, &boot(), 7).unwrap().of_generation(3),
+                Key::segment("processes", &format!("{node}_{BOOT}_3"), &boot(), 7).unwrap(),
+                Key::segment("processes", node, &boot(), 7).unwrap().of_generation(u64::MAX),
+                Key::node_manifest(node, &boot()).unwrap().of_generation(3),
+                Key::node_manifest(&format!("{node}_{BOOT}"), &boot()).unwrap(),
             ] {
                 assert_eq!(Key::parse(&key.relative()), Ok(key.clone()), "{key}");
             }
@@ -329,6 +383,11 @@ mod tests {
             format!("processes/node_{}_000042.parquet", BOOT.to_uppercase()),
             format!("processes/deeper/node_{BOOT}_000042.parquet"),
             format!("_tracelake/node_{BOOT}_000042.parquet"),
+            format!("processes/node_{BOOT}_0_000042.parquet"),
+            format!("processes/node_{BOOT}_03_000042.parquet"),
+            format!("processes/node_{BOOT}_3_4_000042.parquet"),
+            format!("_tracelake/node_{BOOT}_0.json"),
+            format!("_tracelake/node_{BOOT}_+3.json"),
             "_tracelake/manifest-01.json".into(),
             "_tracelake/manifest-.json".into(),
             "_tracelake/other.json".into(),

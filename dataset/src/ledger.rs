@@ -14,8 +14,10 @@
 //! lower bounds, but for `exported`, which is always exact because it is counted from the store's
 //! acknowledgements.
 
+use std::borrow::Cow;
 use std::fmt;
 
+use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 /// Declares the ledger's terms once: the enum, its names and docs, and the list of all.
@@ -148,10 +150,26 @@ impl Serialize for Terms {
 
 impl<'de> Deserialize<'de> for Terms {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let named = std::collections::BTreeMap::<String, u64>::deserialize(deserializer)?;
-        let mut terms = Self::default();
-        for term in Term::ALL {
-            terms.set(*term, named.get(term.name()).copied().unwrap_or(0));
+        deserializer.deserialize_map(Named)
+    }
+}
+
+/// Keeps the names that it knows, one by one: a file may have millions of others.
+struct Named;
+
+impl<'de> Visitor<'de> for Named {
+    type Value = Terms;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of counts by name")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Terms, A::Error> {
+        let mut terms = Terms::default();
+        while let Some((name, count)) = map.next_entry::<Cow<'de, str>, u64>()? {
+            if let Some(term) = Term::ALL.iter().find(|term| term.name() == name) {
+                terms.set(*term, count);
+            }
         }
         Ok(terms)
     }
@@ -192,11 +210,6 @@ impl LedgerRow {
             _ => Ok(()),
         }
     }
-}
-
-/// Checks every row.
-pub fn check(rows: &[LedgerRow]) -> Vec<Imbalance> {
-    rows.iter().filter_map(|row| row.check().err()).collect()
 }
 
 #[cfg(test)]

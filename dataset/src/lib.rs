@@ -13,19 +13,23 @@
 //!   <table>/<node>_<boot>_<seq>.parquet  segments
 //!   session_nodes/ coverage/ ledger/     ordinary tables, always there
 //! ```
+//! A session that was compacted ([`compact`]) has merged segments instead, `<table>/<node>_<boot>_<n>_<seq>.parquet`, in node manifests
+//! `_tracelake/<node>_<boot>_<n>.json` that `manifest-<n>.json` was the first to name.
+//!
 //! `tracelake record` writes the same folder, wherever it is told to.
 //!
 //! # Rules
 //! 1. **Every object is created once and never overwritten or deleted by its writer.** Writers use create-only puts; a
-//!    refused put whose object has the same length and checksum is the writer's own earlier success.
+//!    refused put whose object has the same length and checksum is the writer's own earlier success. [`compact`] alone deletes
+//!    objects, when a higher manifest lists their rows elsewhere.
 //! 2. **What no manifest lists does not exist.** `manifest-<n>.json` names the node manifests, each of which names its
-//!    objects with rows, weight, length and SHA-256. A higher `n` replaces a lower one whole.
+//!    objects with rows, weight, length and SHA-256. A higher `n` replaces a lower one whole; what a lower one names may be gone.
 //! 3. **A key says who wrote it.** `<boot>` is the kernel's boot id, 32 hexadecimal digits; `<seq>` rises per session,
 //!    table and boot, with at least six digits. A gap in the sequence is a segment that was never sealed. See [`key`].
 //! 4. **Every event has one name.** The [`ledger`] balances for every node, table and agent process, or says that a
 //!    process crashed and its count is not known. The [`coverage`] says from when to when each target was traced.
-//! 5. **Nothing is believed.** Before writing a manifest the operator lists the folder and compares keys and lengths
-//!    ([`reader::Contents::compare`]); [`reader::verify`] also reads every object.
+//! 5. **Nothing is believed.** Before writing a manifest the operator lists the folder and compares keys and lengths, in
+//!    memory that what lies there does not decide ([`closing`]); [`reader::verify`] also reads every object.
 //!
 //! # Parquet
 //! Types are what every engine reads: signed integers, UTF-8 with dictionaries, timestamps in microseconds UTC. Each row
@@ -39,12 +43,17 @@
 
 pub mod bookkeeping;
 pub mod catalogue;
+pub mod closing;
+pub mod compact;
 pub mod coverage;
+mod finding;
 pub mod key;
 pub mod ledger;
+pub mod listing;
 pub mod manifest;
 pub mod reader;
 pub mod render;
 pub mod schema;
+pub mod sort;
 
 pub use schema::schema;

@@ -113,10 +113,10 @@ impl NodeManifest {
             totals.emitted = totals.emitted.saturating_add(row.emitted.unwrap_or(0));
             totals.unknown |= row.emitted.is_none();
             totals.terms.merge(&row.terms);
-            totals.rows += row.rows;
+            totals.rows = totals.rows.saturating_add(row.rows);
         }
         totals.objects = self.objects.len() as u64;
-        totals.bytes = self.objects.iter().map(|object| object.bytes).sum();
+        totals.bytes = self.objects.iter().fold(0, |bytes: u64, object| bytes.saturating_add(object.bytes));
         totals
     }
 }
@@ -145,9 +145,9 @@ impl Totals {
         self.emitted = self.emitted.saturating_add(other.emitted);
         self.unknown |= other.unknown;
         self.terms.merge(&other.terms);
-        self.rows += other.rows;
-        self.objects += other.objects;
-        self.bytes += other.bytes;
+        self.rows = self.rows.saturating_add(other.rows);
+        self.objects = self.objects.saturating_add(other.objects);
+        self.bytes = self.bytes.saturating_add(other.bytes);
     }
 }
 

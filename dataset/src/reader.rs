@@ -6,8 +6,12 @@
 //! rows of a table, and [`Finding`]s. Nothing is believed: JSON has a size limit, a node manifest
 //! counts only under its own key, and lengths come from the store's listing.
 //!
-//! Two depths: [`Contents::compare`] needs the listing alone (the operator does this before it
-//! writes a manifest), [`verify`] also reads every object: its SHA-256, its rows, its weight.
+//! Of a boot that was compacted there may be several node manifests for a while; [`Named`] says which one counts. The others are not
+//! read, and a listing that changes while it is followed is begun again.
+//!
+//! Two depths: [`Contents::compare`] needs the listing alone, [`verify`] also reads every object: its
+//! SHA-256, its rows, its weight. Both hold a session's whole list; who must not grow with what lies in a
+//! store uses [`closing`](crate::closing).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -25,16 +29,20 @@ use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
 use crate::catalogue;
-use crate::key::{Key, SessionPrefix};
-use crate::ledger::{self, Imbalance, Term};
-use crate::manifest::{
-    FORMAT_VERSION, Manifest, ManifestNode, NodeManifest, ObjectEntry, SessionFile, Totals,
-};
+use crate::finding::SHOWN;
+pub use crate::finding::{Finding, plain};
+use crate::key::{Boot, Key, SessionPrefix};
+use crate::ledger::Term;
+use crate::manifest::{FORMAT_VERSION, Manifest, NodeManifest, ObjectEntry, SessionFile, Totals};
 
 /// The largest JSON file that is read: a node manifest of 100,000 objects has about 25 MB.
-const MAX_JSON_BYTES: u64 = 64 << 20;
+pub(crate) const MAX_JSON_BYTES: u64 = 64 << 20;
+/// Memory that is taken for an object before there is anything of it.
+const FIRST_BYTES: usize = 8 << 20;
 /// Objects read at the same time.
-const READERS: usize = 4;
+pub(crate) const READERS: usize = 4;
+/// A session is listed at most so often: whoever compacts it removes what was just listed.
+const LISTINGS: u32 = 3;
 
 /// Why a session cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -77,105 +85,20 @@ pub enum ReadError {
         /// The key that should be there.
         missing: String,
     },
+    /// There is more of it than may be held in memory.
+    #[error("{what}: it is more than the {limit} bytes of memory that there are for it")]
+    TooLarge {
+        /// What there is too much of.
+        what: String,
+        /// What it may take.
+        limit: u64,
+    },
     /// Another file stands where one was to be created.
     #[error("{key} exists already with other content; nothing was overwritten")]
     Exists {
         /// The full path.
         key: String,
     },
-}
-
-/// Something that is not as the manifests say.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Finding {
-    /// A manifest lists an object that the store does not.
-    Missing {
-        /// Relative to the session's folder.
-        key: String,
-    },
-    /// Store and manifest disagree about the length.
-    Length {
-        /// Relative to the session's folder.
-        key: String,
-        /// In the manifest, bytes.
-        listed: u64,
-        /// In the store, bytes.
-        stored: u64,
-    },
-    /// The store holds a segment that no manifest lists: not a part of the dataset.
-    Unlisted {
-        /// Relative to the session's folder.
-        key: String,
-    },
-    /// An object that is none of this format.
-    Unknown {
-        /// Relative to the session's folder.
-        key: String,
-    },
-    /// A node manifest lists a key that is not its own node's and boot's, or lists one twice.
-    Foreign {
-        /// The node manifest.
-        manifest: String,
-        /// The listed key.
-        key: String,
-    },
-    /// The content is not what the manifest says.
-    Content {
-        /// Relative to the session's folder.
-        key: String,
-        /// What differs.
-        reason: String,
-    },
-    /// A row of a ledger does not balance.
-    Ledger(Imbalance),
-    /// The ledger says another number of events or rows exported than the objects hold.
-    Exported {
-        /// The node manifest.
-        manifest: String,
-        /// The table.
-        table: String,
-        /// Events and rows, in the ledger.
-        ledger: (u64, u64),
-        /// Events and rows, in the listed objects.
-        objects: (u64, u64),
-    },
-    /// The session's manifest does not agree with the node manifests.
-    Manifest {
-        /// What differs.
-        reason: String,
-    },
-}
-
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Missing { key } => write!(f, "{key} is listed but not in the store"),
-            Self::Length { key, listed, stored } => {
-                write!(f, "{key} has {stored} bytes in the store, {listed} in the manifest")
-            }
-            Self::Unlisted { key } => write!(f, "{key} is in the store but in no manifest"),
-            Self::Unknown { key } => write!(f, "{key} is not a file of this format"),
-            Self::Foreign { manifest, key } => {
-                write!(f, "{manifest} lists {key}, which it does not own or lists twice")
-            }
-            Self::Content { key, reason } => write!(f, "{key}: {reason}"),
-            Self::Ledger(imbalance) => imbalance.fmt(f),
-            Self::Exported { manifest, table, ledger, objects } => write!(
-                f,
-                "{manifest}: the ledger of {table} says {} events in {} rows exported, its objects hold {} in {}",
-                ledger.0, ledger.1, objects.0, objects.1
-            ),
-            Self::Manifest { reason } => write!(f, "the session's manifest: {reason}"),
-        }
-    }
-}
-
-impl Finding {
-    /// Whether data that a manifest promises are wrong or absent. Objects that nobody lists do no harm: an upload
-    /// may have reached the store after its session was given up.
-    pub fn is_error(&self) -> bool {
-        !matches!(self, Self::Unlisted { .. } | Self::Unknown { .. })
-    }
 }
 
 /// Everything that lies in one session's folder.
@@ -189,12 +112,44 @@ pub struct Contents {
     pub unknown: Vec<String>,
     /// `session.json`, if there.
     pub session: Option<SessionFile>,
-    /// Every node manifest, under its key.
+    /// Every node manifest that counts ([`Named`]), under its key.
     pub nodes: BTreeMap<Key, NodeManifest>,
     /// Node manifests that could not be read, and why.
     pub unreadable: Vec<(Key, String)>,
     /// The manifest with the highest number.
     pub manifest: Option<Manifest>,
+}
+
+/// Which node manifests count: those that the session's manifest names, and of boots that it does not name the agent's own.
+///
+/// Whoever compacts a session writes node manifests of a new generation first, then the manifest that names them, and removes the old
+/// ones last. Until and after that moment what is not named does not exist.
+#[derive(Debug, Default)]
+pub struct Named {
+    keys: BTreeSet<Key>,
+    boots: BTreeSet<(Arc<str>, Boot)>,
+}
+
+impl Named {
+    /// Of the session's latest manifest, if there is one.
+    pub fn by(manifest: Option<&Manifest>) -> Self {
+        let mut named = Self::default();
+        let texts =
+            manifest.into_iter().flat_map(|manifest| &manifest.nodes).flat_map(|node| &node.manifests);
+        for key in texts.filter_map(|text| Key::parse(text).ok()) {
+            if let Key::NodeManifest { node, boot, .. } = &key {
+                named.boots.insert((node.clone(), boot.clone()));
+                named.keys.insert(key);
+            }
+        }
+        named
+    }
+
+    /// Whether this node manifest counts.
+    pub fn counts(&self, key: &Key) -> bool {
+        let Key::NodeManifest { node, boot, generation } = key else { return false };
+        self.keys.contains(key) || (*generation == 0 && !self.boots.contains(&(node.clone(), boot.clone())))
+    }
 }
 
 /// Lists a session's folder and reads its JSON files.
@@ -203,6 +158,20 @@ pub struct Contents {
 /// When the store fails, or `session.json` or the latest manifest is there and unreadable. An
 /// unreadable node manifest is not an error but an entry of [`Contents::unreadable`].
 pub async fn load(store: &dyn ObjectStore, prefix: &SessionPrefix) -> Result<Contents, ReadError> {
+    let mut listed = 1;
+    loop {
+        match load_once(store, prefix).await {
+            Err(ReadError::Store { source: object_store::Error::NotFound { .. }, .. })
+                if listed < LISTINGS =>
+            {
+                listed += 1;
+            }
+            done => return done,
+        }
+    }
+}
+
+async fn load_once(store: &dyn ObjectStore, prefix: &SessionPrefix) -> Result<Contents, ReadError> {
     let mut contents = Contents {
         prefix: prefix.clone(),
         objects: BTreeMap::new(),
@@ -234,8 +203,8 @@ pub async fn load(store: &dyn ObjectStore, prefix: &SessionPrefix) -> Result<Con
         check_version(&key, manifest.format_version)?;
         contents.manifest = Some(manifest);
     }
-    let manifests: Vec<_> =
-        contents.objects.keys().filter(|key| matches!(key, Key::NodeManifest { .. })).cloned().collect();
+    let named = Named::by(contents.manifest.as_ref());
+    let manifests: Vec<_> = contents.objects.keys().filter(|key| named.counts(key)).cloned().collect();
     let mut read = stream::iter(manifests)
         .map(|key| async move { (read_json::<NodeManifest>(store, prefix, &key, MAX_JSON_BYTES).await, key) })
         .buffer_unordered(READERS);
@@ -254,17 +223,21 @@ pub async fn load(store: &dyn ObjectStore, prefix: &SessionPrefix) -> Result<Con
     Ok(contents)
 }
 
-fn own(key: &Key, manifest: &NodeManifest) -> Result<(), String> {
+/// Whether a node manifest is of the node and boot that its key names.
+pub(crate) fn own(key: &Key, manifest: &NodeManifest) -> Result<(), String> {
     check_version(key, manifest.format_version).map_err(|error| error.to_string())?;
     match key {
-        Key::NodeManifest { node, boot } if **node == manifest.node && boot.as_str() == manifest.boot => {
+        Key::NodeManifest { node, boot, .. } if **node == manifest.node && boot.as_str() == manifest.boot => {
             Ok(())
         }
-        _ => Err(format!("it says that it is of node {:?}, boot {:?}", manifest.node, manifest.boot)),
+        _ => {
+            let (node, boot) = (plain(&manifest.node, SHOWN), plain(&manifest.boot, SHOWN));
+            Err(format!("it says that it is of node {node:?}, boot {boot:?}"))
+        }
     }
 }
 
-fn check_version(key: &Key, version: u32) -> Result<(), ReadError> {
+pub(crate) fn check_version(key: &Key, version: u32) -> Result<(), ReadError> {
     if version <= FORMAT_VERSION {
         return Ok(());
     }
@@ -274,20 +247,118 @@ fn check_version(key: &Key, version: u32) -> Result<(), ReadError> {
     Err(ReadError::Invalid { key: key.relative(), reason })
 }
 
-async fn read_json<T: DeserializeOwned>(
+/// Reads a JSON file of a session.
+///
+/// # Errors
+/// When the store fails, or the file is longer than `limit` or not what its key says.
+pub async fn read_json<T: DeserializeOwned>(
     store: &dyn ObjectStore,
     prefix: &SessionPrefix,
     key: &Key,
     limit: u64,
 ) -> Result<T, ReadError> {
-    let failed = |source| ReadError::Store { what: key.relative(), source };
-    let invalid = |reason| ReadError::Invalid { key: key.relative(), reason };
-    let got = store.get(&prefix.object(key)).await.map_err(failed)?;
+    let bytes = read_limited(store, &prefix.object(key), &key.relative(), limit).await?;
+    let invalid = |error: serde_json::Error| ReadError::Invalid {
+        key: key.relative(),
+        // It may hold what the file holds.
+        reason: plain(&error.to_string(), SHOWN),
+    };
+    serde_json::from_slice(&bytes).map_err(invalid)
+}
+
+/// The content of an object, of which no more than `limit` is ever held, whatever length the store says that it has.
+async fn read_limited(
+    store: &dyn ObjectStore,
+    path: &Path,
+    what: &str,
+    limit: u64,
+) -> Result<Vec<u8>, ReadError> {
+    let failed = |source| ReadError::Store { what: what.to_owned(), source };
+    let invalid = |reason| ReadError::Invalid { key: what.to_owned(), reason };
+    let got = store.get(path).await.map_err(failed)?;
     if got.meta.size > limit {
         return Err(invalid(format!("it has {} bytes, the limit is {limit}", got.meta.size)));
     }
-    let bytes = got.bytes().await.map_err(failed)?;
-    serde_json::from_slice(&bytes).map_err(|error| invalid(error.to_string()))
+    // The length is the store's word.
+    let mut content = Vec::with_capacity(usize::try_from(got.meta.size).unwrap_or_default().min(FIRST_BYTES));
+    let mut chunks = got.into_stream();
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(failed)?;
+        if (content.len() + chunk.len()) as u64 > limit {
+            return Err(invalid(format!("it goes on after {limit} bytes, which is the limit")));
+        }
+        content.extend_from_slice(&chunk);
+    }
+    Ok(content)
+}
+
+/// Where an object that a node manifest lists stands in its store.
+pub(crate) enum Listed {
+    /// This manifest has it twice.
+    Twice,
+    /// The store does not list it.
+    Missing,
+    /// The store lists it with this length.
+    Stored(u64),
+}
+
+/// Compares what one node manifest lists with what its store does, and checks its ledger.
+pub(crate) fn compare_node(
+    manifest: &Key,
+    node: &NodeManifest,
+    mut find: impl FnMut(&Key) -> Listed,
+    mut report: impl FnMut(Finding),
+) {
+    let foreign = |key: &str| Finding::Foreign { manifest: manifest.relative(), key: key.to_owned() };
+    let mut sums: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+    for object in &node.objects {
+        let key = match Key::parse(&object.key) {
+            Ok(key @ Key::Segment { .. }) => key,
+            _ => {
+                report(foreign(&object.key));
+                continue;
+            }
+        };
+        let Key::Segment { node: owner, boot, .. } = &key else { continue };
+        if **owner != node.node || boot.as_str() != node.boot {
+            report(foreign(&object.key));
+            continue;
+        }
+        match find(&key) {
+            Listed::Twice => {
+                report(foreign(&object.key));
+                continue;
+            }
+            Listed::Missing => report(Finding::Missing { key: object.key.clone() }),
+            Listed::Stored(stored) if stored != object.bytes => {
+                report(Finding::Length { key: object.key.clone(), listed: object.bytes, stored });
+            }
+            Listed::Stored(_) => {}
+        }
+        let table = object.key.split_once('/').map_or("", |(table, _)| table);
+        let sum = sums.entry(table).or_default();
+        *sum = (sum.0.saturating_add(object.weight), sum.1.saturating_add(object.rows));
+    }
+    node.ledger.iter().filter_map(|row| row.check().err()).map(Finding::Ledger).for_each(&mut report);
+    let mut accounts: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+    for row in &node.ledger {
+        let account = accounts.entry(&row.table).or_default();
+        account.0 = account.0.saturating_add(row.terms.get(Term::Exported));
+        account.1 = account.1.saturating_add(row.rows);
+    }
+    // The bookkeeping tables are not events: no ledger row speaks of them.
+    for table in crate::bookkeeping::TABLES {
+        sums.remove(table.name);
+    }
+    let names: BTreeSet<&str> = sums.keys().chain(accounts.keys()).copied().collect();
+    for table in names {
+        let (ledger, objects) =
+            (accounts.get(table).copied().unwrap_or_default(), sums.get(table).copied().unwrap_or_default());
+        if ledger != objects {
+            let manifest = manifest.relative();
+            report(Finding::Exported { manifest, table: table.to_owned(), ledger, objects });
+        }
+    }
 }
 
 impl Contents {
@@ -314,121 +385,35 @@ impl Contents {
         tables
     }
 
+    /// Whether a node manifest does not count, because another one of its boot does.
+    pub fn is_left_over(&self, key: &Key) -> bool {
+        matches!(key, Key::NodeManifest { .. })
+            && !self.nodes.contains_key(key)
+            && self.unreadable.iter().all(|(unreadable, _)| unreadable != key)
+    }
+
     /// Compares what node manifests list with what the store lists, and checks their ledgers.
     pub fn compare(&self) -> Vec<Finding> {
         let mut findings = Vec::new();
         let mut listed = BTreeSet::new();
         for (key, node) in &self.nodes {
-            findings.extend(self.compare_node(key, node, &mut listed));
+            let find = |key: &Key| match (listed.insert(key.clone()), self.objects.get(key)) {
+                (false, _) => Listed::Twice,
+                (true, None) => Listed::Missing,
+                (true, Some(stored)) => Listed::Stored(*stored),
+            };
+            compare_node(key, node, find, |finding| findings.push(finding));
         }
         for (key, reason) in &self.unreadable {
             findings.push(Finding::Content { key: key.relative(), reason: reason.clone() });
         }
-        for key in self.objects.keys() {
-            if matches!(key, Key::Segment { .. }) && !listed.contains(key) {
-                findings.push(Finding::Unlisted { key: key.relative() });
-            }
-        }
+        let left = self.objects.keys().filter(|key| match key {
+            Key::Segment { .. } => !listed.contains(*key),
+            _ => self.is_left_over(key),
+        });
+        findings.extend(left.map(|key| Finding::Unlisted { key: key.relative() }));
         findings.extend(self.unknown.iter().map(|key| Finding::Unknown { key: key.clone() }));
         findings
-    }
-
-    fn compare_node(&self, manifest: &Key, node: &NodeManifest, listed: &mut BTreeSet<Key>) -> Vec<Finding> {
-        let mut findings = Vec::new();
-        let mut sums: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
-        for object in &node.objects {
-            let key = match Key::parse(&object.key) {
-                Ok(key @ Key::Segment { .. }) => key,
-                _ => {
-                    findings
-                        .push(Finding::Foreign { manifest: manifest.relative(), key: object.key.clone() });
-                    continue;
-                }
-            };
-            let Key::Segment { node: owner, boot, .. } = &key else { continue };
-            if **owner != node.node || boot.as_str() != node.boot || !listed.insert(key.clone()) {
-                findings.push(Finding::Foreign { manifest: manifest.relative(), key: object.key.clone() });
-                continue;
-            }
-            match self.objects.get(&key) {
-                None => findings.push(Finding::Missing { key: object.key.clone() }),
-                Some(stored) if *stored != object.bytes => findings.push(Finding::Length {
-                    key: object.key.clone(),
-                    listed: object.bytes,
-                    stored: *stored,
-                }),
-                Some(_) => {}
-            }
-            let table = object.key.split_once('/').map_or("", |(table, _)| table);
-            let sum = sums.entry(table).or_default();
-            *sum = (sum.0.saturating_add(object.weight), sum.1.saturating_add(object.rows));
-        }
-        findings.extend(ledger::check(&node.ledger).into_iter().map(Finding::Ledger));
-        let mut accounts: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
-        for row in &node.ledger {
-            let account = accounts.entry(&row.table).or_default();
-            account.0 = account.0.saturating_add(row.terms.get(Term::Exported));
-            account.1 = account.1.saturating_add(row.rows);
-        }
-        // The bookkeeping tables are not events: no ledger row speaks of them.
-        for table in crate::bookkeeping::TABLES {
-            sums.remove(table.name);
-        }
-        let names: BTreeSet<&str> = sums.keys().chain(accounts.keys()).copied().collect();
-        for table in names {
-            let (ledger, objects) = (
-                accounts.get(table).copied().unwrap_or_default(),
-                sums.get(table).copied().unwrap_or_default(),
-            );
-            if ledger != objects {
-                let manifest = manifest.relative();
-                findings.push(Finding::Exported { manifest, table: table.to_owned(), ledger, objects });
-            }
-        }
-        findings
-    }
-
-    /// What the session's next manifest has to say. `expected` names every node that took part, with the reason why
-    /// it is not done (empty if it says that it is); a node whose objects are not all there gets the reason from here.
-    pub fn manifest(&self, expected: &BTreeMap<String, String>, time: String) -> Manifest {
-        let number = self.objects.keys().filter_map(|key| match key {
-            Key::Manifest { number } => Some(number + 1),
-            _ => None,
-        });
-        let number = number.max().unwrap_or(1);
-        let mut names: BTreeSet<&str> = expected.keys().map(String::as_str).collect();
-        names.extend(self.nodes.values().map(|node| node.node.as_str()));
-        let nodes = names.into_iter().map(|name| self.manifest_node(name, expected.get(name))).collect();
-        Manifest::new(number, time, nodes)
-    }
-
-    fn manifest_node(&self, name: &str, reason: Option<&String>) -> ManifestNode {
-        let mut node = ManifestNode {
-            node: name.to_owned(),
-            manifests: Vec::new(),
-            totals: Totals::default(),
-            reason: reason.cloned().unwrap_or_default(),
-        };
-        let mut findings = Vec::new();
-        for (key, manifest) in self.nodes.iter().filter(|(_, manifest)| manifest.node == name) {
-            node.manifests.push(key.relative());
-            node.totals.merge(&manifest.totals());
-            findings.extend(self.compare_node(key, manifest, &mut BTreeSet::new()));
-        }
-        if node.reason.is_empty() {
-            if let Some((key, reason)) = self
-                .unreadable
-                .iter()
-                .find(|(key, _)| matches!(key, Key::NodeManifest { node, .. } if **node == *name))
-            {
-                node.reason = format!("{key}: {reason}");
-            } else if node.manifests.is_empty() {
-                node.reason = "it wrote no node manifest".to_owned();
-            } else if let Some(first) = findings.iter().find(|finding| finding.is_error()) {
-                node.reason = first.to_string();
-            }
-        }
-        node
     }
 }
 
@@ -441,7 +426,7 @@ pub async fn read_object(
     prefix: &SessionPrefix,
     key: &str,
 ) -> Result<Vec<RecordBatch>, ReadError> {
-    batches(key, fetch(store, prefix, key).await?)
+    batches(key, fetch(store, prefix, key, u64::MAX).await?)
 }
 
 /// The rows of a table, object by object, in the order of the manifests.
@@ -463,11 +448,15 @@ pub async fn read_table(
     Ok(rows.into_iter().flatten().collect())
 }
 
-async fn fetch(store: &dyn ObjectStore, prefix: &SessionPrefix, key: &str) -> Result<Bytes, ReadError> {
+pub(crate) async fn fetch(
+    store: &dyn ObjectStore,
+    prefix: &SessionPrefix,
+    key: &str,
+    limit: u64,
+) -> Result<Bytes, ReadError> {
     let parsed = Key::parse(key)
         .map_err(|error| ReadError::Invalid { key: key.to_owned(), reason: error.to_string() })?;
-    let failed = |source| ReadError::Store { what: key.to_owned(), source };
-    store.get(&prefix.object(&parsed)).await.map_err(failed)?.bytes().await.map_err(failed)
+    read_limited(store, &prefix.object(&parsed), key, limit).await.map(Bytes::from)
 }
 
 fn batches(key: &str, content: Bytes) -> Result<Vec<RecordBatch>, ReadError> {
@@ -496,10 +485,17 @@ pub async fn verify(store: &dyn ObjectStore, contents: &Contents) -> Result<Vec<
         Key::parse(&object.key).is_ok_and(|key| contents.objects.get(&key) == Some(&object.bytes))
     });
     let mut read = stream::iter(stored)
-        .map(|object| async move { (object, fetch(store, &contents.prefix, &object.key).await) })
+        .map(
+            |object| async move { (object, fetch(store, &contents.prefix, &object.key, object.bytes).await) },
+        )
         .buffer_unordered(READERS);
     while let Some((object, content)) = read.next().await {
-        if let Err(reason) = check_object(object, content?) {
+        let checked = match content {
+            Ok(content) => check_object(object, content),
+            Err(ReadError::Invalid { reason, .. }) => Err(reason),
+            Err(error) => return Err(error),
+        };
+        if let Err(reason) = checked {
             findings.push(Finding::Content { key: object.key.clone(), reason });
         }
     }
@@ -525,7 +521,7 @@ pub async fn verify(store: &dyn ObjectStore, contents: &Contents) -> Result<Vec<
     Ok(findings)
 }
 
-fn compare_manifest(contents: &Contents, manifest: &Manifest) -> Vec<Finding> {
+pub(crate) fn compare_manifest(contents: &Contents, manifest: &Manifest) -> Vec<Finding> {
     let mut findings = Vec::new();
     let listed: BTreeSet<&str> =
         manifest.nodes.iter().flat_map(|node| &node.manifests).map(String::as_str).collect();
@@ -547,42 +543,63 @@ fn compare_manifest(contents: &Contents, manifest: &Manifest) -> Vec<Finding> {
     findings
 }
 
-fn check_object(object: &ObjectEntry, content: Bytes) -> Result<(), String> {
-    let sha256 = hex(&Sha256::digest(&content));
-    if sha256 != object.sha256 {
-        return Err(format!("its SHA-256 is {sha256}, the manifest says {}", object.sha256));
-    }
-    let batches = batches(&object.key, content).map_err(|error| error.to_string())?;
-    let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
-    if rows as u64 != object.rows {
-        return Err(format!("it has {rows} rows, the manifest says {}", object.rows));
-    }
+/// Checks an object's content against its entry, in memory of some rows of it.
+pub(crate) fn check_object(object: &ObjectEntry, content: Bytes) -> Result<(), String> {
+    check_digest(object, &content)?;
+    let readable = |error: &dyn fmt::Display| format!("it is not readable: {error}");
+    let reader = ParquetRecordBatchReaderBuilder::try_new(content).map_err(|error| readable(&error))?;
     let table = object.key.split_once('/').map_or("", |(table, _)| table);
-    if let (Some(schema), Some(batch)) = (crate::schema(table), batches.first()) {
+    if let Some(schema) = crate::schema(table).filter(|_| reader.metadata().file_metadata().num_rows() > 0) {
         // A newer writer may have added columns; those that are known may not have changed.
         for field in schema.fields() {
-            match batch.schema().field_with_name(field.name()) {
+            match reader.schema().field_with_name(field.name()) {
                 Ok(found) if found.data_type() == field.data_type() => {}
                 Ok(found) => return Err(format!("its column {} is {}", field.name(), found.data_type())),
                 Err(_) => return Err(format!("it has no column {}", field.name())),
             }
         }
     }
-    let weights: i64 = batches
-        .iter()
-        .filter_map(|batch| batch.column_by_name("weight"))
-        .filter_map(|column| column.as_primitive_opt::<Int64Type>())
-        .flat_map(|column| column.iter().flatten())
-        .sum();
-    let counted = catalogue::table(table)
-        .is_some_and(|table| table.columns.iter().any(|column| column.name == "weight"));
-    if counted && weights as u64 != object.weight {
+    let (mut rows, mut weights) = (0, 0);
+    for batch in reader.build().map_err(|error| readable(&error))? {
+        let batch = batch.map_err(|error| readable(&error))?;
+        rows += batch.num_rows() as u64;
+        weights += weight(&batch);
+    }
+    check_counts(object, table, rows, weights)
+}
+
+/// Checks an object's content against the checksum of its entry.
+pub(crate) fn check_digest(object: &ObjectEntry, content: &[u8]) -> Result<(), String> {
+    let sha256 = hex(&Sha256::digest(content));
+    if sha256 == object.sha256 {
+        return Ok(());
+    }
+    Err(format!("its SHA-256 is {sha256}, the manifest says {}", object.sha256))
+}
+
+/// Checks what was counted in an object's rows, and what they stand for, against its entry.
+pub(crate) fn check_counts(object: &ObjectEntry, table: &str, rows: u64, weights: i64) -> Result<(), String> {
+    if rows != object.rows {
+        return Err(format!("it has {rows} rows, the manifest says {}", object.rows));
+    }
+    if is_weighted(table) && weights as u64 != object.weight {
         return Err(format!("its rows stand for {weights} events, the manifest says {}", object.weight));
     }
     Ok(())
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Whether rows of a table say how many events they stand for.
+fn is_weighted(table: &str) -> bool {
+    catalogue::table(table).is_some_and(|table| table.columns.iter().any(|column| column.name == "weight"))
+}
+
+/// How many events some rows stand for, if they say so.
+pub(crate) fn weight(rows: &RecordBatch) -> i64 {
+    let column = rows.column_by_name("weight").and_then(|column| column.as_primitive_opt::<Int64Type>());
+    column.into_iter().flat_map(|column| column.iter().flatten()).sum()
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -607,16 +624,16 @@ pub async fn create_json<T: serde::Serialize>(
 /// # Errors
 /// As [`create_json`].
 pub async fn create(store: &dyn ObjectStore, path: &Path, content: Bytes) -> Result<(), ReadError> {
-    let failed = |source| ReadError::Store { what: path.to_string(), source };
     let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
     match store.put_opts(path, PutPayload::from_bytes(content.clone()), options).await {
         Ok(_) => Ok(()),
         Err(object_store::Error::AlreadyExists { .. }) => {
-            let there = store.get(path).await.map_err(failed)?;
-            if there.meta.size == content.len() as u64 && there.bytes().await.map_err(failed)? == content {
-                return Ok(());
+            match read_limited(store, path, path.as_ref(), content.len() as u64).await {
+                Ok(there) if there == content => Ok(()),
+                // Longer, or of another content.
+                Ok(_) | Err(ReadError::Invalid { .. }) => Err(ReadError::Exists { key: path.to_string() }),
+                Err(error) => Err(error),
             }
-            Err(ReadError::Exists { key: path.to_string() })
         }
         Err(source) if is_full(&source) => Err(ReadError::Full { what: path.to_string() }),
         Err(source) => Err(ReadError::Write { what: path.to_string(), source }),

@@ -4,7 +4,8 @@
 //!
 //! In: record batches, or the contents of a session. Out: text for a terminal, with numbers to the right
 //! and at most [`MAX_CELL`] characters in a cell. Control characters of traced programs (their
-//! names and arguments are theirs to choose) never reach the terminal: they are shown escaped.
+//! names and arguments are theirs to choose), and of whoever wrote a manifest, never reach the terminal:
+//! they are shown escaped.
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float64Type, Int32Type, Int64Type, TimestampMicrosecondType};
@@ -14,16 +15,23 @@ use object_store::ObjectStore;
 
 use crate::ledger::Term;
 use crate::manifest::Verdict;
-use crate::reader::{self, Contents, ReadError};
+use crate::reader::{self, Contents, ReadError, plain};
 use crate::{bookkeeping, catalogue};
 
 /// Longer cells are cut, with an ellipsis.
 pub const MAX_CELL: usize = 40;
+/// So are longer reasons.
+const MAX_REASON: usize = 1_000;
 
 /// A table of text: headers, then rows. Columns of numbers are aligned to the right.
 pub fn table(headers: &[&str], rows: &[Vec<String>]) -> String {
+    table_within(headers, rows, MAX_CELL)
+}
+
+/// A table whose cells have at most so many characters.
+pub fn table_within(headers: &[&str], rows: &[Vec<String>], longest: usize) -> String {
     let cells: Vec<Vec<String>> =
-        rows.iter().map(|row| row.iter().map(|cell| clean(cell)).collect()).collect();
+        rows.iter().map(|row| row.iter().map(|cell| plain(cell, longest)).collect()).collect();
     let widths: Vec<usize> = headers
         .iter()
         .enumerate()
@@ -52,18 +60,6 @@ pub fn table(headers: &[&str], rows: &[Vec<String>]) -> String {
     text += &line(&rules.iter().map(String::as_str).collect::<Vec<_>>());
     for row in &cells {
         text += &line(&row.iter().map(String::as_str).collect::<Vec<_>>());
-    }
-    text
-}
-
-fn clean(cell: &str) -> String {
-    let mut text = String::new();
-    for (i, c) in cell.chars().enumerate() {
-        if i >= MAX_CELL {
-            text.push('…');
-            break;
-        }
-        if c.is_control() { text.extend(c.escape_default()) } else { text.push(c) }
     }
     text
 }
@@ -160,7 +156,7 @@ pub fn summary(contents: &Contents) -> String {
     text.push('\n');
     if manifest.verdict == Verdict::Incomplete {
         for node in manifest.nodes.iter().filter(|node| !node.reason.is_empty()) {
-            text += &format!("node {}: {}\n", node.node, node.reason);
+            text += &format!("node {}: {}\n", plain(&node.node, MAX_REASON), plain(&node.reason, MAX_REASON));
         }
     }
     text
@@ -276,6 +272,50 @@ mod tests {
         let text = table(&["comm"], &[vec!["\u{1b}[31mred\nline".into()]]);
         assert!(!text.contains('\u{1b}'), "{text:?}");
         assert_eq!(text.lines().count(), 3);
+    }
+
+    #[test]
+    fn control_characters_of_a_manifest_do_not_reach_the_terminal() {
+        use crate::key::{Key, SessionPrefix};
+        use crate::manifest::{FORMAT_VERSION, Manifest, ManifestNode, NodeManifest, ObjectEntry};
+
+        let evil = "\u{1b}[2Jnode\r\u{7}".to_owned();
+        let node = ManifestNode {
+            node: evil.clone(),
+            manifests: Vec::new(),
+            totals: Default::default(),
+            reason: format!("{evil}{}", "x".repeat(9_000)),
+        };
+        let boot: crate::key::Boot = "0".repeat(32).parse().unwrap();
+        let object = ObjectEntry { key: evil.clone(), rows: 0, weight: 0, bytes: 0, sha256: String::new() };
+        let listed = NodeManifest {
+            format_version: FORMAT_VERSION,
+            node: "node-1".to_owned(),
+            boot: boot.to_string(),
+            incarnations: Vec::new(),
+            objects: vec![object],
+            ledger: vec![crate::ledger::LedgerRow {
+                table: evil.clone(),
+                emitted: Some(1),
+                ..Default::default()
+            }],
+            coverage: Vec::new(),
+        };
+        let contents = Contents {
+            prefix: SessionPrefix::root("").unwrap(),
+            objects: Default::default(),
+            unknown: vec![evil],
+            session: None,
+            nodes: [(Key::node_manifest("node-1", &boot).unwrap(), listed)].into(),
+            unreadable: Vec::new(),
+            manifest: Some(Manifest::new(1, String::new(), vec![node])),
+        };
+        let mut text = summary(&contents);
+        let findings = contents.compare();
+        assert_eq!(findings.len(), 3, "{findings:?}");
+        findings.iter().for_each(|finding| text += &format!("{finding}\n"));
+        assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{text:?}");
+        assert!(text.lines().all(|line| line.len() < 2_000), "{text:?}");
     }
 
     #[test]

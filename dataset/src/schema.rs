@@ -34,6 +34,10 @@ pub const UTC: &str = "UTC";
 pub const SCHEMA_VERSION: u32 = 1;
 /// Rows of one row group: more would hold 12-23 MB for every million rows in memory while a file is written.
 pub const ROW_GROUP_ROWS: usize = 128 * 1024;
+/// Rows in memory are written out as a row group at this size, whatever their number.
+pub const ROW_GROUP_BYTES: usize = 16 << 20;
+/// Rows of a row group are sorted by the first of these columns that its table has.
+pub const SORTED_BY: [&str; 3] = ["ts_ns", "from_ns", "started_ns"];
 /// Field metadata: the unit.
 pub const UNIT: &str = "unit";
 /// Field metadata: the description.
@@ -114,9 +118,7 @@ pub fn versions() -> BTreeMap<String, u32> {
 
 /// The column that rows of a table are sorted by within a row group: its place in the schema.
 pub fn sort_column(table: &Table) -> Option<usize> {
-    ["ts_ns", "from_ns", "started_ns"]
-        .iter()
-        .find_map(|name| table.columns.iter().position(|column| column.name == *name))
+    SORTED_BY.iter().find_map(|name| table.columns.iter().position(|column| column.name == *name))
 }
 
 /// How files of a table are written.

@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The same functions over every kind of store: memory, a local folder, S3 in this process (s3s-fs) and a real S3
-//! server (SeaweedFS). A store that passes can hold datasets.
+//! The same functions over every kind of store: memory, a local folder, S3 in this process (s3s-fs) and two real S3
+//! servers (SeaweedFS, Versity's gateway). A store that passes can hold datasets.
 //!
-//! The real server is `weed`: named by `TRACELAKE_WEED`, else where `cargo xtask` puts it. Without it the test fails.
+//! The real servers' binaries are named by `TRACELAKE_WEED` and `TRACELAKE_VERSITYGW`, else where `cargo xtask` puts them.
+//! Without them the tests fail.
 
 extern crate tracelake_dataset as dataset;
 
 mod stores;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use dataset::closing::{self, Effort};
 use dataset::coverage::{CoverageKind, CoverageRow};
 use dataset::key::{Boot, Key, SessionPrefix};
 use dataset::ledger::{LedgerRow, Term};
@@ -152,13 +153,13 @@ async fn write_session(store: &Arc<dyn ObjectStore>, prefix: &SessionPrefix) -> 
 }
 
 async fn close(store: &Arc<dyn ObjectStore>, prefix: &SessionPrefix, expected: &[&str]) -> Verdict {
-    let contents = reader::load(store.as_ref(), prefix).await.unwrap();
-    let expected =
-        expected.iter().map(|node| ((*node).to_owned(), String::new())).collect::<BTreeMap<_, _>>();
-    let manifest = contents.manifest(&expected, "2026-11-23T00:00:00Z".into());
-    let key = Key::manifest(manifest.number);
-    reader::create_json(store.as_ref(), prefix, &key, &manifest).await.unwrap();
-    manifest.verdict
+    let nodes = expected.iter().map(|node| ((*node).to_owned(), Some(String::new()))).collect();
+    let time = "2026-11-23T00:00:00Z".to_owned();
+    let closing = closing::close(store.as_ref(), prefix, &nodes, time, Effort::Ordinary).await.unwrap();
+    assert!(closing.is_new);
+    let key = Key::manifest(closing.manifest.number);
+    reader::create_json(store.as_ref(), prefix, &key, &closing.manifest).await.unwrap();
+    closing.manifest.verdict
 }
 
 async fn a_dataset_is_read_back_as_it_was_written(store: &Arc<dyn ObjectStore>) {
@@ -231,6 +232,12 @@ async fn s3_in_process() {
 
 #[tokio::test]
 async fn s3_server() {
-    let server = stores::SeaweedFs::start().await;
+    let server = stores::Process::seaweedfs();
+    conformance(server.store().await).await;
+}
+
+#[tokio::test]
+async fn s3_server_of_another_make() {
+    let server = stores::Process::versitygw();
     conformance(server.store().await).await;
 }

@@ -11,7 +11,9 @@
 //! On failure a test prints the namespace's pods, sessions and events, and the logs of operator and
 //! agents. `TRACELAKE_KEEP=1` keeps the namespaces of failed tests.
 
+pub mod nodes;
 pub mod pods;
+pub mod release;
 pub mod rows;
 pub mod session;
 pub mod store;
@@ -23,12 +25,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use crds::conditions::is_true;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Event, Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Node, Pod};
 use kube::api::{DeleteParams, ListParams, LogParams, PostParams};
 use kube::runtime::wait::await_condition;
 use kube::{Api, Client};
 use object_store::ObjectStore;
 use serde_json::json;
+use tonic::transport::{Channel, Endpoint};
 
 /// For a store that has just been installed.
 const STORE_PATIENCE: Duration = Duration::from_secs(120);
@@ -109,6 +112,19 @@ impl Env {
         store::forward(self.client.clone(), self.system.clone(), found, port).await
     }
 
+    /// A channel to the operator that leads, trusting the CA that it publishes, by a name that its certificate is for.
+    pub async fn operator(&self) -> Result<Channel> {
+        let published: Api<ConfigMap> = Api::namespaced(self.client.clone(), &self.system);
+        let ca = published.get(node_api::CA_CONFIG_MAP).await?.data.unwrap_or_default();
+        let ca = ca.get(node_api::CA_KEY).context("ConfigMap tracelake-ca has no certificate")?;
+        let address = self.forward_to_leader(7443).await?;
+        let tls = node_api::tls::client(ca.as_bytes(), &format!("tracelake-operator.{}.svc", self.system))?;
+        Ok(Endpoint::from_shared(format!("https://{address}"))?
+            .tls_config(tls)?
+            .timeout(Duration::from_secs(30))
+            .connect_lazy())
+    }
+
     /// The agent's pod on a node.
     pub async fn agent_on(&self, node: &str) -> Result<Pod> {
         let params = ListParams::default()
@@ -143,7 +159,11 @@ where
                 return result;
             }
         }
-        api.delete(&namespace, &DeleteParams::background()).await?;
+        match api.delete(&namespace, &DeleteParams::background()).await {
+            // The test has deleted it.
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            deleted => drop(deleted?),
+        }
         result
     })
 }

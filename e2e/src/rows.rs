@@ -5,7 +5,7 @@
 //! Only what manifests list exists for a reader, so that is what is read here, through the product's
 //! own reader; the checks of counts and bytes are the tests'.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -65,9 +65,13 @@ impl Dataset {
         let status = session.status.as_ref().context("the session has no status")?;
         let place = status.dataset.as_ref().context("status.dataset is not set")?;
         ensure!(place.manifest.is_some(), "status.dataset.manifest is not set");
+        Self::at(store, &place.uri).await
+    }
+
+    /// Opens what lies there, of a session that nobody can be asked of any more.
+    pub async fn at(store: &Arc<dyn ObjectStore>, uri: &str) -> Result<Self> {
         let bucket = format!("s3://{}/", crate::store::BUCKET);
-        let folder =
-            place.uri.strip_prefix(&bucket).with_context(|| format!("{} is not in {bucket}", place.uri))?;
+        let folder = uri.strip_prefix(&bucket).with_context(|| format!("{uri} is not in {bucket}"))?;
         let contents = reader::open(store, &SessionPrefix::root(folder)?).await?;
         Ok(Self { store: Arc::clone(store), contents })
     }
@@ -151,4 +155,14 @@ fn value(column: &dyn Array, index: usize) -> Result<Value> {
         }
         other => bail!("no table of ours has type {other}"),
     })
+}
+
+/// Executions of `/usr/bin/true` in a pod, of rows of `processes`: node, pid and start of each.
+pub fn programs<'a>(rows: &'a [Row], pod: &str) -> BTreeSet<(&'a str, i64, i64)> {
+    rows.iter()
+        .filter(|row| {
+            text(row, "pod") == pod && text(row, "kind") == "exec" && text(row, "exe") == "/usr/bin/true"
+        })
+        .map(|row| (text(row, "node"), number(row, "pid"), number(row, "start_ns")))
+        .collect()
 }

@@ -10,23 +10,34 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use crds::ClusterTraceStore;
 use futures::TryStreamExt;
 use k8s_openapi::api::core::v1::{Pod, Secret};
-use kube::api::ListParams;
+use kube::api::{ListParams, PostParams};
 use kube::{Api, Client};
 use object_store::ObjectStore;
 use object_store::aws::AmazonS3Builder;
+use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Where the chart's dev store listens, and the bucket that it makes.
-const PORT: u16 = 8333;
+use crate::{Env, pods};
+
+/// Where the chart's dev store listens.
+pub const PORT: u16 = 8333;
 /// The bucket of the dev store.
 pub const BUCKET: &str = "tracelake";
-const SECRET: &str = "tracelake-dev-store";
+/// Its keys, and what it reads itself.
+pub const SECRET: &str = "tracelake-dev-store";
 const LABEL: &str = "app.kubernetes.io/component=dev-store";
 
 /// The dev store's whole bucket, as long as the process lives.
 pub async fn dev_store(client: &Client, namespace: &str) -> Result<Arc<dyn ObjectStore>> {
+    let address = dev_store_address(client, namespace).await?;
+    at(client, namespace, address).await
+}
+
+/// The bucket of a server at this address with the dev store's own keys.
+pub async fn at(client: &Client, namespace: &str, address: SocketAddr) -> Result<Arc<dyn ObjectStore>> {
     let secret =
         Api::<Secret>::namespaced(client.clone(), namespace).get(SECRET).await.with_context(|| {
             format!("no Secret {namespace}/{SECRET}: is the chart installed with devStore.enabled?")
@@ -36,8 +47,6 @@ pub async fn dev_store(client: &Client, namespace: &str) -> Result<Arc<dyn Objec
         let bytes = data.get(key).with_context(|| format!("Secret {namespace}/{SECRET} has no {key}"))?;
         Ok(String::from_utf8(bytes.0.clone())?)
     };
-    let address =
-        forward(client.clone(), namespace.to_owned(), ListParams::default().labels(LABEL), PORT).await?;
     let store = AmazonS3Builder::new()
         .with_endpoint(format!("http://{address}"))
         .with_allow_http(true)
@@ -47,6 +56,11 @@ pub async fn dev_store(client: &Client, namespace: &str) -> Result<Arc<dyn Objec
         .with_secret_access_key(value("secretAccessKey")?)
         .build()?;
     Ok(Arc::new(store))
+}
+
+/// Where the dev store is reached from here, as [`forward`] gives it.
+pub async fn dev_store_address(client: &Client, namespace: &str) -> Result<SocketAddr> {
+    forward(client.clone(), namespace.to_owned(), ListParams::default().labels(LABEL), PORT).await
 }
 
 /// Listens on a port of this machine's loopback and carries each connection to `port` of the pod
@@ -84,6 +98,16 @@ async fn carry(
     Ok(())
 }
 
+/// Makes a ClusterTraceStore like the chart's own, with what `change` does to its spec.
+pub async fn like_default(client: &Client, name: &str, change: impl FnOnce(&mut Value)) -> Result<()> {
+    let stores: Api<ClusterTraceStore> = Api::all(client.clone());
+    let mut object = serde_json::to_value(stores.get("default").await?)?;
+    object["metadata"] = json!({ "name": name });
+    change(&mut object["spec"]);
+    stores.create(&PostParams::default(), &serde_json::from_value(object)?).await?;
+    Ok(())
+}
+
 /// Every key in the bucket.
 pub async fn keys(store: &Arc<dyn ObjectStore>) -> Result<Vec<String>> {
     let mut listed = store.list(None);
@@ -92,4 +116,11 @@ pub async fn keys(store: &Arc<dyn ObjectStore>) -> Result<Vec<String>> {
         keys.push(object.location.to_string());
     }
     Ok(keys)
+}
+
+/// Where the dev store runs.
+pub async fn store_node(env: &Env) -> Result<String> {
+    let stores = ListParams::default().labels(LABEL);
+    let store = pods::api(&env.client, &env.system).list(&stores).await?.items.pop();
+    pods::node_of(&store.context("no dev store")?)
 }

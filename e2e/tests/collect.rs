@@ -330,3 +330,50 @@ async fn pod_names(env: &Env, namespace: &str) -> Result<BTreeSet<String>> {
         .filter_map(|pod| pod.metadata.name)
         .collect())
 }
+
+/// Far more events than the budget of [`a_budget_of_events_samples_one_session_and_ends_another`] allows.
+const PROGRAMS: u32 = 300;
+
+#[test]
+fn a_budget_of_events_samples_one_session_and_ends_another() -> Result<()> {
+    in_namespace("budget", |env, ns| async move {
+        let (a, _) = env.two_nodes().await?;
+        let api = pods::api(&env.client, &ns);
+        PodSpec::workload("idle", "budget", &["sleep"]).on(&a).start(&api).await?;
+        let session = async |name: &str, policy: &str| {
+            let mut spec = Session::spec_of("budget", WINDOW, &["processes"]);
+            spec["budget"] = json!({ "eventsPerSecond": 2, "onExceeded": policy });
+            let session = Session::create(&env.client, &ns, name, spec).await?;
+            session.recording().await?;
+            anyhow::Ok(session)
+        };
+        let sampled = session("sampled", "Sample").await?;
+        let stopped = session("stopped", "Stop").await?;
+        let programs = PROGRAMS.to_string();
+        PodSpec::workload("spawner", "budget", &["spawn", &programs, "/usr/bin/true"])
+            .on(&a)
+            .run(&api)
+            .await?;
+
+        let exceeded = crds::conditions::session::BUDGET_EXCEEDED;
+        ensure!(sampled.condition(exceeded, "True").await? == "Sampling", "of `sampled`");
+        let dataset = Dataset::complete(&env, &sampled).await?;
+        let rows = dataset.table("processes").await?;
+        let ledger = dataset.table("ledger").await?;
+        let of = |term: &str| sum(&ledger, term);
+        let (emitted, exported, left_out) = (of("emitted")?, of("exported")?, of("sampled_out")?);
+        // Each program is a fork, an exec and an exit.
+        ensure!(emitted >= i64::from(3 * PROGRAMS), "{emitted} events of {PROGRAMS} programs");
+        // That they and what was filtered are all there is, is what every dataset is checked for.
+        ensure!(sum(&rows, "weight")? == exported, "{exported} exported, by the ledger");
+        ensure!(left_out > 0, "{emitted} events, and every one has a row");
+        ensure!((rows.len() as i64) * 2 < emitted, "{} rows for {emitted} events", rows.len());
+
+        let ended = stopped.phase("Completed").await?;
+        let why = tracelake_e2e::session::condition(&ended, exceeded);
+        ensure!(why == Some(("True".to_owned(), "BudgetStopped".to_owned())), "of `stopped`: {why:?}");
+        let status = serde_json::to_string(&ended.status)?;
+        ensure!(status.contains(&format!("{a}: eventsPerSecond is 2,")), "no node is named in {status}");
+        Ok(())
+    })
+}

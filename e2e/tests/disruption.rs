@@ -7,7 +7,6 @@
 //! harness gives a command (`TRACELAKE_NODE_COMMAND`, called with `stop` or `start` and the node's name).
 
 use std::collections::BTreeSet;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -19,10 +18,12 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::wait::await_condition;
 use kube::runtime::watcher;
 use serde_json::json;
+use tracelake_e2e::nodes::StoppedNode;
 use tracelake_e2e::pods::{self, PodSpec};
-use tracelake_e2e::rows::{Dataset, Row, number, text};
+use tracelake_e2e::rows::{Dataset, number, programs, text};
 use tracelake_e2e::session::{Session, condition};
-use tracelake_e2e::{Env, in_namespace};
+use tracelake_e2e::store::store_node;
+use tracelake_e2e::{Env, in_namespace, store};
 
 const WINDOW: &str = "15m";
 /// The operator's CA and serving certificate.
@@ -36,15 +37,6 @@ async fn kill(env: &Env, namespace: &str, node: &str, process: &str) -> Result<(
 fn pending(session: &crds::TraceSession) -> i64 {
     let totals = session.status.as_ref().and_then(|status| status.totals.as_ref());
     totals.map_or(0, |totals| totals.bytes_pending)
-}
-
-fn programs(rows: &[Row], pod: &str) -> BTreeSet<(i64, i64)> {
-    rows.iter()
-        .filter(|row| {
-            text(row, "pod") == pod && text(row, "kind") == "exec" && text(row, "exe") == "/usr/bin/true"
-        })
-        .map(|row| (number(row, "pid"), number(row, "start_ns")))
-        .collect()
 }
 
 #[test]
@@ -195,13 +187,9 @@ fn wrong_credentials_collect_nothing_until_the_secret_is_mended() -> Result<()> 
         let (a, _) = env.two_nodes().await?;
         let api = pods::api(&env.client, &ns);
         PodSpec::workload("sleeper", "credentials", &["sleep"]).on(&a).start(&api).await?;
-        let stores: Api<crds::ClusterTraceStore> = Api::all(env.client.clone());
         let secrets: Api<Secret> = Api::namespaced(env.client.clone(), &env.system);
         let right =
             secrets.get("tracelake-dev-store").await?.data.context("the dev store's Secret is empty")?;
-        let mut store = serde_json::to_value(stores.get("default").await?)?;
-        store["metadata"] = json!({ "name": ns });
-        store["spec"]["credentials"] = json!({ "secretRef": { "name": ns } });
         let mut wrong = right.clone();
         wrong.insert("secretAccessKey".to_owned(), k8s_openapi::ByteString(b"wrong".to_vec()));
         let secret = Secret {
@@ -210,7 +198,8 @@ fn wrong_credentials_collect_nothing_until_the_secret_is_mended() -> Result<()> 
             ..Secret::default()
         };
         secrets.create(&PostParams::default(), &secret).await?;
-        stores.create(&PostParams::default(), &serde_json::from_value(store)?).await?;
+        let with_it = json!({ "secretRef": { "name": ns } });
+        store::like_default(&env.client, &ns, |spec| spec["credentials"] = with_it).await?;
 
         let mut spec = Session::spec("credentials", WINDOW);
         spec["storeRef"] = json!({ "kind": "ClusterTraceStore", "name": ns });
@@ -237,6 +226,7 @@ fn wrong_credentials_collect_nothing_until_the_secret_is_mended() -> Result<()> 
         session.stop().await?;
         session.phase("Completed").await?;
         session.delete().await?;
+        let stores: Api<crds::ClusterTraceStore> = Api::all(env.client.clone());
         stores.delete(&ns, &DeleteParams::default()).await?;
         secrets.delete(&ns, &DeleteParams::default()).await?;
         Ok(())
@@ -333,13 +323,6 @@ fn uploaded(session: &crds::TraceSession) -> bool {
     totals.is_some_and(|totals| totals.rows >= 69 && totals.emitted == totals.exported + totals.filtered)
 }
 
-/// Where the dev store runs.
-async fn store_node(env: &Env) -> Result<String> {
-    let stores = ListParams::default().labels("app.kubernetes.io/component=dev-store");
-    let store = pods::api(&env.client, &env.system).list(&stores).await?.items.pop();
-    pods::node_of(&store.context("no dev store")?)
-}
-
 /// Deletes leaders until one on this node leads.
 async fn lead_on(env: &Env, node: &str) -> Result<()> {
     let system = pods::api(&env.client, &env.system);
@@ -369,36 +352,6 @@ async fn scale_operator(env: &Env, replicas: i32) -> Result<i32> {
     deployments.patch_scale("tracelake-operator", &PatchParams::default(), &scale).await?;
     // None is written as nothing.
     Ok(before.unwrap_or_default())
-}
-
-/// A node that is down until this is dropped, also when the test fails: the tests after it need the node.
-struct StoppedNode(String);
-
-impl StoppedNode {
-    fn stop(node: &str) -> Result<Self> {
-        let this = Self(node.to_owned());
-        node_command("stop", node)?;
-        Ok(this)
-    }
-}
-
-impl Drop for StoppedNode {
-    fn drop(&mut self) {
-        if let Err(error) = node_command("start", &self.0) {
-            eprintln!("{} stays down: {error:#}", self.0);
-        }
-    }
-}
-
-fn node_command(verb: &str, node: &str) -> Result<()> {
-    let command = std::env::var("TRACELAKE_NODE_COMMAND").context(
-        "TRACELAKE_NODE_COMMAND is not set: this test stops a node; `cargo xtask test e2e` gives the command of its own cluster",
-    )?;
-    let mut words = command.split_whitespace();
-    let program = words.next().context("TRACELAKE_NODE_COMMAND is empty")?;
-    let status = Command::new(program).args(words).args([verb, node]).status()?;
-    ensure!(status.success(), "`{command} {verb} {node}` ended with {status}");
-    Ok(())
 }
 
 /// Waits until the container of a pod, seen before it was killed, has been started again and is ready.

@@ -20,7 +20,7 @@ use regex::Regex;
 use serde_json::{Value, json};
 use tokio::process::Command;
 use tracelake_e2e::session::Session;
-use tracelake_e2e::{Env, in_namespace};
+use tracelake_e2e::{Env, in_namespace, store};
 
 const HEAD: &str = "\
 # What went wrong, as `kubectl describe` says it
@@ -157,9 +157,7 @@ async fn shown(env: &Env, ns: &str) -> Result<String> {
 
 /// Stores with one fault each, made from the chart's.
 async fn stores(env: &Env, ns: &str) -> Result<()> {
-    let stores: Api<ClusterTraceStore> = Api::all(env.client.clone());
     let secrets: Api<Secret> = Api::namespaced(env.client.clone(), &env.system);
-    let good = stores.get("default").await?;
     let wrong = json!({ "metadata": { "name": format!("{ns}-wrong-key") },
         "stringData": { "accessKeyId": "somebody", "secretAccessKey": "else" } });
     secrets.create(&PostParams::default(), &serde_json::from_value(wrong)?).await?;
@@ -169,11 +167,12 @@ async fn stores(env: &Env, ns: &str) -> Result<()> {
         ("no-secret", json!({ "credentials": { "secretRef": { "name": "nowhere" } } })),
         ("unreachable", json!({ "s3": { "bucket": "traces", "endpoint": "http://tracelake-dev-store:9" } })),
     ] {
-        let mut store = json!({ "metadata": { "name": format!("{ns}-{name}") }, "spec": good.spec });
-        for (key, value) in change.as_object().into_iter().flatten() {
-            store["spec"][key] = value.clone();
-        }
-        stores.create(&PostParams::default(), &serde_json::from_value(store)?).await?;
+        let with_it = |spec: &mut Value| {
+            for (key, value) in change.as_object().into_iter().flatten() {
+                spec[key] = value.clone();
+            }
+        };
+        store::like_default(&env.client, &format!("{ns}-{name}"), with_it).await?;
     }
     let own = json!({ "metadata": { "name": "own" }, "spec": {
         "s3": { "bucket": "traces", "endpoint": "https://minio.example.com" },

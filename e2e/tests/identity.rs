@@ -7,32 +7,19 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::authorization::v1::SubjectAccessReview;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, ServiceAccount};
+use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
 use kube::Api;
 use kube::api::{DeleteParams, PostParams};
 use kube::runtime::wait::await_condition;
 use node_api::v1::node_client::NodeClient;
 use node_api::v1::{AgentMessage, Hello, agent_message};
 use serde_json::json;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 use tracelake_e2e::pods::{self, PodSpec};
 use tracelake_e2e::{Env, in_namespace};
 
 const AGENT: &str = "tracelake-node-agent";
-
-/// A channel to the operator, trusting the CA that it publishes, by the name that its certificate is for.
-async fn channel(env: &Env) -> Result<Channel> {
-    let published: Api<ConfigMap> = Api::namespaced(env.client.clone(), &env.system);
-    let ca = published.get("tracelake-ca").await?.data.unwrap_or_default();
-    let ca = ca.get(node_api::CA_KEY).context("ConfigMap tracelake-ca has no certificate")?;
-    let address = env.forward_to_leader(7443).await?;
-    let tls = node_api::tls::client(ca.as_bytes(), &format!("tracelake-operator.{}.svc", env.system))?;
-    Ok(Endpoint::from_shared(format!("https://{address}"))?
-        .tls_config(tls)?
-        .timeout(Duration::from_secs(30))
-        .connect_lazy())
-}
 
 /// What the operator answers to a Hello of `node` with this token.
 async fn hello(channel: &Channel, token: Option<&str>, node: &str) -> Result<(), Status> {
@@ -95,7 +82,7 @@ async fn count(env: &Env, reason: &str) -> Result<u64> {
 fn only_the_agent_of_a_node_speaks_for_it_and_every_refusal_is_counted() -> Result<()> {
     in_namespace("identity", |env, ns| async move {
         let (a, b) = env.two_nodes().await?;
-        let channel = channel(&env).await?;
+        let channel = env.operator().await?;
         let agent = env.agent_on(&a).await?;
         let audience = node_api::TOKEN_AUDIENCE;
         let system = env.system.clone();

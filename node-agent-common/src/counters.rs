@@ -17,14 +17,38 @@ pub const fn slot_table(slot: u32, table: u32) -> u32 {
     (slot % SLOTS) * MAX_TABLES + table % MAX_TABLES
 }
 
+/// Sets of limits: by one hooks admit events, the other is written for the next change. What is done by a set is kept apart
+/// from the other's, and each record says by which one it was admitted, so that no event is counted by the weight of another
+/// time.
+pub const LIMIT_SETS: u32 = 2;
+
+/// Entries of the arrays that have one per set, session and table.
+pub const SET_SLOT_TABLES: u32 = LIMIT_SETS * SLOT_TABLES;
+
+/// Position of a session's table in those arrays, by its position in the arrays without sets.
+pub const fn in_set(set: u32, slot_table: u32) -> u32 {
+    (set % LIMIT_SETS) * SLOT_TABLES + slot_table % SLOT_TABLES
+}
+
+/// Position of a session's table in those arrays.
+pub const fn set_slot_table(set: u32, slot: u32, table: u32) -> u32 {
+    in_set(set, slot_table(slot, table))
+}
+
+/// Entries of the array that has one per set and table.
+pub const SET_TABLES: u32 = LIMIT_SETS * MAX_TABLES;
+
+/// Position of a table in that array.
+pub const fn set_table(set: u32, table: u32) -> u32 {
+    (set % LIMIT_SETS) * MAX_TABLES + table % MAX_TABLES
+}
+
 /// What happened to a session's events of one table on one CPU, in events.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counters {
     /// Hits on a target.
     pub emitted: u64,
-    /// Hits since the last row that stands for them: skipped by sampling and not yet represented.
-    pub sampled_out: u64,
     /// Beyond `maxEventsPerSecond`.
     pub rate_limited: u64,
     /// The ring had no room.
@@ -33,7 +57,7 @@ pub struct Counters {
     pub map_full: u64,
 }
 
-/// How a session wants its events of one table; written when the slot is given out.
+/// How a session wants its events of one table.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Limits {
@@ -41,6 +65,13 @@ pub struct Limits {
     pub sample_every: u64,
     /// Events per second and node that may pass; 0 means all.
     pub max_per_second: u64,
+}
+
+impl Limits {
+    /// Whether some event may be left out.
+    pub const fn limits(&self) -> bool {
+        self.sample_every > 1 || self.max_per_second != 0
+    }
 }
 
 /// The second that a rate limit counts in, and what passed in it.
@@ -53,7 +84,7 @@ pub struct RateWindow {
     pub used: u64,
 }
 
-#[cfg(feature = "user")]
+#[cfg(feature = "aya")]
 mod pod {
     // SAFETY: repr(C) structs of u64 only: no padding, every bit pattern valid.
     unsafe impl aya::Pod for super::Counters {}

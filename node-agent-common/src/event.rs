@@ -16,8 +16,10 @@ pub struct Header {
     pub cpu: u16,
     /// How the target was found: an [`Attribution`].
     pub attribution: u8,
+    /// The set of limits by which it was admitted: see [`LIMIT_SETS`](crate::counters::LIMIT_SETS). 0 for what is not sampled.
+    pub limits: u8,
     /// Zero.
-    pub reserved: [u8; 3],
+    pub reserved: [u8; 2],
     /// Sessions that want the record, one bit per slot.
     pub slots: u64,
     /// Nanoseconds since boot.

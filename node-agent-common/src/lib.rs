@@ -2,7 +2,8 @@
 //! What the kernel programs and the agent have in common: layouts of records and maps, and the description of every
 //! table and collector, declared once.
 //!
-//! The kernel side builds this crate for the BPF target (`no_std`, no dependencies). User space adds the feature `user`.
+//! The kernel side builds this crate for the BPF target (`no_std`, no dependencies). User space adds the feature `user`, the
+//! agent `aya`.
 #![cfg_attr(not(any(test, feature = "user")), no_std)]
 
 pub mod aggregate;

@@ -91,6 +91,22 @@ pub mod state {
     ];
 }
 
+/// What holds a sender back (enum `tcp_chrono`): the loader asserts that the kernel's BTF says the same.
+pub mod chrono {
+    /// Data is under way; nothing else does.
+    pub const BUSY: usize = 1;
+    /// The peer's window.
+    pub const RWND_LIMITED: usize = 2;
+    /// This side's send buffer.
+    pub const SNDBUF_LIMITED: usize = 3;
+    /// The enumerators that [`chrono`](self) repeats, for the loader's assertion.
+    pub const NAMES: &[(&str, u32)] = &[
+        ("TCP_CHRONO_BUSY", BUSY as u32),
+        ("TCP_CHRONO_RWND_LIMITED", RWND_LIMITED as u32),
+        ("TCP_CHRONO_SNDBUF_LIMITED", SNDBUF_LIMITED as u32),
+    ];
+}
+
 fields! {
     /// What the hooks read of a socket. Paths start at the outermost struct: one base pointer serves them all.
     pub SOCK_FIELDS, declare_sock_fields {
@@ -137,5 +153,8 @@ fields! {
         TCP_SND_UNA: "tcp_sock", "snd_una";
         TCP_SND_NXT: "tcp_sock", "snd_nxt";
         TCP_WRITE_SEQ: "tcp_sock", "write_seq";
+        TCP_CHRONO_STAT: "tcp_sock", "chrono_stat";
+        TCP_CHRONO_START: "tcp_sock", "chrono_start";
+        TCP_CHRONO_TYPE: "tcp_sock", "chrono_type";
     }
 }

@@ -6,7 +6,7 @@
 //! in user space, where it can be tested against every combination.
 
 use crate::event;
-use crate::sock::{Flow, state};
+use crate::sock::{Flow, chrono, state};
 use crate::table::{
     self, COMMON_COLUMNS, CollectorInfo, Column, Cost, FLOW_COLUMNS, PROCESS_COLUMNS, Param, ParamType, Table,
 };
@@ -128,8 +128,12 @@ event! {
         error: i32 => Int32 "errno",
         /// State before CLOSE or, while it is open, the state now.
         state: u32,
-        /// Zero.
-        reserved: u32,
+        /// tcp_sock.chrono_stat, of periods that were over: ticks of each kind of [`chrono`](crate::sock::chrono), from 1 on.
+        chrono_stat: [u32; 3],
+        /// Which of them the period was of that was not over, a number of [`chrono`](crate::sock::chrono) or 0.
+        chrono: u32,
+        /// For how long it had lasted.
+        chrono_ticks: u32,
         /// Name of the opening or accepting thread.
         comm: [u8; 16],
         /// Name of the congestion control.
@@ -156,6 +160,13 @@ event! {
         srtt_us => Int64 "us" null,
         /// Smallest round trip measured; null when none was.
         min_rtt_us => Int64 "us" null,
+        /// How long this side had something to send or to be acknowledged, in ticks of the kernel's timer (1 to 10 ms), as
+        /// `ss -i` shows it (busy).
+        busy_ns => Int64 "ns" null,
+        /// Of that, how long the peer's window had no room: its program did not read (rwnd_limited).
+        rwnd_limited_ns => Int64 "ns" null,
+        /// And how long this side's send buffer was too small (sndbuf_limited).
+        sndbuf_limited_ns => Int64 "ns" null,
         /// Congestion control algorithm.
         ca_name => Dict "" null,
         /// fin (closed by both sides' agreement), rst_in (reset by the peer), rst_out (reset by this side), refused (answered
@@ -222,6 +233,19 @@ impl ConnectionEvent {
             (numbered == payload.wrapping_add(fin_numbered).wrapping_add(1)) as u64
         };
         self.acked_raw.saturating_sub(fin + syn)
+    }
+
+    /// Ticks in which there was something to send or to be acknowledged, and of those the ones in which the peer's window and this
+    /// side's send buffer had no room. The last period lasts until the row was made.
+    pub const fn busy_rwnd_sndbuf_ticks(&self) -> [u64; 3] {
+        let [mut busy, mut rwnd, mut sndbuf] = self.chrono_stat;
+        match self.chrono as usize {
+            chrono::BUSY => busy = busy.wrapping_add(self.chrono_ticks),
+            chrono::RWND_LIMITED => rwnd = rwnd.wrapping_add(self.chrono_ticks),
+            chrono::SNDBUF_LIMITED => sndbuf = sndbuf.wrapping_add(self.chrono_ticks),
+            _ => {}
+        }
+        [busy as u64 + rwnd as u64 + sndbuf as u64, rwnd as u64, sndbuf as u64]
     }
 
     /// Payload received in order.
@@ -324,7 +348,7 @@ pub const COLLECTOR: CollectorInfo = CollectorInfo {
     events: true,
 };
 
-#[cfg(feature = "user")]
+#[cfg(feature = "aya")]
 mod pod {
     // SAFETY: repr(C), integers and arrays of them, no padding (`event!` asserts it): every bit pattern is valid.
     unsafe impl aya::Pod for super::ConnectionEvent {}
@@ -379,6 +403,20 @@ mod tests {
         let connected = ConnectionEvent { acked_raw: 701, ..base };
         let accepted = ConnectionEvent { acked_raw: 700, ..base };
         assert_eq!((connected.bytes_acked(), accepted.bytes_acked()), (700, 700));
+    }
+
+    #[test]
+    fn a_period_that_is_not_over_counts_for_what_it_is_of() {
+        let kept = ConnectionEvent {
+            chrono_stat: [100, 20, 3],
+            chrono_ticks: 7,
+            ..connection(flag::ACTIVE, state::ESTABLISHED)
+        };
+        let of = |chrono: usize| ConnectionEvent { chrono: chrono as u32, ..kept }.busy_rwnd_sndbuf_ticks();
+        assert_eq!(of(0), [123, 20, 3], "nothing is under way");
+        assert_eq!(of(chrono::BUSY), [130, 20, 3]);
+        assert_eq!(of(chrono::RWND_LIMITED), [130, 27, 3]);
+        assert_eq!(of(chrono::SNDBUF_LIMITED), [130, 20, 10]);
     }
 
     #[test]

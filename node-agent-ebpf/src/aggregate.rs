@@ -38,9 +38,11 @@ pub(crate) fn add<A: Aggregate>(
     key: impl FnOnce(*mut A::Key),
     add: impl FnOnce(*mut A::Value),
 ) {
-    let slots = counters::admit(hit.slots, A::TABLE);
+    // Sums are sampled as the session asked, in both sets alike: what stands in an entry is by one weight.
+    let Some(set) = counters::limits_in_use() else { return };
+    let slots = counters::admit(hit.slots, A::TABLE, set);
     if slots != 0 && !amend(sums, &Hit { slots, ..*hit }, 1, key, add) {
-        counters::lose(slots, A::TABLE, Loss::MapFull as u32);
+        counters::lose(slots, A::TABLE, Loss::MapFull as u32, set);
     }
 }
 
@@ -92,7 +94,8 @@ pub(crate) fn amend<A: Aggregate>(
             tag: A::TAG,
             cpu: 0,
             attribution: hit.attribution as u8,
-            reserved: [0; 3],
+            limits: 0,
+            reserved: [0; 2],
             slots: hit.slots,
             ts_ns: window,
             cgroup_id: hit.cgroup_id,

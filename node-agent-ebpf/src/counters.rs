@@ -6,7 +6,8 @@
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, PerCpuArray};
 use node_agent_common::counters::{
-    BEGAN_NUMBERS, Counters, Limits, MAX_TABLES, RateWindow, SLOT_TABLES, slot_table,
+    BEGAN_NUMBERS, Counters, LIMIT_SETS, Limits, MAX_TABLES, RateWindow, SET_SLOT_TABLES, SET_TABLES,
+    SLOT_TABLES, in_set, set_table, slot_table,
 };
 use node_agent_common::target::SLOTS;
 
@@ -16,9 +17,22 @@ use crate::{atomic, ring};
 #[map]
 static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(SLOT_TABLES, 0);
 
-/// What each session asked for.
+/// What each session gets, in each set; see [`set_slot_table`](node_agent_common::counters::set_slot_table) for the index.
 #[map]
-static LIMITS: Array<Limits> = Array::with_max_entries(SLOT_TABLES, 0);
+static LIMITS: Array<Limits> = Array::with_max_entries(SET_SLOT_TABLES, 0);
+
+/// Slots that have any limit, in each set; see [`set_table`] for the index.
+#[map]
+static LIMITED: Array<u64> = Array::with_max_entries(SET_TABLES, 0);
+
+/// The set by which events are admitted now.
+#[map]
+static LIMITS_IN_USE: Array<u64> = Array::with_max_entries(1, 0);
+
+/// Hits since the last row that stands for them, skipped by sampling and not yet represented: by set, as each has a number
+/// of its own to reach.
+#[map]
+static SAMPLED_OUT: PerCpuArray<u64> = PerCpuArray::with_max_entries(SET_SLOT_TABLES, 0);
 
 /// Where each session's rate stands.
 #[map]
@@ -108,11 +122,20 @@ pub(crate) extern "C" fn since(slots: u64, newest: u64) -> u64 {
     own
 }
 
-/// Counts an event for each of `slots` and says which of them get a row for it.
+/// The set of limits that is in use: to be asked once for an event, and given to all that is done about it. There always is one;
+/// a caller that had to go on without would have the verifier follow everything twice.
+#[inline(always)]
+pub(crate) fn limits_in_use() -> Option<u32> {
+    LIMITS_IN_USE.get(0).map(|set| *set as u32 % LIMIT_SETS)
+}
+
+/// Counts an event for each of `slots` and says which of them get a row for it, by that set of limits.
 ///
 /// Exported, so that the verifier checks it once and not for every caller.
 #[unsafe(no_mangle)]
-pub(crate) extern "C" fn admit(slots: u64, table: u32) -> u64 {
+#[inline(never)]
+pub(crate) extern "C" fn admit(slots: u64, table: u32, set: u32) -> u64 {
+    let limited = LIMITED.get(set_table(set, table)).copied().unwrap_or(0);
     // Bits are taken out of what the verifier cannot know. Putting known ones together gives it 2^64 different answers to
     // follow, and every program is refused as too large.
     let (mut rest, mut admitted) = (slots, slots);
@@ -122,7 +145,13 @@ pub(crate) extern "C" fn admit(slots: u64, table: u32) -> u64 {
             break;
         }
         let bit = rest & rest.wrapping_neg();
-        if !admit_one(slot_table(bit.trailing_zeros(), table)) {
+        let index = slot_table(bit.trailing_zeros(), table);
+        match COUNTERS.get_ptr_mut(index) {
+            // SAFETY: a pointer into the map's value.
+            Some(counters) => unsafe { atomic::add(&raw mut (*counters).emitted, 1) },
+            None => admitted &= !bit,
+        }
+        if limited & bit != 0 && admit_limited(index, set) == 0 {
             admitted &= !bit;
         }
         rest &= !bit;
@@ -131,16 +160,18 @@ pub(crate) extern "C" fn admit(slots: u64, table: u32) -> u64 {
     admitted
 }
 
-#[inline(always)]
-fn admit_one(index: u32) -> bool {
-    let (Some(counters), Some(limits)) = (COUNTERS.get_ptr_mut(index), LIMITS.get(index)) else {
-        return false;
-    };
+/// Whether an event gets a row of a session that has limits, by index and set; 0 if not.
+///
+/// Exported, as [`admit`]: sessions without limits do not pay for it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn admit_limited(index: u32, set: u32) -> u32 {
+    let (index, own) = (index % SLOT_TABLES, in_set(set, index));
+    let Some(limits) = LIMITS.get(own) else { return 0 };
     // SAFETY: pointers into the maps' values.
     unsafe {
-        atomic::add(&raw mut (*counters).emitted, 1);
         if limits.max_per_second != 0 {
-            let Some(rate) = RATES.get_ptr_mut(index) else { return false };
+            let Some(rate) = RATES.get_ptr_mut(index) else { return 0 };
             // The clock costs as much as all the rest: it is read for those only that have a limit.
             let second = ring::now() / NANOSECONDS;
             // Two CPUs may both begin the second: a few events more may pass then, and none goes uncounted. One that read its
@@ -150,19 +181,22 @@ fn admit_one(index: u32) -> bool {
                 (*rate).used = 0;
             }
             if atomic::fetch_add(&raw mut (*rate).used, 1) >= limits.max_per_second {
-                atomic::add(&raw mut (*counters).rate_limited, 1);
-                return false;
+                if let Some(counters) = COUNTERS.get_ptr_mut(index) {
+                    atomic::add(&raw mut (*counters).rate_limited, 1);
+                }
+                return 0;
             }
         }
         if limits.sample_every > 1 {
+            let Some(skipped) = SAMPLED_OUT.get_ptr_mut(own) else { return 0 };
             // Equal, not greater: a nested event must not take a second row for the same number of events.
-            if atomic::fetch_add(&raw mut (*counters).sampled_out, 1) + 1 != limits.sample_every {
-                return false;
+            if atomic::fetch_add(skipped, 1) + 1 != limits.sample_every {
+                return 0;
             }
-            atomic::add(&raw mut (*counters).sampled_out, limits.sample_every.wrapping_neg());
+            atomic::add(skipped, limits.sample_every.wrapping_neg());
         }
     }
-    true
+    1
 }
 
 /// Counts many events at once for each of `slots`: those that the kernel has counted itself. Sampling and rate limits are
@@ -197,12 +231,14 @@ pub(crate) enum Loss {
     MapFull,
 }
 
-/// Counts the events that a row would have stood for as lost, for each of `slots`.
+/// Counts the events that a row would have stood for as lost, for each of `slots`, which that set of limits admitted.
 ///
 /// Exported, as [`admit`].
 #[unsafe(no_mangle)]
-pub(crate) extern "C" fn lose(slots: u64, table: u32, loss: u32) {
-    lose_each(slots, table, loss, |limits| if limits.sample_every > 1 { limits.sample_every } else { 1 });
+pub(crate) extern "C" fn lose(slots: u64, table: u32, loss: u32, set: u32) {
+    lose_each(slots, table, loss, |index| {
+        LIMITS.get(in_set(set, index)).map_or(1, |limits| limits.sample_every.max(1))
+    });
 }
 
 /// Counts so many events as lost, for each of `slots`: those of [`admit_many`].
@@ -214,7 +250,7 @@ pub(crate) extern "C" fn lose_many(slots: u64, table: u32, loss: u32, events: u6
 }
 
 #[inline(always)]
-fn lose_each(slots: u64, table: u32, loss: u32, events: impl Fn(&Limits) -> u64) {
+fn lose_each(slots: u64, table: u32, loss: u32, events: impl Fn(u32) -> u64) {
     let mut rest = slots;
     let mut slot = 0;
     while slot < SLOTS {
@@ -223,7 +259,7 @@ fn lose_each(slots: u64, table: u32, loss: u32, events: impl Fn(&Limits) -> u64)
         }
         if rest & 1 != 0 {
             let index = slot_table(slot, table);
-            if let (Some(counters), Some(limits)) = (COUNTERS.get_ptr_mut(index), LIMITS.get(index)) {
+            if let Some(counters) = COUNTERS.get_ptr_mut(index) {
                 // SAFETY: a pointer into the map's value.
                 let counter = unsafe {
                     if loss == Loss::RingFull as u32 {
@@ -233,7 +269,7 @@ fn lose_each(slots: u64, table: u32, loss: u32, events: impl Fn(&Limits) -> u64)
                     }
                 };
                 // SAFETY: as above.
-                unsafe { atomic::add(counter, events(limits)) };
+                unsafe { atomic::add(counter, events(index)) };
             }
         }
         rest >>= 1;

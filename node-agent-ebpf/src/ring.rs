@@ -66,19 +66,20 @@ pub(crate) fn emit<T: Event + 'static>(hit: &Hit, fill: impl FnOnce(*mut T)) {
 /// back with it would begin anew each time.
 #[inline(always)]
 pub(crate) fn emit_at<T: Event + 'static>(hit: &Hit, ts_ns: u64, fill: impl FnOnce(*mut T)) {
-    let slots = counters::admit(hit.slots, T::TABLE);
+    let Some(set) = counters::limits_in_use() else { return };
+    let slots = counters::admit(hit.slots, T::TABLE, set);
     if slots == 0 {
         return;
     }
-    if !send(ts_ns, slots, hit, fill) {
-        counters::lose(slots, T::TABLE, Loss::RingFull as u32);
+    if !send(ts_ns, slots, set, hit, fill) {
+        counters::lose(slots, T::TABLE, Loss::RingFull as u32, set);
     }
 }
 
 /// Sends a record that is no row; false when the ring had no room.
 #[inline(always)]
 pub(crate) fn control<T: Event + 'static>(slots: u64, cgroup_id: u64, fill: impl FnOnce(*mut T)) -> bool {
-    send(now(), slots, &Hit { slots, cgroup_id, netns: 0, attribution: Attribution::Task }, fill)
+    send(now(), slots, 0, &Hit { slots, cgroup_id, netns: 0, attribution: Attribution::Task }, fill)
 }
 
 /// Whether this CPU's ring is at most three quarters full: for programs that can come back later.
@@ -97,7 +98,7 @@ pub(crate) fn has_room() -> bool {
 }
 
 #[inline(always)]
-fn send<T: Event + 'static>(ts_ns: u64, slots: u64, hit: &Hit, fill: impl FnOnce(*mut T)) -> bool {
+fn send<T: Event + 'static>(ts_ns: u64, slots: u64, set: u32, hit: &Hit, fill: impl FnOnce(*mut T)) -> bool {
     let cpu = kernel::cpu();
     let Some(ring) = RINGS.get(cpu & kernel::constant(&RING_MASK) as u32) else { return false };
     let Some(mut entry) = ring.reserve_untyped::<T>(0) else { return false };
@@ -109,7 +110,8 @@ fn send<T: Event + 'static>(ts_ns: u64, slots: u64, hit: &Hit, fill: impl FnOnce
             tag: T::TAG,
             cpu: cpu as u16,
             attribution: hit.attribution as u8,
-            reserved: [0; 3],
+            limits: set as u8,
+            reserved: [0; 2],
             slots,
             ts_ns,
             cgroup_id: hit.cgroup_id,

@@ -6,7 +6,9 @@
 //! A socket belongs to the cgroup that made it. On softirq paths the current task is whoever was interrupted, so these
 //! functions never look at it.
 
-use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_probe_read_kernel, bpf_skc_to_tcp_sock};
+use aya_ebpf::helpers::generated::{
+    bpf_get_socket_cookie, bpf_jiffies64, bpf_probe_read_kernel, bpf_skc_to_tcp_sock,
+};
 use node_agent_common::event::Attribution;
 use node_agent_common::fields;
 use node_agent_common::sock::{Flow, state};
@@ -204,6 +206,22 @@ pub(crate) unsafe fn counters<R: Read>(tcp: *const u8, to: *mut ConnectionEvent)
         if R::number(tcp, &SK_FLAGS) >> done & 1 != 0 {
             (*to).flags |= flag::FIN_RECEIVED;
         }
+    }
+}
+
+/// Fills in for how long what held the sender back. It runs once in a connection's life, so by probes: one function serves typed
+/// sockets and numbers alike.
+#[inline(never)]
+pub(crate) fn chrono(tcp: *const u8, to: *mut ConnectionEvent) {
+    // SAFETY: `to` is a record that may be written; a bad address reads as zeros.
+    unsafe {
+        // Sums are kept of periods that are over, at one less than what they are of (tcp_chrono_set). The last one is added in
+        // user space. https://github.com/torvalds/linux/blob/v6.12/net/ipv4/tcp_output.c
+        let sums = address(tcp, &TCP_CHRONO_STAT);
+        bpf_probe_read_kernel((&raw mut (*to).chrono_stat).cast(), size_of::<[u32; 3]>() as u32, sums.cast());
+        (*to).chrono = Probe::number(tcp, &TCP_CHRONO_TYPE) as u32;
+        let since = Probe::number(tcp, &TCP_CHRONO_START) as u32;
+        (*to).chrono_ticks = (bpf_jiffies64() as u32).wrapping_sub(since);
     }
 }
 

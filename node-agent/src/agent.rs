@@ -25,8 +25,10 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::budget::{Excess, Told};
 use crate::engine::{CollectorState, EngineError, TargetSpec};
 use crate::kernel::clock;
+use crate::pipeline::spool::Spool;
 use crate::plan::{self, Activity, MAX_WINDOW, StoredPlan, ValidPlan};
 use crate::session::{Node, Recorder, Session};
 
@@ -36,6 +38,8 @@ const TICK: Duration = Duration::from_millis(200);
 const REPORT: Duration = Duration::from_secs(1);
 /// How long the last rows of all sessions may take when the agent is told to end.
 const INTERRUPT: Duration = Duration::from_secs(8);
+/// How long after a plan could not be stored it is tried again.
+const SAVE_AGAIN: Duration = Duration::from_secs(2);
 /// A window's end that moves by less is the network's latency, not news.
 const SLACK_NS: u64 = 1_000_000_000;
 
@@ -70,6 +74,12 @@ struct Managed {
     trouble: Option<(&'static str, String)>,
     /// Whether its plan says more than this version understands.
     strange: bool,
+    /// What came of its budget.
+    told: Told,
+    /// Whether its budget came when it recorded already: from an operator or agent that was upgraded.
+    late_budget: bool,
+    /// When `stored` could not be written to the disk, if it is not there.
+    unsaved: Option<Instant>,
 }
 
 /// The agent's one decider.
@@ -126,7 +136,10 @@ impl<R: Recorder> Agent<R> {
         let targets = body.as_ref().map(|(_, valid)| valid.targets.clone()).unwrap_or_default();
         let strange = body.as_ref().is_some_and(|(body, valid)| is_strange(body, &valid.hash));
         let same_boot = stored.as_ref().is_some_and(|stored| stored.boot == self.node.boot.as_str());
-        if same_boot
+        let told = Told::before(stored.as_ref().and_then(|stored| stored.excess.clone()));
+        // What has ended for its budget is over whatever the operator says is left.
+        let holds = same_boot || told.stopped();
+        if holds
             && let Some(stored) = &stored
             && stored.activity == Activity::Drain
         {
@@ -134,9 +147,9 @@ impl<R: Recorder> Agent<R> {
         }
         info!(session = uid, plan = stored.is_some(), same_boot, "taken up from the spool");
         // After a reboot the window's end means nothing; the operator says how much is left.
-        let stored = stored.filter(|_| same_boot);
-        self.sessions
-            .insert(uid.to_owned(), Managed { session, body, stored, targets, trouble: None, strange });
+        let stored = stored.filter(|_| holds);
+        let managed = Managed { body, stored, targets, strange, told, ..Managed::new(session) };
+        self.sessions.insert(uid.to_owned(), managed);
         Ok(())
     }
 
@@ -233,15 +246,7 @@ impl<R: Recorder> Agent<R> {
             };
             let session = Session::resume(self.node.clone(), valid.spec.uid.clone())
                 .map_err(|error| error.to_string())?;
-            let managed = Managed {
-                session,
-                body: None,
-                stored: None,
-                targets: Vec::new(),
-                trouble: None,
-                strange: false,
-            };
-            self.sessions.insert(wanted.uid.clone(), managed);
+            self.sessions.insert(wanted.uid.clone(), Managed::new(session));
         }
         let managed = self.sessions.get_mut(&wanted.uid).ok_or("it is gone")?;
         if let Some((body, valid)) = valid {
@@ -254,13 +259,15 @@ impl<R: Recorder> Agent<R> {
                     "collectors of a running session do not change; only its targets were taken over"
                 );
             }
+            managed.late_budget |= recording.is_some_and(|(old, _)| old.budget != body.budget);
             managed.body = Some((body, valid));
             managed.strange = strange;
         }
         // A plan that was under way when the window ended comes late.
         let collect = wanted.activity == v1::Activity::Collect as i32
             && wanted.remaining_ms > 0
-            && !managed.session.is_over();
+            && !managed.session.is_over()
+            && !managed.told.stopped();
         let remaining = Duration::from_millis(wanted.remaining_ms).min(MAX_WINDOW);
         let end = received_ns.saturating_add(remaining.as_nanos() as u64);
         let activity = if collect { Activity::Collect } else { Activity::Drain };
@@ -271,16 +278,14 @@ impl<R: Recorder> Agent<R> {
                 || (collect && stored.window_end_ns.abs_diff(end) > SLACK_NS)
         });
         if news && let Some((body, valid)) = &managed.body {
-            let end = if collect { end } else { received_ns };
+            let ended = managed.stored.as_ref().filter(|stored| stored.activity == Activity::Drain);
+            let ended = ended.filter(|stored| stored.boot == boot).map(|stored| stored.window_end_ns);
+            let end = if collect { end } else { ended.unwrap_or(received_ns) };
             // Under the hash of its own: an old body must not be taken for the one that was refused, which would never be
             // sent again.
-            let stored = StoredPlan::new(&valid.hash, body, activity, boot, end);
-            let dir = self.node.spool.session_dir(&wanted.uid).map_err(|error| error.to_string())?;
-            if let Err(error) = stored.save(&dir) {
-                error!(session = wanted.uid, %error, "the plan cannot be stored; a restart would need the operator");
-            }
+            managed.stored = Some(StoredPlan::new(&valid.hash, body, activity, boot, end));
             managed.session.set_window_end(end);
-            managed.stored = Some(stored);
+            managed.save(&self.node.spool);
         }
         managed.pursue(&mut self.recorder);
         match refused {
@@ -305,10 +310,19 @@ impl<R: Recorder> Agent<R> {
 
     /// Takes every step that is due, and reports if something changed.
     pub fn tick(&mut self) {
+        for (uid, excess) in self.recorder.govern() {
+            if let Some(managed) = self.sessions.get_mut(&uid) {
+                managed.exceed(&self.node.spool, excess);
+            }
+        }
         let missing = self.recorder.mend().err().map(|error| (reason::TARGETS_MISSING, error.to_string()));
         for managed in self.sessions.values_mut() {
             managed.pursue(&mut self.recorder);
             managed.miss(missing.as_ref());
+            managed.told.turn(Instant::now());
+            if managed.unsaved.is_some_and(|tried| tried.elapsed() >= SAVE_AGAIN) {
+                managed.save(&self.node.spool);
+            }
             managed.session.tick(&self.recorder);
         }
         if self.reported.elapsed() >= REPORT {
@@ -348,6 +362,51 @@ impl<R: Recorder> Agent<R> {
 }
 
 impl Managed {
+    /// One of which nothing is known yet.
+    fn new(session: Session) -> Self {
+        Self {
+            session,
+            body: None,
+            stored: None,
+            targets: Vec::new(),
+            trouble: None,
+            strange: false,
+            told: Told::default(),
+            late_budget: false,
+            unsaved: None,
+        }
+    }
+
+    /// Takes note of what came of its budget; a session that is to stop records nothing more, whatever the disk says. That
+    /// it was sampled is kept for the next process; how far is not worth a write each time, it finds that out by itself.
+    fn exceed(&mut self, spool: &Spool, excess: Excess) {
+        warn!(session = %self.session.uid, budget = excess.budget, message = excess.message, "over its budget");
+        let (stopped, first) = (excess.stopped, self.told.said().is_none());
+        self.told.hear(excess, Instant::now());
+        if stopped {
+            let now = clock::boot_ns();
+            self.session.set_window_end(now);
+            if let Some(stored) = &mut self.stored {
+                (stored.activity, stored.window_end_ns) = (Activity::Drain, now);
+            }
+        }
+        if stopped || first {
+            self.save(spool);
+        }
+    }
+
+    /// Makes the plan in force durable. What the disk refuses is tried again.
+    fn save(&mut self, spool: &Spool) {
+        let Some(stored) = &mut self.stored else { return };
+        stored.excess = self.told.said().cloned();
+        let dir = spool.session_dir(&self.session.uid).map_err(anyhow::Error::from);
+        let saved = dir.and_then(|dir| Ok(stored.save(&dir)?));
+        self.unsaved = saved.err().map(|error| {
+            error!(session = %self.session.uid, %error, "the plan cannot be stored, will retry; a restart would need the operator");
+            Instant::now()
+        });
+    }
+
     /// Takes note of cgroups that are not recorded because the kernel's maps are full, as long as nothing worse is known.
     fn miss(&mut self, missing: Option<&(&'static str, String)>) {
         let known = self.trouble.as_ref().is_some_and(|(reason, _)| *reason == reason::TARGETS_MISSING);
@@ -381,7 +440,7 @@ impl Managed {
             }
             if let Err(error) = self.session.start(recorder, valid.spec.clone(), Some(stored.window_end_ns)) {
                 let reason = match error.downcast_ref() {
-                    Some(EngineError::NodeCapacity | EngineError::Duplicate(_)) => reason::NODE_CAPACITY,
+                    Some(EngineError::NodeCapacity(_) | EngineError::Duplicate(_)) => reason::NODE_CAPACITY,
                     _ => "StartFailed",
                 };
                 let trouble = Some((reason, error.to_string()));
@@ -391,7 +450,7 @@ impl Managed {
                 self.trouble = trouble;
                 return;
             }
-            (self.trouble, self.targets) = (None, Vec::new());
+            (self.trouble, self.targets, self.late_budget) = (None, Vec::new(), false);
         }
         if self.targets != valid.targets {
             match self.session.set_targets(recorder, &valid.targets) {
@@ -457,6 +516,11 @@ impl Managed {
             totals: Some(totals(&session.totals(), session.bytes_pending())),
             manifests: session.manifests(),
             targets: u32::try_from(self.targets.len()).unwrap_or(u32::MAX),
+            excess: self.told.said().map(|excess| v1::Excess {
+                budget: excess.budget.clone(),
+                stopped: excess.stopped,
+                message: excess.message.clone(),
+            }),
         }
     }
 
@@ -496,6 +560,11 @@ impl Managed {
                 env!("CARGO_PKG_VERSION")
             );
             return ("PlanFieldUnknown".to_owned(), message);
+        }
+        if self.late_budget {
+            let message =
+                "its budget came when it recorded already, and has no effect here until it begins anew";
+            return ("BudgetIgnored".to_owned(), message.to_owned());
         }
         Default::default()
     }

@@ -52,6 +52,9 @@ pub(crate) struct Args {
     /// What the spool may hold, in bytes; above it rows are counted as lost.
     #[arg(long, env = "TRACELAKE_SPOOL_MAX_BYTES", default_value_t = 4 << 30)]
     spool_max_bytes: u64,
+    /// Sessions that this node records at the same time; further ones wait. At most 64.
+    #[arg(long, env = "TRACELAKE_MAX_SESSIONS", value_parser = clap::value_parser!(u32).range(1..=64))]
+    max_sessions: Option<u32>,
     /// The node's cgroup v2 tree; by default where this process sees it mounted.
     #[arg(long, env = "TRACELAKE_CGROUP_ROOT")]
     cgroup_root: Option<PathBuf>,
@@ -79,6 +82,7 @@ pub(crate) fn parse_and_run() -> anyhow::Result<()> {
     let config = EngineConfig {
         node: args.node_name.clone(),
         cgroup_root: args.cgroup_root,
+        max_sessions: args.max_sessions,
         ..EngineConfig::default()
     };
     let engine = Engine::start(config, outputs).context("the engine cannot start")?;

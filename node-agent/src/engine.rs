@@ -18,14 +18,21 @@ use std::time::{Duration, Instant};
 use arrow_array::RecordBatch;
 use aya::maps::{ArrayOfMaps, MapData, PerCpuArray, PerCpuValues, RingBuf};
 use node_agent_common::catalogue::TABLES;
-use node_agent_common::counters::{BEGAN_NUMBERS, Counters, Limits, MAX_TABLES, RateWindow, slot_table};
+use node_agent_common::counters::{
+    BEGAN_NUMBERS, Counters, LIMIT_SETS, Limits, MAX_TABLES, RateWindow, slot_table,
+};
 use node_agent_common::table::CollectorInfo;
+use node_agent_common::target::SLOTS;
 
+use crate::budget::{Budget, Excess, Meter};
 use crate::collectors::{self, ALL, ParamError, Params, Running, Values};
 use crate::coverage::{self, Windows};
+use crate::govern::Governor;
 use crate::kernel::clock;
 use crate::kernel::load::{Kernel, KernelError, wait_for_programs};
+use crate::limits;
 use crate::pipeline::batch::Columns;
+use crate::pipeline::cost::Cost;
 use crate::pipeline::decode::{self, Closing, Link, Rings, Session, Shared, TableState};
 use crate::pipeline::ring;
 use crate::pipeline::unsealed::{Mark, Unsealed};
@@ -49,6 +56,8 @@ pub struct EngineConfig {
     pub ring_bytes: Option<usize>,
     /// Entries of each map that adds events up; none for what its table says.
     pub map_rows: Option<u32>,
+    /// Sessions that may be open at the same time; none for as many as there are slots.
+    pub max_sessions: Option<u32>,
 }
 
 /// A session to open.
@@ -64,6 +73,8 @@ pub struct SessionSpec {
     pub rollover_interval: Duration,
     /// At about how many bytes in memory a batch is sealed.
     pub rollover_bytes: u64,
+    /// What it may cost this node.
+    pub budget: Budget,
 }
 
 /// One collector of a session.
@@ -96,6 +107,8 @@ pub struct Batch {
     pub weight: u64,
     /// Lives until they are sealed.
     pub mark: Mark,
+    /// Takes what writing them costs.
+    pub cost: Cost,
 }
 
 /// What the engine hands on.
@@ -117,7 +130,7 @@ pub struct TableCounters {
     pub table: &'static str,
     /// Hits on a target.
     pub emitted: u64,
-    /// Hits that no row stands for yet: fewer than `sampleEvery` per CPU.
+    /// Hits that no row stands for: fewer than `sampleEvery` per CPU, for each time that this number changed.
     pub sampled_out: u64,
     /// Hits beyond `maxEventsPerSecond`.
     pub rate_limited: u64,
@@ -162,12 +175,12 @@ pub enum CollectorState {
 /// Why the engine cannot do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// All 64 slots are taken.
+    /// As many have a place as may.
     #[error(
-        "this node records {} sessions already; the next one has to wait for one of them to end",
-        node_agent_common::target::SLOTS
+        "all {0} places for sessions on this node are taken, by sessions that record or whose last rows are on their way; this \
+         one begins when a place is free"
     )]
-    NodeCapacity,
+    NodeCapacity(u32),
     /// The session is open already.
     #[error("session {0} is open already")]
     Duplicate(Arc<str>),
@@ -218,6 +231,7 @@ pub struct Engine {
     kernel: Arc<Mutex<Option<Kernel>>>,
     sessions: BTreeMap<String, Control>,
     target_errors: TargetErrors,
+    governor: Governor,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -268,6 +282,7 @@ impl Engine {
             kernel,
             sessions,
             target_errors: TargetErrors::default(),
+            governor: Governor::default(),
             threads: vec![thread, windows],
         })
     }
@@ -290,12 +305,15 @@ impl Engine {
                 })?;
             wanted.push((index, collector, Values::parse(found.info(), &collector.params)?));
         }
-        let slot = self.link.lock().free_slot().ok_or(EngineError::NodeCapacity)?;
+        let most = self.config.max_sessions.unwrap_or(SLOTS).min(SLOTS);
+        let slot = self.link.lock().free_slot().filter(|_| self.sessions.len() < most as usize);
+        let slot = slot.ok_or(EngineError::NodeCapacity(most))?;
         let mut guard = lock(&self.kernel);
         let kernel = match &mut *guard {
             Some(kernel) => kernel,
             None => {
                 self.target_errors = TargetErrors::default();
+                self.governor = Governor::default();
                 guard.insert(self.load()?)
             }
         };
@@ -335,6 +353,14 @@ impl Engine {
             }
         }
         self.clear_counters(slot, &tables)?;
+        // Sums cost no row per event.
+        let single: Vec<_> = tables
+            .iter()
+            .filter(|state| ALL[state.collector.index].info().events && state.window.is_none())
+            .map(|state| (state.table.name, state.weights[0]))
+            .collect();
+        let windows = tables.iter().filter_map(|state| state.window.as_ref()).map(Window::interval);
+        let span = windows.fold(spec.rollover_interval, Duration::max);
         let session = Session {
             uid: spec.uid.clone(),
             containers: spec.containers,
@@ -342,6 +368,8 @@ impl Engine {
             rollover_bytes: spec.rollover_bytes,
             tables,
             closing: None,
+            cost: Cost::default(),
+            charged: 0,
         };
         {
             let mut shared = self.link.lock();
@@ -357,7 +385,8 @@ impl Engine {
         let windows = Windows { collectors, unsupported, ..Windows::default() };
         let (pods, cgroups) = (BTreeMap::new(), BTreeMap::new());
         let opened_ns = clock::boot_ns();
-        let control = Control { slot, collectors: running, windows, pods, cgroups, opened_ns };
+        let meter = (!spec.budget.is_none()).then(|| Meter::new(spec.budget, span, single));
+        let control = Control { slot, collectors: running, windows, pods, cgroups, opened_ns, meter };
         self.sessions.insert(spec.uid.to_string(), control);
         self.forget();
         drop(guard);
@@ -387,6 +416,7 @@ impl Engine {
                 .map_err(|source| EngineError::Io { what: "cannot count CPUs", source })?;
             let set = rings.counters.set(slot_table(slot, state.table.index), zeros, 0);
             set.map_err(|source| KernelError::Map { map: "COUNTERS", source })?;
+            limits::clear(rings, cpus, slot, state.table.index)?;
         }
         Ok(())
     }
@@ -409,7 +439,9 @@ impl Engine {
         }
         kernel.keep(outer);
         let counters = PerCpuArray::try_from(kernel.take_map("COUNTERS")?).map_err(failed("COUNTERS"))?;
-        self.link.lock().rings = Some(Rings { rings, counters });
+        let sampled_out =
+            PerCpuArray::try_from(kernel.take_map("SAMPLED_OUT")?).map_err(failed("SAMPLED_OUT"))?;
+        self.link.lock().rings = Some(Rings { rings, reached_ns: vec![0; count], counters, sampled_out });
         Ok(kernel)
     }
 
@@ -478,6 +510,15 @@ impl Engine {
                 self.target_errors.failed = Some((Instant::now(), error.clone()));
                 Err(EngineError::TargetsMissing(error))
             }
+        }
+    }
+
+    /// Compares what sessions cost with their budgets, once a second, and has those that cost more sampled. To be called now
+    /// and then. Returns what has changed, by session; one that is to stop has to be [closed](Engine::close).
+    pub fn govern(&mut self) -> Vec<(String, Excess)> {
+        match &mut *lock(&self.kernel) {
+            Some(kernel) => self.governor.look(kernel, &self.link, &mut self.sessions),
+            None => Vec::new(),
         }
     }
 
@@ -636,7 +677,9 @@ fn tables_of(
             window: aggregation
                 .filter(|_| !collector.each(values))
                 .map(|one| Window::new(one, spec.interval)),
-            weight: limits(collector.info(), spec).sample_every.max(1),
+            weights: [asked(collector.info(), spec).sample_every.max(1); LIMIT_SETS as usize],
+            sampled_out: 0,
+            made: 0,
             filtered: 0,
             decode_error: 0,
             recursion_base,
@@ -646,7 +689,7 @@ fn tables_of(
 }
 
 /// How many events the collector is to record; all, where they are not events but looks at something.
-fn limits(info: &CollectorInfo, spec: &CollectorSpec) -> Limits {
+fn asked(info: &CollectorInfo, spec: &CollectorSpec) -> Limits {
     if !info.events {
         return Limits::default();
     }
@@ -670,11 +713,11 @@ fn prepare(
     spec: &CollectorSpec,
     each: bool,
 ) -> Result<(), KernelError> {
-    let limits = limits(ALL[index].info(), spec);
+    let limits = asked(ALL[index].info(), spec);
     let failed = |map| move |source| KernelError::Map { map, source };
     for table in ALL[index].info().tables {
         let at = slot_table(slot, table.index);
-        kernel.array::<Limits>("LIMITS")?.set(at, limits, 0).map_err(failed("LIMITS"))?;
+        limits::begin(kernel, slot, table.index, limits)?;
         kernel.array::<RateWindow>("RATES")?.set(at, RateWindow::default(), 0).map_err(failed("RATES"))?;
         kernel.set_bit("EACH", table.index, slot, each)?;
         kernel.set_bit("SAMPLED", table.index, slot, limits.sample_every > 1)?;

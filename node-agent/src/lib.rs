@@ -25,10 +25,13 @@
 //! never believed: the operator composes keys, signs every upload and lists the store itself.
 
 pub mod agent;
+pub mod budget;
 pub mod collectors;
 mod coverage;
 pub mod engine;
+mod govern;
 pub mod kernel;
+mod limits;
 pub mod metrics;
 pub mod operator;
 pub mod pipeline;

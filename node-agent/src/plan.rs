@@ -24,6 +24,7 @@ use dataset::key::SessionPrefix;
 use node_api::v1;
 use serde::{Deserialize, Serialize};
 
+use crate::budget::{Budget, Excess};
 use crate::engine::{CollectorSpec, PodTarget, SessionSpec, TargetSpec};
 
 const FILE: &str = "plan.json";
@@ -176,8 +177,13 @@ pub fn validate(body: &v1::SessionPlan, hash: &str) -> Result<ValidPlan, PlanErr
         containers: body.containers.clone(),
         rollover_interval: Duration::from_millis(body.rollover_interval_ms).clamp(ROLLOVER.0, ROLLOVER.1),
         rollover_bytes: body.rollover_bytes.clamp(ROLLOVER_BYTES.0, ROLLOVER_BYTES.1),
+        budget: body.budget.map(budget).unwrap_or_default(),
     };
     Ok(ValidPlan { hash: hash.to_owned(), spec, targets, refused })
+}
+
+fn budget(given: v1::Budget) -> Budget {
+    Budget { events_per_second: given.events_per_second, cpu_millis: given.cpu_millis, stop: given.stop }
 }
 
 fn pod(target: &v1::Target) -> Result<PodTarget, PlanError> {
@@ -227,6 +233,9 @@ pub struct StoredPlan {
     pub boot: String,
     /// Boot time when the window ends, nanoseconds.
     pub window_end_ns: u64,
+    /// What came of its budget.
+    #[serde(default)]
+    pub excess: Option<Excess>,
 }
 
 impl StoredPlan {
@@ -240,7 +249,7 @@ impl StoredPlan {
     ) -> Self {
         use prost::Message;
         let body = BASE64.encode(body.encode_to_vec());
-        Self { hash: hash.to_owned(), body, activity, boot: boot.to_owned(), window_end_ns }
+        Self { hash: hash.to_owned(), body, activity, boot: boot.to_owned(), window_end_ns, excess: None }
     }
 
     /// The body; none if it is damaged.
@@ -306,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_could_be_paths_are_refused_everywhere() {
+    fn f26_names_that_could_be_paths_are_refused_everywhere() {
         for bad in ["", "..", "../x", "a/b", "a\0b", "a b", ".hidden", "ü", &"x".repeat(254)] {
             let bad = bad.to_owned();
             refused(|plan| plan.uid = bad.clone());
@@ -322,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_without_end_are_refused() {
+    fn f26_lists_without_end_are_refused() {
         refused(|plan| plan.targets = vec![plan.targets[0].clone(); MAX_TARGETS + 1]);
         refused(|plan| plan.collectors = vec![plan.collectors[0].clone(); MAX_COLLECTORS + 1]);
         refused(|plan| plan.collectors.clear());

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use node_agent::agent::{Agent, OperatorLink, ReceivedPlan};
+use node_agent::budget::Excess;
 use node_agent::engine::{
     CollectorOutcome, EngineError, SessionSpec, TableCounters, TargetCoverage, TargetSpec,
 };
@@ -26,12 +27,18 @@ const UID: &str = "6f8d2e8a-5d25-4f1c-9d55-2b8c9a4e7f10";
 const PATIENCE: Duration = Duration::from_secs(30);
 const LONG: Duration = Duration::from_secs(600);
 
+/// What the session's folder holds of its plan.
+fn stored(root: &Path) -> serde_json::Value {
+    serde_json::from_slice(&std::fs::read(root.join(UID).join("plan.json")).unwrap()).unwrap()
+}
+
 type Calls = Arc<Mutex<Vec<String>>>;
 
 /// Writes down what it is told.
 struct Watched {
     engine: Synthetic,
     calls: Calls,
+    excess: Option<Excess>,
 }
 
 impl Watched {
@@ -54,6 +61,10 @@ impl Recorder for Watched {
 
     fn mend(&mut self) -> Result<(), EngineError> {
         self.engine.mend()
+    }
+
+    fn govern(&mut self) -> Vec<(String, Excess)> {
+        self.excess.take().map(|excess| (UID.to_owned(), excess)).into_iter().collect()
     }
 
     fn close(&mut self, session: &str, names: bool) {
@@ -87,11 +98,16 @@ struct Process {
 
 impl Process {
     fn start(root: &Path, server: &Server, boot: &str) -> Self {
+        Self::start_over(root, server, boot, None)
+    }
+
+    /// Its engine says so of the session's budget when it is asked first.
+    fn start_over(root: &Path, server: &Server, boot: &str, excess: Option<Excess>) -> Self {
         let world = World::start(root, u64::MAX, support::granted(server));
         let mut node = world.node;
         node.boot = boot.parse().unwrap();
         let calls = Calls::default();
-        let recorder = Watched { engine: world.engine, calls: calls.clone() };
+        let recorder = Watched { engine: world.engine, calls: calls.clone(), excess };
         let (agent, link) = Agent::new(node, recorder, v1::Hello::default()).unwrap();
         Self { agent, link, calls }
     }
@@ -159,7 +175,7 @@ fn opened() -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_agent_that_restarts_goes_on_from_the_plan_on_disk_and_ends_on_time_without_the_operator() {
+async fn f15_an_agent_that_restarts_goes_on_from_the_plan_on_disk_and_ends_on_time_without_the_operator() {
     let (server, root) = (Server::start().await, tempfile::tempdir().unwrap());
     let mut first = Process::start(root.path(), &server, support::BOOT);
     first.agent.apply(plan(Activity::Collect, Duration::from_secs(2), vec![body()]));
@@ -222,7 +238,34 @@ async fn after_a_reboot_nothing_is_recorded_until_the_operator_says_what_is_left
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_that_is_no_longer_listed_ends_and_leaves_no_file() {
+async fn f17_an_agent_that_hears_nothing_of_a_deletion_stops_at_the_end_of_the_window_and_gives_up_when_it_hears()
+ {
+    let (server, root) = (Server::start().await, tempfile::tempdir().unwrap());
+    server.faults.always(support::Fault::Refuse(503));
+    let mut process = Process::start(root.path(), &server, support::BOOT);
+    process.agent.apply(plan(Activity::Collect, Duration::from_secs(1), vec![body()]));
+    assert_eq!(process.calls(), opened());
+    // The session is deleted, its finalizer is taken away after drainTimeout, and this node is told nothing of it.
+    process.until(Stage::Draining);
+    assert_eq!(process.calls(), ["close"]);
+    // It keeps what it has, for an operator that may still want it ...
+    let pending = |process: &Process| {
+        process.link.reports.borrow().sessions[0].totals.as_ref().map_or(0, |totals| totals.bytes_pending)
+    };
+    let began = Instant::now();
+    while pending(&process) == 0 {
+        assert!(began.elapsed() < PATIENCE, "nothing is kept");
+        process.agent.tick();
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // ... until the first plan after the partition, which does not name it.
+    process.agent.apply(ReceivedPlan { plan: v1::Plan::default(), received_ns: clock::boot_ns() });
+    assert_eq!((process.stage(), process.calls()), (None, Vec::new()));
+    assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f17_a_session_that_is_no_longer_listed_ends_and_leaves_no_file() {
     let (server, root) = (Server::start().await, tempfile::tempdir().unwrap());
     let mut process = Process::start(root.path(), &server, support::BOOT);
     process.agent.apply(plan(Activity::Collect, LONG, vec![body()]));
@@ -255,4 +298,107 @@ async fn a_body_that_is_refused_costs_its_session_nothing_that_runs() {
     assert_eq!(process.calls(), ["close"]);
     process.until(Stage::Done);
     assert_eq!(*process.link.hello.borrow().known_plans, [node_api::plan::hash(&body())]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_over_its_budget_says_so_and_one_that_is_to_stop_does_not_begin_again() {
+    let (server, root) = (Server::start().await, tempfile::tempdir().unwrap());
+    let excess =
+        |stopped| Some(Excess { budget: "cpu".to_owned(), stopped, message: "cpu is 1m".to_owned() });
+    let said = |process: &Process| process.link.reports.borrow().sessions[0].excess.clone().unwrap();
+    let mut sampled = Process::start_over(root.path(), &server, support::BOOT, excess(false));
+    sampled.agent.apply(plan(Activity::Collect, LONG, vec![body()]));
+    sampled.until(Stage::Running);
+    sampled.agent.tick();
+    assert_eq!(stored(root.path())["excess"]["stopped"], false);
+    sampled.agent.apply(plan(Activity::Collect, LONG, Vec::new()));
+    assert_eq!((said(&sampled).budget.as_str(), said(&sampled).stopped), ("cpu", false));
+    assert_eq!(sampled.calls(), opened());
+    drop(sampled);
+
+    // Another change of the sampling is not worth a write.
+    let file = root.path().join(UID).join("plan.json");
+    let before = std::fs::metadata(&file).unwrap().modified().unwrap();
+    let mut changed = Process::start_over(root.path(), &server, support::BOOT, excess(false));
+    changed.agent.tick();
+    assert_eq!(std::fs::metadata(&file).unwrap().modified().unwrap(), before);
+    drop(changed);
+
+    let mut stopped = Process::start_over(root.path(), &server, support::BOOT, excess(true));
+    stopped.agent.tick();
+    stopped.until(Stage::Done);
+    assert!(said(&stopped).stopped);
+    stopped.calls();
+    // The operator does not know yet.
+    stopped.agent.apply(plan(Activity::Collect, LONG, Vec::new()));
+    assert_eq!(stopped.calls(), Vec::<String>::new());
+    drop(stopped);
+
+    let mut restarted = Process::start(root.path(), &server, support::BOOT);
+    restarted.agent.apply(plan(Activity::Collect, LONG, Vec::new()));
+    restarted.until(Stage::Done);
+    assert_eq!(restarted.calls(), Vec::<String>::new());
+    assert!(said(&restarted).stopped, "why it ended outlives the process");
+}
+
+fn over() -> Excess {
+    Excess { budget: "cpu".to_owned(), stopped: true, message: "cpu is 1m".to_owned() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_window_of_a_session_that_stopped_ends_there_for_whoever_makes_its_account() {
+    let (server, root) = (Server::start().await, tempfile::tempdir().unwrap());
+    let mut process = Process::start_over(root.path(), &server, support::BOOT, Some(over()));
+    process.agent.apply(plan(Activity::Collect, LONG, vec![body()]));
+    process.agent.tick();
+    process.until(Stage::Done);
+    let incarnations = root.path().join(UID).join(support::BOOT).join("incarnations");
+    let checkpoint = std::fs::read_dir(incarnations).unwrap().next().unwrap().unwrap().path();
+    let checkpoint: serde_json::Value = serde_json::from_slice(&std::fs::read(checkpoint).unwrap()).unwrap();
+    assert!(checkpoint["window_end_ns"].as_u64().unwrap() <= clock::boot_ns(), "{checkpoint}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_is_to_stop_does_so_though_its_folder_is_away_and_over_a_reboot() {
+    let (server, root) = (Server::start().await, tempfile::tempdir().unwrap());
+    let mut process = Process::start_over(root.path(), &server, support::BOOT, Some(over()));
+    process.agent.apply(plan(Activity::Collect, LONG, vec![body()]));
+    process.calls();
+    let (folder, away) = (root.path().join(UID), tempfile::tempdir().unwrap());
+    std::fs::rename(&folder, away.path().join(UID)).unwrap();
+    std::fs::write(&folder, "in its place").unwrap();
+    process.agent.tick();
+    assert_eq!(process.calls(), ["close"]);
+    std::fs::remove_file(&folder).unwrap();
+    std::fs::rename(away.path().join(UID), &folder).unwrap();
+    let began = Instant::now();
+    while stored(root.path())["activity"] != "drain" {
+        assert!(began.elapsed() < PATIENCE, "the disk is tried again: {}", stored(root.path()));
+        process.agent.tick();
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    drop(process);
+
+    let mut rebooted = Process::start(root.path(), &server, "fedcba9876543210fedcba9876543210");
+    rebooted.agent.apply(plan(Activity::Collect, LONG, vec![body()]));
+    rebooted.until(Stage::Done);
+    assert_eq!(rebooted.calls(), Vec::<String>::new());
+    let said = rebooted.link.reports.borrow().sessions[0].excess.clone().unwrap();
+    assert!(said.stopped, "why it ended outlives the boot");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_budget_that_comes_while_its_session_records_is_said_to_have_no_effect_until_that_begins_anew() {
+    let (server, root) = (Server::start().await, tempfile::tempdir().unwrap());
+    let reason = |process: &Process| process.link.reports.borrow().sessions[0].reason.clone();
+    let mut process = Process::start(root.path(), &server, support::BOOT);
+    process.agent.apply(plan(Activity::Collect, LONG, vec![body()]));
+    let budget = Some(v1::Budget { events_per_second: 1, ..v1::Budget::default() });
+    let upgraded = v1::SessionPlan { budget, ..body() };
+    process.agent.apply(plan_of(&upgraded, Activity::Collect, LONG, vec![upgraded.clone()]));
+    assert_eq!((process.calls(), reason(&process).as_str()), (opened(), "BudgetIgnored"));
+    drop(process);
+    let mut restarted = Process::start(root.path(), &server, support::BOOT);
+    restarted.until(Stage::Running);
+    assert_eq!(reason(&restarted), "");
 }

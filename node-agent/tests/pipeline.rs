@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Batches to Parquet to spool to store and back to rows, with the faults of a store in between.
+//! Batches to Parquet to spool to store and back to rows. The faults of a store in between are in `faults.rs`.
 //!
 //! Everything is real but the kernel: the segment thread, the spool on disk, presigned uploads over HTTP to an S3
 //! server in this process, and the dataset's own verification at the end.
 
 extern crate tracelake_node_agent as node_agent;
 
+#[allow(dead_code, reason = "each test of the agent uses a part of it")]
 mod support;
 
 use std::sync::Arc;
@@ -48,33 +49,6 @@ async fn rows_reach_the_store_sorted_and_accounted_for() {
     assert_eq!(manifest.totals.terms.get(Term::LostRingFull), 4);
     assert_eq!(session.totals().terms, manifest.totals.terms);
     assert_eq!(session.bytes_pending(), 0);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn each_fault_of_the_store_ends_with_one_object() {
-    for faults in [
-        vec![Fault::Refuse(500)],
-        vec![Fault::Refuse(503), Fault::Refuse(429)],
-        vec![Fault::Refuse(403)],
-        vec![Fault::Refuse(409)],
-        vec![Fault::StoreThenFail],
-        vec![Fault::CutBody],
-        vec![Fault::CutAnswer],
-        vec![Fault::WrongChecksum],
-        vec![Fault::StoreThenFail, Fault::Refuse(500)],
-    ] {
-        let (server, root) = (Server::start().await, tempfile::tempdir().unwrap());
-        server.faults.push(&faults);
-        let mut world = World::start(root.path(), u64::MAX, granted(&server));
-        let mut session = world.record(UID);
-        world.engine.events(UID, "processes", &[1, 2, 3], 0);
-        world.finish(&mut session).await;
-        assert!(server.faults.are_used_up(), "{faults:?}");
-        let contents = close_and_verify(server.client.as_ref(), &prefix()).await;
-        assert_eq!(contents.tables()["processes"].len(), 1, "{faults:?}");
-        // processes, ledger, coverage, session_nodes, node manifest, and one more for each fault; the verification adds two.
-        assert_eq!(server.faults.puts(), 5 + 2 + faults.len() as u64, "{faults:?}");
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -195,22 +169,6 @@ async fn a_full_spool_counts_what_it_does_not_take() {
             .iter()
             .any(|object| object.key.starts_with("processes/"))
     );
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_session_that_is_given_up_leaves_no_file_behind() {
-    let (server, root) = (Server::start().await, tempfile::tempdir().unwrap());
-    server.faults.push(&[Fault::Refuse(503); 100]);
-    let mut world = World::start(root.path(), u64::MAX, granted(&server));
-    let mut session = world.record(UID);
-    world.engine.events(UID, "processes", &[1, 2, 3], 0);
-    session.interrupt(&mut world.engine);
-    world.until(&mut session, |session| session.bytes_pending() > 0).await;
-    assert_eq!(session.discard(&mut world.engine).unwrap(), 3);
-    let metrics = world.node.metrics.encode().unwrap();
-    assert!(metrics.contains("tracelake_spool_discarded_events_total 3"), "{metrics}");
-    assert_eq!(world.node.spool.sessions().unwrap(), Vec::<String>::new());
-    assert_eq!(world.node.spool.used_bytes(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,6 +12,7 @@ use kube::core::PartialObjectMeta;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::{WatchStreamExt, reflector, watcher};
 use kube::{Api, Client};
+use node_api::is_name;
 use tokio_util::sync::CancellationToken;
 
 use crate::token::Pods;
@@ -55,31 +56,5 @@ impl Pods for AgentPods {
             }
             Ok(self.api.get_opt(pod).await?.and_then(|found| found.metadata.uid))
         })
-    }
-}
-
-/// Whether it can be the name of a pod.
-fn is_name(text: &str) -> bool {
-    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    let bytes = text.as_bytes();
-    (1..=253).contains(&bytes.len())
-        && bytes.iter().all(|&byte| plain(byte) || byte == b'-' || byte == b'.')
-        && [bytes.first(), bytes.last()].into_iter().flatten().all(|&byte| plain(byte))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_name;
-
-    #[test]
-    fn a_name_that_would_be_another_request_is_none() {
-        for name in ["agent-x7k2p", "tracelake-node-agent-9.example", "a"] {
-            assert!(is_name(name), "{name}");
-        }
-        for name in
-            ["", "?watch=true", "..", "../../nodes", "a/b", "a%2Fb", "A", "-a", "a-", &"a".repeat(254)]
-        {
-            assert!(!is_name(name), "{name}");
-        }
     }
 }

@@ -12,7 +12,7 @@ use node_api::egress::{Guard, Network};
 
 use crate::announce::Announcement;
 use crate::session::limits::Limits;
-use crate::store::{EndpointPolicy, StoreConfig};
+use crate::store::{EndpointPolicy, ExtraCa, StoreConfig};
 
 /// Reconciles TraceSessions, hands plans to the node agents and signs their uploads.
 #[derive(Parser, Clone, Debug)]
@@ -78,6 +78,10 @@ pub struct Args {
     /// Networks that tenants' stores may not resolve to, besides loopback and link-local: pods and Services.
     #[arg(long, env = "REFUSED_NETWORKS", value_delimiter = ',')]
     pub refused_networks: Vec<Network>,
+
+    /// A file with certificates in PEM that are trusted for every store besides the public ones, here and on the nodes.
+    #[arg(long, env = "EXTRA_CA_FILE")]
+    pub extra_ca_file: Option<ExtraCa>,
 
     /// Namespaces in which the operator may read Secrets, for TraceStores.
     #[arg(long, env = "SECRET_NAMESPACES", value_delimiter = ',')]
@@ -193,6 +197,7 @@ impl Args {
                 allowed: set(&self.allowed_endpoints),
                 guard: Guard { refused: self.refused_networks.clone() },
             },
+            extra_ca: self.extra_ca_file.clone(),
         }
     }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The agents' port: one stream per node, and upload grants.
+//! The agents' port: one stream per node, and upload grants; and what users read ([`crate::data`]).
 //!
 //! In: TLS connections to our certificate. Out: the node's plans, its reports to the hub, presigned URLs.
 //! Every call is authenticated by its token ([`crate::token`]); the token says which node speaks. A stream ends
@@ -22,6 +22,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::data::{self, Readers};
 use crate::hub::{GrantRefusal, Hub};
 use crate::metrics::Metrics;
 use crate::token::{Agent, Authenticator, Refusal};
@@ -35,6 +36,8 @@ const POD_PERIOD: Duration = Duration::from_secs(5);
 const KEEPALIVE: Duration = Duration::from_secs(15);
 /// Reports hold tens of sessions of a few hundred bytes each; plans hold a node's pods.
 const MESSAGE_MAX: usize = 8 << 20;
+/// Calls at once on one connection: an agent has its stream and asks for a few grants.
+const STREAMS: u32 = 16;
 /// S3 takes no larger object in one PUT.
 const OBJECT_MAX: u64 = 5 << 30;
 
@@ -100,7 +103,10 @@ impl Service {
                 message = incoming.next() => match message {
                     Some(Ok(AgentMessage { kind: Some(agent_message::Kind::Report(report)) })) => {
                         self.metrics.reports.inc();
-                        stream.report(report);
+                        for session in stream.report(report) {
+                            self.metrics.reports_foreign.inc();
+                            tracing::info!(node, session, "report on a session that this node does not have");
+                        }
                     }
                     // A kind of a later version: this one does without.
                     Some(Ok(_)) => {}
@@ -168,6 +174,8 @@ impl Service {
                     session,
                     "grant not signed"
                 );
+                // Tried, so that the session says so.
+                store.renew();
                 Err(refuse(GrantRefusal::StoreNotReady))
             }
         }
@@ -254,7 +262,7 @@ impl Node for Shared {
     }
 }
 
-/// Serves agents on `listener` until stopped.
+/// Serves agents, and readers of data, on `listener` until stopped.
 ///
 /// # Errors
 /// When the server fails as a whole; a connection's failure ends that connection only.
@@ -262,6 +270,7 @@ pub async fn serve(
     listener: TcpListener,
     tls: Arc<rustls::ServerConfig>,
     service: Arc<Service>,
+    readers: Arc<Readers>,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     let (accepted, connections) = mpsc::channel(64);
@@ -272,7 +281,9 @@ pub async fn serve(
     let served = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
+        .max_concurrent_streams(STREAMS)
         .add_service(node)
+        .add_service(data::server(readers))
         .serve_with_incoming_shutdown(ReceiverStream::new(connections), async {
             stop.cancelled().await;
             // Streams never end by themselves; agents reconnect to the next operator.

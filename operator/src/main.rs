@@ -13,6 +13,7 @@ use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::{self, ObjectRef};
 use kube::{Api, Client, ResourceExt};
 use prometheus_client::registry::Registry;
+use rand::Rng;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -28,16 +29,19 @@ use tracelake_operator::session::{
     dereference::Owners,
     memory::{Clock, Memories},
     pods::PodWatches,
+    standby,
 };
 use tracelake_operator::store::{self, Stores};
 use tracelake_operator::token::{ApiReview, Authenticator};
-use tracelake_operator::{ca, check, grpc, hooks, http, schedule, telemetry};
+use tracelake_operator::{api_server, ca, check, data, grpc, hooks, http, schedule, telemetry};
 
 /// After a signal, for agents to forget what they were told to; and then for streams to close, before the process ends.
 const GRACE: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(50);
 /// For the API server to say what is there before a leader can begin.
 const PREPARED: Duration = Duration::from_secs(60);
+/// Between two questions until then, up to half of it more or less.
+const PAUSE: Duration = Duration::from_secs(2);
 /// For what is under way when a leader is asked to stop.
 const SETTLED: Duration = Duration::from_millis(2_500);
 
@@ -54,8 +58,10 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let (hub, due) = Hub::new();
     stop_on_signal(stop.clone(), hub.clone())?;
-    let config = config().await?;
-    let client = Client::try_from(config.clone()).context("make a client of the API server")?;
+    let mut config = api_server::config().await?;
+    // A command asks once.
+    config.default_retry = args.command.is_some();
+    let client = api_server::client(config.clone()).context("make a client of the API server")?;
     match &args.command {
         None => {}
         Some(Command::Check { timeout_seconds }) => {
@@ -83,14 +89,19 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let watched = role.clone();
     let looked = move |answered| watched.looked(answered);
     let mut election = Election::join(config, &args.namespace, &replica, looked)?;
-    if stop.run_until_cancelled(election.turn()).await.is_none() {
+    let mut watches = Watches::start(&client, &args, (hub, due), &stop);
+    let turn = tokio::select! {
+        turn = stop.run_until_cancelled(election.turn()) => turn,
+        () = standby::follow(client.clone(), &watches.pods, &mut watches.due) => None,
+    };
+    if turn.is_none() {
         election.release().await;
         return Ok(());
     }
     role.leads();
     tracing::info!("this replica leads");
     tokio::select! {
-        ended = lead(&args, &replica, client, (hub, due), metrics, role, stop) => {
+        ended = lead(&args, &replica, client, watches, metrics, role, stop) => {
             election.release().await;
             ended
         }
@@ -102,26 +113,54 @@ async fn run(args: Args) -> anyhow::Result<()> {
     }
 }
 
+/// What every replica follows, so that the next leader need not list it first: on a large cluster that takes seconds.
+struct Watches {
+    hub: Arc<Hub>,
+    /// Sessions that the hub wants looked at.
+    due: UnboundedReceiver<ObjectRef<TraceSession>>,
+    pods: PodWatches,
+    nodes: session::Nodes,
+    agents: AgentPods,
+}
+
+impl Watches {
+    fn start(
+        client: &Client,
+        args: &Args,
+        (hub, due): (Arc<Hub>, UnboundedReceiver<ObjectRef<TraceSession>>),
+        stop: &CancellationToken,
+    ) -> Self {
+        Self {
+            pods: PodWatches::new(client.clone(), hub.clone()),
+            hub,
+            due,
+            nodes: session::Nodes::watch(client.clone(), stop.clone()),
+            agents: AgentPods::start(client.clone(), args.agents(), &args.agent_labels, stop.clone()),
+        }
+    }
+}
+
 /// All that one replica alone does, until it is stopped.
 async fn lead(
     args: &Args,
     replica: &str,
     client: Client,
-    (hub, due): (Arc<Hub>, UnboundedReceiver<ObjectRef<TraceSession>>),
+    watches: Watches,
     metrics: Metrics,
     role: http::Role,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
+    let Watches { hub, due, pods, nodes, agents } = watches;
     let settings = ca::Settings { names: args.dns_names(), propagation: args.ca_propagation() };
     let mut keeper = ca::Keeper::new(client.clone(), &args.namespace, args.agents(), settings);
     // A leader that waits for an answer for ever would keep the others from leading.
-    let prepared = stop.run_until_cancelled(tokio::time::timeout(PREPARED, async {
+    let prepared = stop.run_until_cancelled(answered(async || {
         let cluster_id = cluster_id(&client).await?;
         keeper.step(jiff::Timestamp::now()).await.context("prepare the operator's CA")?;
-        anyhow::Ok(cluster_id)
+        Ok(cluster_id)
     }));
     let Some(prepared) = prepared.await else { return Ok(()) };
-    let cluster_id = prepared.context("the API server does not answer")??;
+    let cluster_id = prepared?;
     let tls = node_api::tls::server(keeper.serving())?;
     tokio::spawn(keeper.run(stop.clone()));
 
@@ -133,22 +172,24 @@ async fn lead(
         client: client.clone(),
         hub: hub.clone(),
         stores: stores.clone(),
-        pods: PodWatches::new(client.clone(), hub.clone()),
-        nodes: session::Nodes::watch(client.clone(), stop.clone()),
+        pods,
+        nodes,
         owners: Owners::new(client.clone()),
         recorder: recorder.clone(),
         metrics: metrics.clone(),
         cluster_id,
         memories: Memories::default(),
-        endings: tokio::sync::Semaphore::new(session::ENDINGS),
+        store_places: session::reconcile::StorePlaces::default(),
         clock: Clock::default(),
         limits: args.limits(),
         places: session::limits::Places::default(),
         started: tokio::time::Instant::now(),
     });
-    let held = stop.run_until_cancelled(tokio::time::timeout(PREPARED, session::hold_started(&context)));
+    let held = stop.run_until_cancelled(answered(async || {
+        session::hold_started(&context).await.context("list TraceSessions")
+    }));
     let Some(held) = held.await else { return Ok(()) };
-    held.context("the API server does not answer")?.context("list TraceSessions")?;
+    held?;
     let (known, writer) = reflector::store();
     let listed = session::listed::Listed::default();
     let mut parts = JoinSet::new();
@@ -160,16 +201,16 @@ async fn lead(
     if let Some(store) = args.chart_store.clone() {
         tokio::spawn(store::chart::keep(client.clone(), recorder, store, stop.clone()));
     }
+    let readers = Arc::new(data::Readers::new(client.clone(), stores.clone(), metrics.clone()));
     parts.spawn(store::run(client.clone(), stores, stop.clone()).map(|()| ("stores", Ok(()))));
 
-    let pods = AgentPods::start(client.clone(), args.agents(), &args.agent_labels, stop.clone());
-    let review = Arc::new(ApiReview::new(client.clone()));
+    let review = Arc::new(ApiReview::new(client.clone(), node_api::TOKEN_AUDIENCE));
     let authenticator =
-        Authenticator::new(review, Arc::new(pods), args.agents(), &args.agent_service_account);
+        Authenticator::new(review, Arc::new(agents), args.agents(), &args.agent_service_account);
     let service = grpc::Service::new(hub.clone(), Arc::new(authenticator), metrics);
     let listener = TcpListener::bind(args.grpc_address).await.context("bind --grpc-address")?;
     tracing::info!(grpc = %args.grpc_address, http = %args.http_address, version = env!("CARGO_PKG_VERSION"), "operator started");
-    parts.spawn(grpc::serve(listener, tls, service, stop.clone()).map(|served| ("agents", served)));
+    parts.spawn(grpc::serve(listener, tls, service, readers, stop.clone()).map(|served| ("agents", served)));
     let announcement = args.announcement(replica);
     let (told, announced, announcer) = (role.clone(), announcement.clone(), client.clone());
     tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
@@ -202,10 +243,23 @@ async fn lead(
     Ok(())
 }
 
-async fn config() -> anyhow::Result<kube::Config> {
-    let mut config = kube::Config::infer().await.context("find the API server")?;
-    config.connect_timeout = Some(Duration::from_secs(10));
-    Ok(config)
+/// What is answered, however often it has to be asked within [`PREPARED`]: a leader that gave up at the first refusal would be
+/// started again, and ask for all of it again, while the API server has too much to do.
+async fn answered<T>(mut ask: impl AsyncFnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let asking = async {
+        loop {
+            match ask().await {
+                Ok(answer) => return answer,
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    tracing::warn!(error, "the API server cannot say what is there, will retry");
+                }
+            }
+            tokio::time::sleep(PAUSE.mul_f64(rand::rng().random_range(0.5..1.5))).await;
+        }
+    };
+    let within = tokio::time::timeout(PREPARED, asking).await;
+    within.context("the API server does not answer as it should; the log says what it answered")
 }
 
 /// What tells this cluster from others in a dataset.

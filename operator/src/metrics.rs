@@ -9,6 +9,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use crate::data::Denial;
 use crate::hub::GrantRefusal;
 use crate::token::Refusal;
 
@@ -52,10 +53,16 @@ pub struct Metrics {
     pub grants: Counter,
     /// Grants refused, by reason.
     pub grants_refused: Family<Reason, Counter>,
+    /// Pages of data that users got.
+    pub reads: Counter,
+    /// Pages denied, by reason.
+    pub reads_denied: Family<Reason, Counter>,
     /// Plans sent.
     pub plans: Counter,
     /// Reports received.
     pub reports: Counter,
+    /// Sessions of other nodes that agents reported on, which nobody hears.
+    pub reports_foreign: Counter,
     /// Streams that are up.
     pub streams: Gauge,
     /// Sessions that nodes are asked to work on.
@@ -79,8 +86,19 @@ impl Metrics {
         registry.register("calls_refused", "Agents' calls refused, by reason", self.refused.clone());
         registry.register("grants", "Upload grants given", self.grants.clone());
         registry.register("grants_refused", "Upload grants refused, by reason", self.grants_refused.clone());
+        registry.register("reads", "Pages of data listed and signed for users", self.reads.clone());
+        registry.register(
+            "reads_denied",
+            "Pages of data denied to users, by reason",
+            self.reads_denied.clone(),
+        );
         registry.register("plans_sent", "Plans sent to agents", self.plans.clone());
         registry.register("reports_received", "Reports received from agents", self.reports.clone());
+        registry.register(
+            "reports_foreign",
+            "Reports on sessions that the agent's node does not have, which are left out",
+            self.reports_foreign.clone(),
+        );
         registry.register("streams", "Agents whose stream is up", self.streams.clone());
         registry.register("sessions", "Sessions that nodes work on", self.sessions.clone());
         registry.register("leads", "Whether this replica leads", self.leads.clone());
@@ -109,11 +127,19 @@ impl Metrics {
         for refusal in <GrantRefusal as strum::IntoEnumIterator>::iter() {
             let _ = self.grants_refused.get_or_create(&reason(refusal.label()));
         }
+        for denial in <Denial as strum::IntoEnumIterator>::iter() {
+            let _ = self.reads_denied.get_or_create(&reason(denial.label()));
+        }
     }
 
     /// Counts a refused call.
     pub fn refuse(&self, refusal: Refusal) {
         self.refused.get_or_create(&reason(refusal.label())).inc();
+    }
+
+    /// Counts a denied read.
+    pub fn deny(&self, denial: Denial) {
+        self.reads_denied.get_or_create(&reason(denial.label())).inc();
     }
 
     /// Counts a refused grant.

@@ -6,7 +6,7 @@
 mod api;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use api::Api;
@@ -16,8 +16,8 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::authentication::v1::{TokenReviewStatus, UserInfo};
 use node_api::v1::node_client::NodeClient;
 use node_api::v1::{
-    Activity, AgentMessage, GrantRequest, Hello, Plan, Report, Segment, SessionPlan, SessionReport, Stage,
-    agent_message, grant_request,
+    Activity, AgentMessage, CollectorPlan, GrantRequest, GrantResponse, Hello, NodeManifest, Plan, Report,
+    Segment, SessionPlan, SessionReport, Stage, agent_message, grant_request,
 };
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -26,10 +26,41 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status, Streaming};
 use tracelake_operator::ca::{self, Keeper, Settings};
+use tracelake_operator::data::Readers;
 use tracelake_operator::grpc::{self, Service};
-use tracelake_operator::hub::{Assignment, Hub, Published, SessionId};
+use tracelake_operator::hub::{Assignment, GrantRefusal, Hub, Published, SessionId};
 use tracelake_operator::metrics::{Metrics, reason};
+use tracelake_operator::store::{Credential, ResolvedStore};
 use tracelake_operator::token::{Authenticator, Pods, Refusal, Review};
+
+/// What the operators of this process log.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The lines that hold all of these words.
+fn logged(words: &[&str]) -> usize {
+    let log = LOG.0.lock().unwrap();
+    let text = String::from_utf8_lossy(&log);
+    text.lines().filter(|line| words.iter().all(|word| line.contains(word))).count()
+}
+
+static LOG: LazyLock<Log> = LazyLock::new(|| {
+    let log = Log::default();
+    let writer = log.clone();
+    tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).init();
+    log
+});
 
 const SECRET: &str = "/api/v1/namespaces/tracelake/secrets/tracelake-operator-tls";
 const CONFIG_MAP: &str = "/api/v1/namespaces/tracelake/configmaps/tracelake-ca";
@@ -45,6 +76,10 @@ impl Review for Reviews {
             .unwrap();
         let claims: serde_json::Value = serde_json::from_slice(&payload).unwrap();
         let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+        if claims["aud"][0] != node_api::TOKEN_AUDIENCE {
+            let refused = TokenReviewStatus { authenticated: Some(false), ..TokenReviewStatus::default() };
+            return Box::pin(async move { Ok(refused) });
+        }
         let pod = text(&claims["kubernetes.io"]["pod"]["name"]);
         let extra = BTreeMap::from([
             ("authentication.kubernetes.io/node-name".to_owned(), vec![text(&claims["node"])]),
@@ -75,8 +110,12 @@ impl Pods for Gone {
 }
 
 fn token(node: &str, account: &str, lifetime: i64) -> String {
+    token_for(node_api::TOKEN_AUDIENCE, node, account, lifetime)
+}
+
+fn token_for(audience: &str, node: &str, account: &str, lifetime: i64) -> String {
     let claims = serde_json::json!({"sub": format!("system:serviceaccount:tracelake:{account}"), "node": node,
-        "aud": [node_api::TOKEN_AUDIENCE], "exp": Timestamp::now().as_second() + lifetime,
+        "aud": [audience], "exp": Timestamp::now().as_second() + lifetime,
         "kubernetes.io": {"pod": {"name": format!("agent-{node}"), "uid": format!("uid-agent-{node}")}}});
     let payload = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(claims.to_string());
     format!("e30.{payload}.signature")
@@ -101,6 +140,7 @@ impl Drop for Operator {
 impl Operator {
     async fn start() -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
+        LazyLock::force(&LOG);
         let api = Api::default();
         let settings = Settings { names: vec![NAME.to_owned()], propagation: Duration::from_secs(60) };
         let mut keeper = Keeper::new(api.client(), "tracelake", "tracelake", settings);
@@ -113,7 +153,8 @@ impl Operator {
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         let tls = node_api::tls::server(keeper.serving()).unwrap();
-        tokio::spawn(grpc::serve(listener, tls, service, stop.clone()));
+        let readers = Arc::new(Readers::new(api.client(), api::stores(api.client()), metrics.clone()));
+        tokio::spawn(grpc::serve(listener, tls, service, readers, stop.clone()));
         Self { api, keeper, hub, metrics, pods, address, stop }
     }
 
@@ -149,19 +190,24 @@ impl Operator {
         self.metrics.refused.get_or_create(&reason(refusal.label())).get()
     }
 
+    fn grants_refused(&self, refusal: GrantRefusal) -> u64 {
+        self.metrics.grants_refused.get_or_create(&reason(refusal.label())).get()
+    }
+
     fn publish(&self, node: &str) {
-        let plan = SessionPlan { uid: "session-uid".to_owned(), ..SessionPlan::default() };
+        self.publish_session("session-uid", node, None);
+    }
+
+    fn publish_session(&self, uid: &str, node: &str, store: Option<Arc<ResolvedStore>>) {
+        let collectors = vec![CollectorPlan { name: "processes".to_owned(), ..CollectorPlan::default() }];
+        let plan = SessionPlan { uid: uid.to_owned(), collectors, ..SessionPlan::default() };
         let hash = node_api::plan::hash(&plan);
         let assignment = Assignment { plan: plan.into(), hash, activity: Activity::Collect };
         self.hub.publish(Published {
-            id: SessionId {
-                namespace: "shop".to_owned(),
-                name: "s".to_owned(),
-                uid: "session-uid".to_owned(),
-            },
+            id: SessionId { namespace: "shop".to_owned(), name: uid.to_owned(), uid: uid.to_owned() },
             end: Timestamp::now() + SignedDuration::from_secs(300),
             nodes: [(node.to_owned(), assignment)].into(),
-            store: None,
+            store,
         });
     }
 }
@@ -188,9 +234,16 @@ impl Agent {
     }
 
     async fn report(&self, stage: Stage) {
-        let session =
-            SessionReport { uid: "session-uid".to_owned(), stage: stage.into(), ..SessionReport::default() };
-        let report = Report { sessions: vec![session] };
+        self.report_of(&["session-uid"], stage).await;
+    }
+
+    async fn report_of(&self, uids: &[&str], stage: Stage) {
+        let session = |uid: &&str| SessionReport {
+            uid: (*uid).to_owned(),
+            stage: stage.into(),
+            ..SessionReport::default()
+        };
+        let report = Report { sessions: uids.iter().map(session).collect() };
         self.out.send(AgentMessage { kind: Some(agent_message::Kind::Report(report)) }).await.unwrap();
     }
 }
@@ -257,24 +310,180 @@ async fn a_stream_ends_with_its_token_and_with_its_pod() {
     assert_eq!(operator.refused(Refusal::PodGone), 1);
 }
 
-#[tokio::test]
-async fn a_grant_is_for_a_node_that_has_the_session_only() {
-    let operator = Operator::start().await;
-    operator.publish("node-1");
-    let ask = async |node: &str| {
-        let mut request = Request::new(GrantRequest {
-            session_uid: "session-uid".to_owned(),
-            boot: "0".repeat(32),
-            object: Some(grant_request::Object::Segment(Segment { table: "ledger".to_owned(), sequence: 0 })),
-            length: 1,
-            sha256: vec![0; 32],
-        });
-        node_api::token::attach(request.metadata_mut(), &token(node, "node-agent", 600)).unwrap();
-        operator.client().await.grant(request).await.err().unwrap().code()
+/// Where grants of these tests lead; nobody is there, as signing asks nobody.
+fn store(uid: &str) -> Arc<ResolvedStore> {
+    let s3 = crds::S3 {
+        bucket: "traces".to_owned(),
+        prefix: String::new(),
+        endpoint: Some("http://127.0.0.1:9".to_owned()),
+        region: "us-east-1".to_owned(),
+        force_path_style: None,
+        ca_bundle: None,
     };
-    assert_eq!(ask("node-2").await, Code::FailedPrecondition);
-    // Its own node gets as far as the store, which is not resolved here.
-    assert_eq!(ask("node-1").await, Code::Unavailable);
+    let credential = Credential::Key {
+        access_key_id: "id".to_owned(),
+        secret_access_key: "key".to_owned(),
+        session_token: None,
+    };
+    let prefix = dataset::key::SessionPrefix::new("", "shop", uid, uid).unwrap();
+    Arc::new(ResolvedStore::direct(s3, &credential, prefix, None, None).unwrap())
+}
+
+fn wanted(uid: &str, object: grant_request::Object) -> GrantRequest {
+    GrantRequest {
+        session_uid: uid.to_owned(),
+        boot: "0".repeat(32),
+        object: Some(object),
+        length: 1,
+        sha256: vec![0; 32],
+    }
+}
+
+fn segment(table: &str, sequence: u64) -> grant_request::Object {
+    grant_request::Object::Segment(Segment { table: table.to_owned(), sequence })
+}
+
+/// An operator with two nodes, each with a session of its own, and a thief who has the token of node-1.
+struct Thief {
+    operator: Operator,
+    token: String,
+}
+
+impl Thief {
+    async fn new() -> Self {
+        let operator = Operator::start().await;
+        for (uid, node) in [("mine", "node-1"), ("theirs", "node-2")] {
+            operator.publish_session(uid, node, Some(store(uid)));
+        }
+        Self { operator, token: token("node-1", "node-agent", 600) }
+    }
+
+    async fn grant(&self, wanted: GrantRequest) -> Result<GrantResponse, Status> {
+        let mut request = Request::new(wanted);
+        node_api::token::attach(request.metadata_mut(), &self.token).unwrap();
+        self.operator.client().await.grant(request).await.map(tonic::Response::into_inner)
+    }
+
+    /// Asks for what is refused for this reason, counted and logged once.
+    async fn is_refused(&self, what: &str, wanted: GrantRequest, refusal: GrantRefusal) {
+        let words = ["WARN", "grant refused", refusal.label(), "node=\"node-1\""];
+        let (count, lines) = (self.operator.grants_refused(refusal), logged(&words));
+        let answer = self.grant(wanted).await.map(|grant| grant.key);
+        assert!(answer.is_err(), "{what}: {answer:?}");
+        assert_eq!(self.operator.grants_refused(refusal), count + 1, "{what}");
+        assert!(logged(&words) > lines, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn f27_a_stolen_token_reads_no_plan_of_another_node() {
+    let thief = Thief::new().await;
+    let mut stream = thief.operator.connect(Some(&thief.token), "node-2").await.unwrap();
+    let end = stream.plans.message().await.expect_err("no plan comes");
+    assert_eq!(end.code(), Code::PermissionDenied);
+    assert_eq!(thief.operator.refused(Refusal::WrongNode), 1);
+    assert!(logged(&["WARN", "hello for another node", "node=\"node-1\"", "claimed=\"node-2\""]) > 0);
+    assert_eq!(thief.operator.hub.streams(), 0, "node-2's own stream would not be ended by it");
+    let mut own = thief.operator.connect(Some(&thief.token), "node-1").await.unwrap();
+    let plan = own.plan().await;
+    assert_eq!(plan.sessions.iter().map(|one| one.uid.as_str()).collect::<Vec<_>>(), ["mine"]);
+}
+
+#[tokio::test]
+async fn f27_a_stolen_token_reports_for_no_other_node_and_no_session_that_its_node_has_not() {
+    let thief = Thief::new().await;
+    let operator = &thief.operator;
+    let mut stream = operator.connect(Some(&thief.token), "node-1").await.unwrap();
+    stream.plan().await;
+    stream.report_of(&["theirs", "mine", "nobodys"], Stage::Done).await;
+    let seen = |uid: &str, node: &str| operator.hub.nodes(uid, &[node.to_owned()])[node].report.is_some();
+    until("its own report arrives", || seen("mine", "node-1")).await;
+    for (uid, node) in [("theirs", "node-1"), ("theirs", "node-2"), ("mine", "node-2"), ("nobodys", "node-1")]
+    {
+        assert!(!seen(uid, node), "{uid} of {node}");
+    }
+    let foreign = operator.metrics.reports_foreign.get();
+    assert_eq!(foreign, 1, "the session that another node has is counted, one that is over is not");
+    assert!(logged(&["report on a session that this node does not have", "node=\"node-1\"", "theirs"]) > 0);
+}
+
+#[tokio::test]
+async fn f27_a_stolen_token_gets_no_grant_outside_its_own_nodes_keys_of_its_own_sessions() {
+    let thief = Thief::new().await;
+    let manifest = || grant_request::Object::NodeManifest(NodeManifest {});
+    // What it may have, its key made of the token's node: none of it can be another's.
+    let own = thief.grant(wanted("mine", segment("processes", 7))).await.unwrap();
+    assert_eq!(own.key, format!("processes/node-1_{}_000007.parquet", "0".repeat(32)));
+    let own = thief.grant(wanted("mine", manifest())).await.unwrap();
+    assert_eq!(own.key, format!("_tracelake/node-1_{}.json", "0".repeat(32)));
+    assert!(own.put_url.contains("/shop/mine/mine/_tracelake/node-1_"), "in its session's folder");
+    // Create-only, and bound to its content: an object that is there is not overwritten (tests/store_s3).
+    let signed: Vec<&str> = own.put_headers.keys().map(String::as_str).collect();
+    assert_eq!(signed, ["if-none-match", "x-amz-checksum-sha256"]);
+    assert!(own.put_url.contains("X-Amz-SignedHeaders=host%3Bif-none-match%3Bx-amz-checksum-sha256"));
+
+    for object in [segment("processes", 0), manifest()] {
+        thief
+            .is_refused("another node's session", wanted("theirs", object.clone()), GrantRefusal::NotPlanned)
+            .await;
+        thief.is_refused("no session", wanted("nobodys", object.clone()), GrantRefusal::NotPlanned).await;
+        thief.is_refused("a folder", wanted("../theirs/theirs", object), GrantRefusal::NotPlanned).await;
+    }
+    thief
+        .is_refused(
+            "another table",
+            wanted("mine", segment("tcp_connections", 0)),
+            GrantRefusal::UnknownTable,
+        )
+        .await;
+    for table in ["../../theirs/theirs/processes", "..", "_tracelake", "a/b", "", "processes\0"] {
+        thief.is_refused(table, wanted("mine", segment(table, 0)), GrantRefusal::InvalidRequest).await;
+    }
+    for boot in ["", "../../x", "node-2_00000000000000000000000000000000", &"0".repeat(33), &"X".repeat(32)] {
+        let forged = GrantRequest { boot: boot.to_owned(), ..wanted("mine", manifest()) };
+        thief.is_refused(boot, forged, GrantRefusal::InvalidRequest).await;
+    }
+    let good = wanted("mine", segment("processes", 0));
+    for (what, bad) in [
+        ("no object", GrantRequest { object: None, ..good.clone() }),
+        ("no length", GrantRequest { length: 0, ..good.clone() }),
+        ("a length beyond one PUT", GrantRequest { length: u64::MAX, ..good.clone() }),
+        ("no checksum", GrantRequest { sha256: Vec::new(), ..good.clone() }),
+        ("half a checksum", GrantRequest { sha256: vec![0; 16], ..good.clone() }),
+    ] {
+        thief.is_refused(what, bad, GrantRefusal::InvalidRequest).await;
+    }
+    // No grant and no token is ever logged.
+    assert_eq!(logged(&["X-Amz-Signature"]) + logged(&[&thief.token]), 0);
+}
+
+#[tokio::test]
+async fn f27_a_stolen_token_ends_with_its_pod_and_one_for_somebody_else_never_begins() {
+    let thief = Thief::new().await;
+    let operator = &thief.operator;
+    let own = || wanted("mine", segment("processes", 0));
+    assert!(thief.grant(own()).await.is_ok());
+    let mut stream = operator.connect(Some(&thief.token), "node-1").await.unwrap();
+    stream.plan().await;
+    // The administrator deletes the pod: what was good a moment ago is refused, on the stream and for grants.
+    operator.pods.0.lock().unwrap().push("agent-node-1".to_owned());
+    assert_eq!(thief.grant(own()).await.unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(stream.end().await.code(), Code::PermissionDenied);
+    let again = operator.connect(Some(&thief.token), "node-1").await.err().unwrap();
+    assert_eq!(again.code(), Code::PermissionDenied);
+    assert_eq!(operator.refused(Refusal::PodGone), 3);
+    assert!(logged(&["WARN", "call refused", "pod_gone"]) >= 3);
+
+    // What any pod has for the API server, and what was made for somebody else.
+    for audience in ["https://kubernetes.default.svc", "vault"] {
+        let count = operator.refused(Refusal::WrongAudience);
+        let other = Thief { token: token_for(audience, "node-2", "node-agent", 600), ..Thief::new().await };
+        let foreign = operator.connect(Some(&other.token), "node-2").await.err().unwrap();
+        assert_eq!(foreign.code(), Code::Unauthenticated, "{audience}");
+        assert_eq!(operator.refused(Refusal::WrongAudience), count + 1, "{audience}");
+        assert_eq!(other.grant(own()).await.unwrap_err().code(), Code::Unauthenticated, "{audience}");
+    }
+    assert!(logged(&["WARN", "call refused", "wrong_audience"]) >= 4);
 }
 
 #[tokio::test]

@@ -52,6 +52,11 @@ pub(crate) fn target_dir() -> PathBuf {
 /// them most of the dependencies.
 pub(crate) fn cargo() -> Result<Command> {
     claim_target()?;
+    Ok(cargo_in(repository(), &target_dir()))
+}
+
+/// The same for another source, with a target folder that nobody shares with it.
+pub(crate) fn cargo_in(source: &Path, target: &Path) -> Command {
     let home = std::env::var_os("CARGO_HOME")
         .map(PathBuf::from)
         .or_else(|| Some(std::env::home_dir()?.join(".cargo")));
@@ -60,8 +65,8 @@ pub(crate) fn cargo() -> Result<Command> {
     path.push(home.unwrap_or_default().join("bin"));
     path.push(":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
     let mut cargo = exec::command("cargo", [] as [&str; 0]);
-    cargo.current_dir(repository()).env("CARGO_TARGET_DIR", target_dir()).env("PATH", path);
-    Ok(cargo)
+    cargo.current_dir(source).env("CARGO_TARGET_DIR", target).env("PATH", path);
+    cargo
 }
 
 /// Forgets what another checkout has built of the workspace in [`target_dir`]. Checkouts share its names there, and cargo

@@ -13,16 +13,20 @@ use std::sync::Mutex;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{cache, debian, exec, tools};
+use crate::{cache, cluster, debian, exec, tools};
 
 /// What `tracelake/shop:dev` holds: the workloads of tests and demos.
 const SHOP_PACKAGES: &[&str] = &["nginx-light", "procps", "redis-server"];
 
 /// What the images and the demo run.
-const STATIC_BINARIES: &[&str] = &["demo", "tracelake-node-agent", "tracelake-operator", "workload"];
+const STATIC_BINARIES: &[&str] =
+    &["demo", "latency", "tracelake", "tracelake-node-agent", "tracelake-operator", "workload"];
 
-/// The profile of the workspace that they are built with, unless users get them.
-const PROFILE: &str = "image";
+/// The profile that the workspace's binaries are built with, unless users get them.
+pub(crate) const PROFILE: &str = "image";
+
+/// The tag of what this checkout builds.
+pub(crate) const TAG: &str = "dev";
 
 /// What the product needs in a cluster, and its tests and demos.
 const PRODUCT: [Name; 4] = [Name::Operator, Name::NodeAgent, Name::DevStore, Name::Shop];
@@ -53,6 +57,8 @@ pub(crate) enum Name {
     Coredns,
     /// Holder of pods' namespaces in the VM cluster.
     Pause,
+    /// The servers of Kubernetes, for a kind cluster in a VM.
+    Kubernetes,
 }
 
 /// One built image.
@@ -103,28 +109,54 @@ fn build_with(name: Name, profile: &'static str) -> Result<Image> {
     match name {
         Name::Operator => {
             let binary = static_binary("tracelake-operator")?;
-            archive("operator", &repository.join("operator/Dockerfile"), &[(binary, "tracelake-operator")])
+            archive(
+                ("operator", TAG),
+                &repository.join("operator/Dockerfile"),
+                &[(binary, "tracelake-operator")],
+            )
         }
         Name::NodeAgent => {
             let binary = static_binary("tracelake-node-agent")?;
             archive(
-                "node-agent",
+                ("node-agent", TAG),
                 &repository.join("node-agent/Dockerfile"),
                 &[(binary, "tracelake-node-agent")],
             )
         }
         Name::DevStore => {
-            archive("dev-store", &assets.join("dev-store/Dockerfile"), &[(tools::weed()?, "weed")])
+            archive(("dev-store", TAG), &assets.join("dev-store/Dockerfile"), &[(tools::weed()?, "weed")])
         }
         Name::Coredns => {
-            archive("coredns", &assets.join("coredns/Dockerfile"), &[(tools::coredns()?, "coredns")])
+            archive(("coredns", TAG), &assets.join("coredns/Dockerfile"), &[(tools::coredns()?, "coredns")])
         }
-        Name::Pause => archive("pause", &assets.join("pause/Dockerfile"), &[(pause()?, "pause")]),
+        Name::Pause => archive(("pause", TAG), &assets.join("pause/Dockerfile"), &[(pause()?, "pause")]),
+        Name::Kubernetes => {
+            let (kubernetes, node) = (tools::kubernetes()?, cluster::kind_node_packages()?);
+            let script = repository.join("e2e/cluster/kind/pod-root.sh");
+            let key = cache::Key::default().file(&script)?.text(&node.to_string_lossy());
+            let root = cache::entry("rootfs", "kind-pod", key, |path| {
+                exec::quiet(exec::command("sh", [&script, &node]).arg(path))
+            })?;
+            archive(
+                ("kubernetes", TAG),
+                &assets.join("kubernetes/Dockerfile"),
+                &[
+                    (root, "rootfs.tar"),
+                    (kubernetes.join("kubernetes"), "kubernetes"),
+                    (kubernetes.join("etcd"), "etcd"),
+                    (assets.join("kubernetes/cni.sh"), "cni.sh"),
+                ],
+            )
+        }
         Name::Shop => {
             let key = cache::Key::default().text(debian::SUITE).text(&SHOP_PACKAGES.join(" "));
             let root = cache::entry("rootfs", "shop", key, |path| debian::archive(SHOP_PACKAGES, path))?;
             let workload = static_binary("workload")?;
-            archive("shop", &assets.join("shop/Dockerfile"), &[(root, "rootfs.tar"), (workload, "workload")])
+            archive(
+                ("shop", TAG),
+                &assets.join("shop/Dockerfile"),
+                &[(root, "rootfs.tar"), (workload, "workload")],
+            )
         }
     }
 }
@@ -160,6 +192,10 @@ fn build_static(binaries: &[&str], profile: &str) -> Result<()> {
     cargo.args(["build", "--locked", "--profile", profile, "--target", tools::MUSL_TARGET, "--workspace"]);
     cargo.args(["--exclude", "tracelake-node-agent-ebpf"]);
     cargo.args(binaries.iter().flat_map(|name| ["--bin", name]));
+    if profile == PROFILE {
+        // `tracelake sql` and `report`, which no pod and no cluster test runs: their engine takes longer to compile than all the rest.
+        cargo.arg("--no-default-features");
+    }
     tools::bpf_linker()?;
     exec::loud(&mut cargo)
 }
@@ -173,9 +209,13 @@ pub(crate) fn has_docker() -> bool {
     exec::succeeds(&mut exec::command("docker", ["info"]))
 }
 
-/// Builds `tracelake/NAME:dev` of a Dockerfile and the files beside it.
-fn archive(name: &str, dockerfile: &Path, files: &[(PathBuf, &str)]) -> Result<Image> {
-    let image = format!("tracelake/{name}:dev");
+/// Builds `tracelake/NAME:TAG` of a Dockerfile and the files beside it.
+pub(crate) fn archive(
+    (name, tag): (&str, &str),
+    dockerfile: &Path,
+    files: &[(PathBuf, &str)],
+) -> Result<Image> {
+    let image = format!("tracelake/{name}:{tag}");
     let mut key = cache::Key::default().text(&image).file(dockerfile)?;
     for (path, to) in files {
         // Not hashed here: in a debug build of xtask that takes seconds.
@@ -183,7 +223,7 @@ fn archive(name: &str, dockerfile: &Path, files: &[(PathBuf, &str)]) -> Result<I
             exec::output(exec::command("sha256sum", ["--"]).arg(path))?.split(' ').next().unwrap_or(""),
         );
     }
-    let archive = cache::entry("images", name, key, |archive| {
+    let archive = cache::entry("images", &format!("{name}-{tag}"), key, |archive| {
         let context = archive.with_added_extension("context");
         cache::remove(&context)?;
         fs::create_dir_all(&context)?;

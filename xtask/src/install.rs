@@ -11,13 +11,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::cluster::{self, Cluster, Provider};
-use crate::image::Image;
+use crate::cluster::{self, Cluster};
+use crate::image::{Image, TAG};
 use crate::{cache, exec, tools};
 
 /// What our own images are called.
 const REPOSITORY: &str = "tracelake";
-const TAG: &str = "dev";
 /// Where the chart goes.
 const NAMESPACE: &str = "tracelake-system";
 /// Helm waits this long for Deployments and DaemonSets, on emulated nodes that are there.
@@ -156,17 +155,16 @@ pub(crate) fn in_ours(
 ) -> Result<()> {
     // One at a time: another one would restart the agents that are tested here, or take the cluster away.
     let _lock = cache::lock("cluster-in-use")?;
-    let done = cluster::start(options, images, keep).and_then(|(cluster, new)| {
-        let access = Access::of(&cluster);
-        put(&cluster, new, &access, images, meanwhile)?;
-        then(&access)
-    });
-    done.and(cluster::end(keep))
+    let running = cluster::start(options, images)?;
+    let access = Access::of(&running.cluster);
+    let done =
+        put(&running.cluster, running.has_images, &access, images, meanwhile).and_then(|()| then(&access));
+    done.and(running.end(keep))
 }
 
 fn put(
     cluster: &Cluster,
-    new: bool,
+    has_images: bool,
     access: &Access,
     images: &[Image],
     meanwhile: impl FnOnce(&Cluster) -> Result<()> + Send,
@@ -178,14 +176,14 @@ fn put(
             exec::output(cluster.kubectl().args(get).args(["--namespace", NAMESPACE])).unwrap_or_default();
         format!("the chart was not installed; its last events:\n{}\n", exec::tail(&events, 20))
     };
-    if !new || cluster.provider != Provider::Vm {
+    if !has_images {
         cluster.complete()?;
         cache::step("images: loaded into the nodes", || cluster.load_images(images))?;
         meanwhile(cluster)?;
         access.forget_pending()?;
         access.upgrade(images, TIMEOUT, || true).with_context(events)?;
     } else {
-        // New VMs have the images on their disk, and what the chart makes waits at the API server for them.
+        // New nodes have the images on their disk, and what the chart makes waits at the API server for them.
         let failed = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let complete = scope.spawn(|| {

@@ -7,19 +7,26 @@
 
 mod bench;
 mod cache;
+mod chart;
 mod cluster;
 mod debian;
 mod demo;
+mod examples;
 mod exec;
+mod faults;
+mod harness;
 mod image;
 mod initramfs;
 mod install;
 mod kernel;
+mod previous;
+mod schemas;
 mod test;
 #[cfg(test)]
 mod tidy;
 mod tools;
 mod vm;
+mod work;
 
 use std::process::ExitCode;
 
@@ -38,6 +45,11 @@ enum Command {
     /// The workload of `bench`.
     #[command(hide = true)]
     BenchLoad(bench::load::Args),
+    /// Record real programs and write a page of each: what they say, what the report says.
+    Work(work::Args),
+    /// The program of `work` that is bound by memory.
+    #[command(hide = true)]
+    WorkLookups(work::lookups::Args),
     /// Install what a cluster with the product needs and this machine lacks; does nothing where everything is there.
     Tools,
     /// Run a static program under one of the supported kernels, in a VM of its own.
@@ -55,6 +67,8 @@ fn main() -> ExitCode {
         Command::Test(args) => test::main(&args),
         Command::Bench(args) => bench::main(&args),
         Command::BenchLoad(args) => bench::load::main(&args),
+        Command::Work(args) => work::main(&args),
+        Command::WorkLookups(args) => work::lookups::main(&args),
         Command::Tools => tools::install_all(),
         Command::Vm(args) => vm::main(&args),
         Command::Cluster(command) => cluster::main(&command),

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::install::{Access, Existing};
 use crate::kernel::Kernel;
-use crate::{cache, cluster, exec, image, install, tools, vm};
+use crate::{cache, chart, cluster, examples, exec, harness, image, install, previous, schemas, tools, vm};
 
 /// Run every check, or those named.
 #[derive(clap::Args)]
@@ -34,14 +34,26 @@ pub(crate) struct Args {
     bless: Option<String>,
     #[command(flatten)]
     existing: Existing,
+    /// Where the nodes of cluster tests come from, unless the part says so itself.
+    #[arg(long, value_enum, conflicts_with = "kubeconfig")]
+    cluster: Option<cluster::Choice>,
 }
 
 struct Part {
     name: &'static str,
     checks: &'static str,
-    /// Whether it runs without being named and without `--all`.
-    default: bool,
+    when: When,
     run: Run,
+}
+
+/// When a part runs that is not named.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum When {
+    Always,
+    /// With `--all` only.
+    All,
+    /// Never: another part contains it.
+    Never,
 }
 
 #[derive(Clone, Copy)]
@@ -50,15 +62,15 @@ enum Run {
     Alone(fn() -> Result<()>),
     /// Ground truth tests whose names hold a word, in such a VM, beside other such parts: each keeps about one CPU busy.
     Vm(vm::Machine, &'static str),
-    /// Tests in a cluster.
-    Cluster(&'static [Suite]),
+    /// Tests in a cluster, from where is chosen by the user or here.
+    Cluster(Option<cluster::Choice>, &'static [Suite]),
 }
 
 /// Tests in a cluster: a target of `e2e`, and how many of its tests run side by side.
 type Suite = (&'static str, u32);
 
 const fn part(name: &'static str, checks: &'static str, run: Run) -> Part {
-    Part { name, checks, default: true, run }
+    Part { name, checks, when: When::Always, run }
 }
 
 const PARTS: &[Part] = &[
@@ -66,9 +78,27 @@ const PARTS: &[Part] = &[
     part("clippy", "clippy with warnings as errors, host", Run::Alone(clippy)),
     part("clippy-bpf", "the same for the kernel programs' target", Run::Alone(clippy_bpf)),
     part("unit", "unit, golden, freshness and conformance tests", Run::Alone(unit)),
+    Part {
+        when: When::Never,
+        ..part("faults", "the tests of unit that inject a fault, by number", Run::Alone(faults))
+    },
     part("deny", "licences and sources of dependencies", Run::Alone(deny)),
-    part("chart", "helm lint and render of every ci values file", Run::Alone(chart)),
+    part(
+        "chart",
+        "the chart with every ci values file: schemas, kinds, what linters say",
+        Run::Alone(chart::check),
+    ),
+    slow(part(
+        "examples",
+        "the notebooks and programs of examples/ in their own engines, over known sessions in a store",
+        Run::Alone(examples::run),
+    )),
     part("host", "ground truth on this machine's kernel (root)", Run::Alone(host)),
+    slow(part(
+        "sick",
+        "real faults, recorded: each moves its own term of the report (root)",
+        Run::Alone(sick),
+    )),
     part("vm-6.1", "ground truth in a VM with kernel 6.1", ground_truth_on(Kernel::V6_1)),
     slow(part("vm-6.12", "ground truth in a VM with kernel 6.12", ground_truth_on(Kernel::V6_12))),
     slow(part("vm-6.18", "ground truth in a VM with kernel 6.18", ground_truth_on(Kernel::V6_18))),
@@ -78,11 +108,21 @@ const PARTS: &[Part] = &[
         "the rings in a VM with kernel 6.12 and eight CPUs",
         Run::Vm(vm::Machine { cpus: 8, ..vm::Machine::of(Kernel::V6_12) }, "rings::"),
     )),
-    part("e2e", "the whole path on a two-node cluster", Run::Cluster(&CLUSTER_TESTS)),
+    part("e2e", "the whole path on a two-node cluster", Run::Cluster(None, &CLUSTER_TESTS)),
+    slow(part(
+        "harness",
+        "clusters leave nothing behind, however they end, and are found again",
+        Run::Alone(harness::run),
+    )),
+    slow(part(
+        "kind",
+        "the same on kind, whose nodes share a kernel",
+        Run::Cluster(Some(cluster::Choice::Kind), &CLUSTER_TESTS),
+    )),
     slow(part(
         "e2e-slow",
-        "who may connect, ground truth in pods, what fails in mid-session, fifty pods that come and go, the end of it all",
-        Run::Cluster(&SLOW_CLUSTER_TESTS),
+        "who may connect, ground truth in pods, what fails in mid-session, fifty pods that come and go, an upgrade, every values file of the chart, the end of it all",
+        Run::Cluster(None, &SLOW_CLUSTER_TESTS),
     )),
 ];
 
@@ -93,7 +133,7 @@ const fn ground_truth_on(kernel: Kernel) -> Run {
 
 /// With `--all` only: what does not fit twenty minutes.
 const fn slow(part: Part) -> Part {
-    Part { default: false, ..part }
+    Part { when: When::All, ..part }
 }
 
 /// A VM has this long for all ground truth tests, emulated: twice what they took beside another one.
@@ -102,7 +142,12 @@ const VM_TIMEOUT: Duration = Duration::from_secs(1_500);
 pub(crate) fn main(args: &Args) -> Result<()> {
     if args.list {
         for part in PARTS {
-            println!("{:15} {}{}", part.name, part.checks, if part.default { "" } else { " (--all)" });
+            let when = match part.when {
+                When::Always => "",
+                When::All => " (--all)",
+                When::Never => " (by name)",
+            };
+            println!("{:15} {}{when}", part.name, part.checks);
         }
         return Ok(());
     }
@@ -118,7 +163,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     }
     let chosen = PARTS.iter().filter(|part| {
         if args.parts.is_empty() {
-            part.default || args.all
+            part.when == When::Always || args.all && part.when == When::All
         } else {
             args.parts.iter().any(|name| name == part.name)
         }
@@ -132,7 +177,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         let work = || {
             let take = || group.get(next.fetch_add(1, Ordering::Relaxed));
             std::iter::from_fn(take)
-                .filter(|part| !passes(part, &args.existing))
+                .filter(|part| !passes(part, args))
                 .map(|part| part.name)
                 .collect::<Vec<_>>()
         };
@@ -152,13 +197,13 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     std::process::exit(i32::from(!failed.is_empty()));
 }
 
-fn passes(part: &Part, existing: &Existing) -> bool {
+fn passes(part: &Part, args: &Args) -> bool {
     println!("== {}: {}", part.name, part.checks);
     let start = Instant::now();
     let result = match part.run {
         Run::Alone(run) => run(),
         Run::Vm(machine, tests) => in_vm(part.name, machine, tests),
-        Run::Cluster(suites) => e2e(existing, suites),
+        Run::Cluster(choice, suites) => e2e(&args.existing, choice.or(args.cluster), suites),
     };
     let seconds = start.elapsed().as_secs_f32();
     match &result {
@@ -169,12 +214,13 @@ fn passes(part: &Part, existing: &Existing) -> bool {
 }
 
 /// `cargo` with what the tests and build scripts look for.
-fn cargo<const N: usize>(arguments: [&str; N]) -> Result<Command> {
+pub(crate) fn cargo<const N: usize>(arguments: [&str; N]) -> Result<Command> {
     tools::packages()?;
     tools::rust()?;
     tools::bpf_linker()?;
     let mut cargo = cache::cargo()?;
     cargo.args(arguments).env("TRACELAKE_WEED", tools::weed()?).env("TRACELAKE_DUCKDB", tools::duckdb()?);
+    cargo.env("TRACELAKE_VERSITYGW", tools::versitygw()?);
     Ok(cargo)
 }
 
@@ -186,20 +232,51 @@ fn format() -> Result<()> {
 /// [`crate::image::static_binary`].
 const WORKSPACE: [&str; 4] = ["--locked", "--workspace", "--exclude", "tracelake-node-agent-ebpf"];
 /// The cluster tests of every run, in the order of their runs and with the number that run side by side.
-const CLUSTER_TESTS: [Suite; 6] =
-    [("input", 4), ("collect", 4), ("collectors", 2), ("schedule", 2), ("failures", 1), ("replicas", 1)];
+const CLUSTER_TESTS: [Suite; 9] = [
+    ("input", 4),
+    ("collect", 4),
+    ("collectors", 2),
+    ("neighbours", 2),
+    ("schedule", 2),
+    (TENANTS, 2),
+    (CLI, 1),
+    ("failures", 1),
+    ("replicas", 1),
+];
 /// Those that break what others share, or take long, each alone; the last one uninstalls.
-const SLOW_CLUSTER_TESTS: [Suite; 5] =
-    [("identity", 1), (KERNELS, 1), ("churn", 1), ("disruption", 1), ("uninstall", 1)];
+const SLOW_CLUSTER_TESTS: [Suite; 8] = [
+    ("identity", 1),
+    (KERNELS, 1),
+    ("churn", 1),
+    ("disruption", 1),
+    ("lifecycle", 1),
+    (UPGRADE, 1),
+    (CHART, 1),
+    ("uninstall", 1),
+];
 /// Runs the ground truth tests on the nodes, and is told where they are.
 const KERNELS: &str = "kernels";
+/// Tenants use the command line, as its own test does; both are told where it is.
+const TENANTS: &str = "tenants";
+const CLI: &str = "cli";
+/// Installs every values file, and is told where kinds are that some need.
+const CHART: &str = "chart";
+/// Comes from the version before, and is told where its chart is.
+const UPGRADE: &str = "upgrade";
 
 fn clippy() -> Result<()> {
     let strict = ["--", "-D", "warnings"];
     exec::loud(cargo(["clippy"])?.args(WORKSPACE).arg("--all-targets").args(strict))?;
     // Tests that a plain `cargo test` leaves out are no part of "all targets", and have to be named without it.
     let mut named = cargo(["clippy"])?;
-    named.args(WORKSPACE).args(["--test", "ground_truth"]);
+    named.args(WORKSPACE).args([
+        "--test",
+        "examples",
+        "--test",
+        "faults_in_report",
+        "--test",
+        "ground_truth",
+    ]);
     named.args(CLUSTER_TESTS.iter().chain(&SLOW_CLUSTER_TESTS).flat_map(|(test, _)| ["--test", test]));
     exec::loud(named.args(strict))
 }
@@ -225,8 +302,20 @@ fn clippy_bpf() -> Result<()> {
     )
 }
 
+/// What the report's page is tried in.
+const BROWSER: [&str; 3] = ["chromium", "chromium-driver", "fonts-dejavu-core"];
+
 fn unit() -> Result<()> {
-    exec::loud(cargo(["test"])?.args(WORKSPACE))
+    tools::debian(&BROWSER)?;
+    exec::loud(cargo(["test"])?.args(WORKSPACE).env("TRACELAKE_AXE", tools::axe()?))
+}
+
+fn faults() -> Result<()> {
+    crate::faults::run(|| {
+        let mut cargo = cargo(["test"])?;
+        cargo.args(WORKSPACE);
+        Ok(cargo)
+    })
 }
 
 fn deny() -> Result<()> {
@@ -235,72 +324,13 @@ fn deny() -> Result<()> {
     exec::loud(exec::command(tools::cargo_deny()?, checks).current_dir(cache::repository()))
 }
 
-fn chart() -> Result<()> {
-    let helm = tools::helm()?;
-    let chart = cache::repository().join("charts/tracelake");
-    let mut values: Vec<PathBuf> = fs::read_dir(chart.join("ci"))
-        .context("charts/tracelake/ci holds one values file per supported shape")?
-        .map(|entry| entry.map(|entry| entry.path()))
-        .collect::<Result<_, _>>()?;
-    values.sort();
-    ensure!(!values.is_empty(), "charts/tracelake/ci is empty");
-    for file in &values {
-        exec::quiet(exec::command(&helm, ["lint", "--strict"]).arg(&chart).arg("--values").arg(file))?;
-        let rendered = exec::output(
-            exec::command(&helm, ["template", "tracelake"]).arg(&chart).arg("--values").arg(file),
-        )?;
-        // Values may add capabilities, on purpose and by name; what the chart itself gives is what is promised.
-        let extra = fs::read_to_string(file)?.contains("extraCapabilities");
-        least_privilege(&rendered, extra).with_context(|| format!("rendered with {}", file.display()))?;
-        println!("{}: {} lines", file.display(), rendered.lines().count());
-    }
-    Ok(())
-}
-
-/// What the chart gives the agent: two capabilities, no rights. What it gives the operator: the `restricted` profile's
-/// limits. The API server of the cluster tests says the same of the objects as installed (`e2e/tests/identity.rs`).
-fn least_privilege(rendered: &str, extra: bool) -> Result<()> {
-    let objects: Vec<serde_json::Value> = serde_yaml::Deserializer::from_str(rendered)
-        .map(serde::Deserialize::deserialize)
-        .collect::<Result<_, _>>()?;
-    let of = |kind: &str, name: &str| {
-        let found =
-            objects.iter().find(|object| object["kind"] == kind && object["metadata"]["name"] == name);
-        found.with_context(|| format!("no {kind} {name}"))
-    };
-    let container = |object: &serde_json::Value| object["spec"]["template"]["spec"]["containers"][0].clone();
-    let agent = container(of("DaemonSet", "tracelake-node-agent")?)["securityContext"].clone();
-    ensure!(agent["privileged"] != true && agent["allowPrivilegeEscalation"] == false, "the agent: {agent}");
-    ensure!(
-        extra || agent["capabilities"] == serde_json::json!({"drop": ["ALL"], "add": ["BPF", "PERFMON"]}),
-        "{agent}"
-    );
-    let operator = container(of("Deployment", "tracelake-operator")?)["securityContext"].clone();
-    ensure!(
-        operator["capabilities"] == serde_json::json!({"drop": ["ALL"]})
-            && operator["allowPrivilegeEscalation"] == false
-            && operator["readOnlyRootFilesystem"] == true,
-        "the operator: {operator}"
-    );
-    for role in objects.iter().filter(|object| object["kind"] == "ClusterRole") {
-        let resources =
-            role["rules"].as_array().into_iter().flatten().flat_map(|rule| rule["resources"].as_array());
-        let everywhere = resources.flatten().any(|resource| resource == "secrets" || resource == "*");
-        ensure!(!everywhere, "Secrets of every namespace: {role}");
-    }
-    for binding in
-        objects.iter().filter(|object| object["kind"].as_str().is_some_and(|k| k.ends_with("Binding")))
-    {
-        let subjects = binding["subjects"].as_array().into_iter().flatten();
-        for subject in subjects {
-            ensure!(subject["name"] != "tracelake-node-agent", "the agent is given rights: {binding}");
-        }
-    }
-    Ok(())
-}
-
 fn host() -> Result<()> {
     exec::loud(exec::command(ground_truth()?, ["--test-threads=1"]).env("TRACELAKE_ENVIRONMENT", "host"))
+}
+
+fn sick() -> Result<()> {
+    let tests = test_binaries(&mut cargo(["test"])?, &["faults_in_report"])?;
+    exec::loud(&mut exec::command(&tests[0], ["--test-threads=1", "--nocapture"]))
 }
 
 fn in_vm(part: &str, machine: vm::Machine, tests: &str) -> Result<()> {
@@ -369,22 +399,27 @@ fn ground_truth() -> Result<PathBuf> {
 }
 
 /// Builds these test targets of the workspace and returns their binaries, in the same order.
-fn test_binaries(cargo: &mut Command, names: &[&str]) -> Result<Vec<PathBuf>> {
-    cargo.args(WORKSPACE).args(names.iter().flat_map(|name| ["--test", name]));
+pub(crate) fn test_binaries(cargo: &mut Command, names: &[&str]) -> Result<Vec<PathBuf>> {
+    binaries(cargo, names, names)
+}
+
+/// Builds these test targets and the programs of their packages, and returns the binaries of these names.
+pub(crate) fn binaries(cargo: &mut Command, tests: &[&str], names: &[&str]) -> Result<Vec<PathBuf>> {
+    cargo.args(WORKSPACE).args(tests.iter().flat_map(|name| ["--test", name]));
     let messages = exec::output(cargo.args(["--no-run", "--message-format=json-render-diagnostics"]))?;
     let messages: Vec<serde_json::Value> =
         messages.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let find = |name: &&str| {
         let of_target = messages.iter().filter(|message| message["target"]["name"] == **name);
         let binary = of_target.filter_map(|message| message["executable"].as_str()).next();
-        binary.map(PathBuf::from).with_context(|| format!("cargo named no binary of test {name}"))
+        binary.map(PathBuf::from).with_context(|| format!("cargo named no binary of {name}"))
     };
     names.iter().map(find).collect()
 }
 
 /// Installs the product in a cluster and runs these tests: in the one that is named, else the one of ours that runs, else
 /// one that is brought up for it.
-fn e2e(existing: &Existing, suites: &[Suite]) -> Result<()> {
+fn e2e(existing: &Existing, choice: Option<cluster::Choice>, suites: &[Suite]) -> Result<()> {
     image::prepare()?;
     if let Some(access) = existing.access()? {
         let binaries = cluster_tests(suites)?;
@@ -392,9 +427,12 @@ fn e2e(existing: &Existing, suites: &[Suite]) -> Result<()> {
         return run_suites(&access, suites, &binaries);
     }
     // Everything is compiled before emulated nodes want the same CPUs.
-    let images = image::build_all()?;
+    let mut images = image::build_all()?;
+    if suites.iter().any(|(test, _)| *test == UPGRADE) {
+        images.extend(previous::images()?);
+    }
     let binaries = cluster_tests(suites)?;
-    let options = cluster::Options::default();
+    let options = cluster::Options { choice, ..cluster::Options::default() };
     let keep = std::env::var_os("TRACELAKE_KEEP").is_some();
     install::in_ours(&options, &images, keep, |_| Ok(()), |access| run_suites(access, suites, &binaries))
 }
@@ -417,6 +455,17 @@ fn run_suites(access: &Access, suites: &[Suite], binaries: &[PathBuf]) -> Result
         tests.env("RUST_LIB_BACKTRACE", "0");
         if *test == KERNELS {
             tests.env("TRACELAKE_GROUND_TRUTH", ground_truth()?);
+        }
+        if [TENANTS, CLI].contains(test) {
+            tests.env("TRACELAKE_CLI", image::static_binary("tracelake")?);
+        }
+        if *test == UPGRADE {
+            tests.env("TRACELAKE_PREVIOUS_CHART", previous::chart()?);
+            tests.env("TRACELAKE_PREVIOUS_TAG", previous::TAG);
+        }
+        if *test == CHART {
+            let definitions = std::env::join_paths(schemas::monitoring_definitions()?)?;
+            tests.env("TRACELAKE_MONITORING_DEFINITIONS", definitions);
         }
         if let Err(error) = exec::loud(&mut tests) {
             println!("{test}: {error:#}");

@@ -10,7 +10,17 @@ use crate::{cache, exec};
 
 /// Crate -> the crates of ours that it may name, in any kind of dependency.
 const ARROWS: &[(&str, &[&str])] = &[
-    ("tracelake", &["tracelake-dataset", "tracelake-node-agent"]),
+    (
+        "tracelake",
+        &[
+            "tracelake-crds",
+            "tracelake-dataset",
+            "tracelake-node-agent",
+            "tracelake-node-api",
+            "tracelake-query",
+            "tracelake-report",
+        ],
+    ),
     ("tracelake-crds", &[]),
     ("tracelake-dataset", &["tracelake-node-agent-common"]),
     ("tracelake-e2e", &["tracelake-crds", "tracelake-dataset", "tracelake-node-api"]),
@@ -19,6 +29,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tracelake-node-agent-ebpf", &["tracelake-node-agent-common"]),
     ("tracelake-node-api", &[]),
     ("tracelake-operator", &["tracelake-crds", "tracelake-dataset", "tracelake-node-api"]),
+    ("tracelake-query", &["tracelake-dataset"]),
+    ("tracelake-report", &["tracelake-dataset", "tracelake-node-agent-common", "tracelake-query"]),
     ("tracelake-scale", &["tracelake-crds", "tracelake-node-agent", "tracelake-node-api"]),
     ("tracelake-workload", &[]),
     ("xtask", &[]),
@@ -76,25 +88,46 @@ fn every_source_file_names_its_licence_and_stays_readable() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Names in CONTRIBUTING.md that are tests': words in backticks with three underscores or more.
+/// What a notebook printed is of somebody's session, and changes with every run.
 #[test]
-fn tests_that_are_named_in_words_exist() {
-    let text = std::fs::read_to_string(cache::repository().join("CONTRIBUTING.md")).unwrap();
-    let named: BTreeSet<&str> = text
-        .split('`')
-        .skip(1)
-        .step_by(2)
-        .filter(|word| word.matches('_').count() >= 3 && !word.contains([' ', '/', '.']))
-        .collect();
-    assert!(named.len() > 25, "{named:?}");
-    let code: Vec<String> = sources().iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
-    let exists = |name: &&&str| code.iter().any(|text| text.contains(&format!("fn {name}(")));
-    let missing: Vec<_> = named.iter().filter(|name| !exists(name)).collect();
-    assert!(missing.is_empty(), "no test is named {missing:?}");
+fn notebooks_are_committed_without_their_output() {
+    let folder = std::fs::read_dir(cache::repository().join("examples")).unwrap();
+    let notebooks = folder.map(|entry| entry.unwrap().path());
+    let notebooks: Vec<_> =
+        notebooks.filter(|path| path.extension().is_some_and(|end| end == "ipynb")).collect();
+    assert!(!notebooks.is_empty());
+    for path in notebooks {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let notebook: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let cells = notebook["cells"].as_array().unwrap().iter().filter(|cell| cell["cell_type"] == "code");
+        for cell in cells {
+            let clean = cell["outputs"] == serde_json::json!([]) && cell["execution_count"].is_null();
+            assert!(clean, "{}: clear all outputs before committing; {cell}", path.display());
+        }
+    }
 }
 
-fn sources() -> Vec<PathBuf> {
-    const FOLDERS: [&str; 10] = [
+/// Names in these pages that are tests': words in backticks with three underscores or more.
+#[test]
+fn tests_that_are_named_in_words_exist() {
+    let code: Vec<String> = sources().iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
+    for (page, at_least) in [("CONTRIBUTING.md", 25), ("SECURITY.md", 20)] {
+        let text = std::fs::read_to_string(cache::repository().join(page)).unwrap();
+        let named: BTreeSet<&str> = text
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .filter(|word| word.matches('_').count() >= 3 && !word.contains([' ', '/', '.']))
+            .collect();
+        assert!(named.len() > at_least, "{page}: {named:?}");
+        let exists = |name: &&&str| code.iter().any(|text| text.contains(&format!("fn {name}(")));
+        let missing: Vec<_> = named.iter().filter(|name| !exists(name)).collect();
+        assert!(missing.is_empty(), "{page}: no test is named {missing:?}");
+    }
+}
+
+pub(crate) fn sources() -> Vec<PathBuf> {
+    const FOLDERS: [&str; 12] = [
         "cli",
         "crds",
         "dataset",
@@ -104,6 +137,8 @@ fn sources() -> Vec<PathBuf> {
         "node-agent-ebpf",
         "node-api",
         "operator",
+        "query",
+        "report",
         "xtask",
     ];
     let mut folders: Vec<PathBuf> = FOLDERS.iter().map(|folder| cache::repository().join(folder)).collect();

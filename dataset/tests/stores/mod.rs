@@ -75,16 +75,34 @@ fn failed(error: &dyn std::fmt::Debug) -> Response {
     (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:?}")).into_response()
 }
 
-/// A SeaweedFS process of our own.
-pub(crate) struct SeaweedFs {
+/// A server's process of our own.
+pub(crate) struct Process {
     child: Child,
     port: u16,
     _folder: TempDir,
 }
 
-impl SeaweedFs {
-    pub(crate) async fn start() -> Self {
-        let weed = weed();
+impl Process {
+    /// Versity's gateway over a folder.
+    pub(crate) fn versitygw() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let [data, meta] = ["data", "meta"].map(|name| folder.path().join(name));
+        [&data, &meta].into_iter().for_each(|folder| std::fs::create_dir(folder).unwrap());
+        let [port, ..] = free_ports();
+        let child = Command::new(tool("TRACELAKE_VERSITYGW", "versitygw"))
+            .args(["--access", ACCESS_KEY, "--secret", SECRET_KEY, "--quiet"])
+            .arg(format!("--port=127.0.0.1:{port}"))
+            // Not every file system that tests run on has extended attributes.
+            .args(["posix", "--sidecar"])
+            .args([&meta, &data])
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { child, port, _folder: folder }
+    }
+
+    pub(crate) fn seaweedfs() -> Self {
+        let weed = tool("TRACELAKE_WEED", "weed");
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("s3.json");
         let identities = serde_json::json!({"identities": [{
@@ -126,7 +144,7 @@ impl SeaweedFs {
             match put {
                 Ok(Ok(_)) => return Arc::new(store),
                 other => {
-                    assert!(began.elapsed() < START, "SeaweedFS takes no writes after {START:?}: {other:?}")
+                    assert!(began.elapsed() < START, "the server takes no writes after {START:?}: {other:?}")
                 }
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
@@ -146,9 +164,9 @@ impl SeaweedFs {
     }
 }
 
-impl Drop for SeaweedFs {
+impl Drop for Process {
     fn drop(&mut self) {
-        // It takes up to 26 s to end by SIGTERM, and its data are thrown away.
+        // SeaweedFS takes up to 26 s to end by SIGTERM, and its data are thrown away.
         _ = self.child.kill();
         _ = self.child.wait();
     }
@@ -171,10 +189,11 @@ fn free_ports() -> [u16; 4] {
     ports.try_into().expect("there are four")
 }
 
-fn weed() -> PathBuf {
-    if let Some(path) = std::env::var_os("TRACELAKE_WEED") {
+/// A server's binary: named by the variable, else where `cargo xtask` puts it.
+fn tool(variable: &str, program: &str) -> PathBuf {
+    if let Some(path) = std::env::var_os(variable) {
         let path = PathBuf::from(path);
-        assert!(path.is_file(), "TRACELAKE_WEED names {}, which is not there", path.display());
+        assert!(path.is_file(), "{variable} names {}, which is not there", path.display());
         return path;
     }
     let cache = std::env::var_os("XDG_CACHE_HOME").filter(|path| !path.is_empty()).map(PathBuf::from);
@@ -184,11 +203,12 @@ fn weed() -> PathBuf {
     let found = std::fs::read_dir(&tools).into_iter().flatten().flatten().map(|entry| entry.path()).find_map(
         |path| {
             let name = path.file_name()?.to_str()?;
-            let binary = path.join("weed");
-            (name.starts_with("weed-") && !name.ends_with(".tmp") && binary.is_file()).then_some(binary)
+            let binary = path.join(program);
+            (name.starts_with(&format!("{program}-")) && !name.ends_with(".tmp") && binary.is_file())
+                .then_some(binary)
         },
     );
     found.unwrap_or_else(|| {
-        panic!("SeaweedFS is missing: run `cargo xtask tools`, or set TRACELAKE_WEED to a `weed` binary (looked in {})", tools.display())
+        panic!("{program} is missing: run `cargo xtask test unit`, or set {variable} to its binary (looked in {})", tools.display())
     })
 }

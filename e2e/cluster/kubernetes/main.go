@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// One binary with every Kubernetes server and tool that the VM cluster needs;
+// One binary with every Kubernetes server and tool that the clusters need;
 // like busybox, it runs the command that argv[0] names. Kubernetes publishes
 // no packages of its servers, but its Go modules can be compiled anywhere.
 package main
@@ -19,7 +19,7 @@ import (
 	controllermanager "k8s.io/kubernetes/cmd/kube-controller-manager/app"
 	proxy "k8s.io/kubernetes/cmd/kube-proxy/app"
 	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
-	kubeadm "k8s.io/kubernetes/cmd/kubeadm/app/cmd"
+	kubeadm "k8s.io/kubernetes/cmd/kubeadm/app"
 	kubelet "k8s.io/kubernetes/cmd/kubelet/app"
 )
 
@@ -29,12 +29,18 @@ var commands = map[string]func() *cobra.Command{
 	"kube-scheduler":          func() *cobra.Command { return scheduler.NewSchedulerCommand() },
 	"kube-proxy":              proxy.NewProxyCommand,
 	"kubelet":                 func() *cobra.Command { return kubelet.NewKubeletCommand(context.Background()) },
-	"kubeadm":                 func() *cobra.Command { return kubeadm.NewKubeadmCommand(os.Stdin, os.Stdout, os.Stderr) },
 	"kubectl":                 kubectl.NewDefaultKubectlCommand,
 }
 
 func main() {
 	name := filepath.Base(os.Args[0])
+	if name == "kubeadm" {
+		// Only its own start knows the flag --v, which kind passes.
+		if kubeadm.Run() != nil {
+			os.Exit(1)
+		}
+		return
+	}
 	command, known := commands[name]
 	if !known {
 		fmt.Fprintf(os.Stderr, "%s: not one of the linked commands; call this binary through a link named kube-apiserver, kubelet, kubectl, ...\n", name)

@@ -199,7 +199,7 @@ impl World {
     /// Writes the operator's CA where the agents look for it, as the kubelet does.
     pub(crate) async fn publish_ca(&self, folder: &Path) -> Result<()> {
         let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), SYSTEM);
-        let data = api.get("tracelake-ca").await?.data.unwrap_or_default();
+        let data = api.get(node_api::CA_CONFIG_MAP).await?.data.unwrap_or_default();
         let ca = data.get(node_api::CA_KEY).context("ConfigMap tracelake-ca has no certificate")?;
         fs::write(folder.join(node_api::CA_KEY), ca).context("writing the CA")
     }

@@ -136,8 +136,15 @@ fn no_room(slots: u64) {
         // SAFETY: a word of the map's value.
         unsafe { atomic::add(count, 1) };
     }
-    let admitted = counters::admit(slots, INDEX);
-    counters::lose(admitted, INDEX, Loss::MapFull as u32);
+    lose_rows(slots);
+}
+
+/// Counts connections as hits that have no row because the map had no room.
+#[inline(always)]
+fn lose_rows(slots: u64) {
+    let Some(set) = counters::limits_in_use() else { return };
+    let admitted = counters::admit(slots, INDEX, set);
+    counters::lose(admitted, INDEX, Loss::MapFull as u32, set);
 }
 
 /// Sends a connection to `slots`, at the time of its end if that is behind it.
@@ -190,6 +197,7 @@ unsafe fn close(tcp: *const u8, entry: *mut ConnectionEvent, last: u32) {
         (*entry).state = last;
         sock::counters::<Direct>(tcp, entry);
         sock::congestion_control(tcp, entry);
+        sock::chrono(tcp, entry);
         sock::flow(tcp, &raw mut (*entry).flow);
         (*entry).flags |= flag::CLOSED;
     }
@@ -436,8 +444,7 @@ pub fn tcp_flush(ctx: RawTracePointContext) -> i32 {
         // Sent already, and the session came to wait for it at that very moment.
         if mode == flush::GIVE_UP || (*entry).flags & flag::SENT != 0 {
             let before = atomic::and(waiting(entry), !session);
-            let admitted = counters::admit(before & session, INDEX);
-            counters::lose(admitted, INDEX, Loss::MapFull as u32);
+            lose_rows(before & session);
             return flushed::DONE as i32;
         }
         if mode == flush::WAIT_FOR_ROOM && !ring::has_room() {
@@ -448,6 +455,7 @@ pub fn tcp_flush(ctx: RawTracePointContext) -> i32 {
         if copy.flags & flag::CLOSED == 0 {
             sock::counters::<Probe>(sk, &raw mut copy);
             sock::congestion_control(sk, &raw mut copy);
+            sock::chrono(sk, &raw mut copy);
             copy.state = Probe::number(sk, &SK_STATE) as u32;
         }
         // Both may be reused at any moment; cookies never are. If both still carry it here, the copy is of this connection.

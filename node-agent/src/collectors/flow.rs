@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use node_agent_common::sock::{Flow, state};
+use node_agent_common::sock::{Flow, chrono, state};
 use node_agent_common::table::{FLOW_COLUMNS, position};
 
 use super::DecodeError;
@@ -74,9 +74,9 @@ pub fn set_ports(row: &mut Row<'_>, flow: &Flow) {
 /// The constants of the object that hooks on sockets read.
 ///
 /// # Errors
-/// When the kernel numbers TCP's states in another way, or lacks the flag of a received FIN.
+/// When the kernel numbers TCP's states, or what holds a sender back, in another way, or lacks the flag of a received FIN.
 pub fn constants(btf: &Btf) -> Result<Vec<(&'static str, u64)>, BtfError> {
-    for &(name, ours) in state::NAMES {
+    for &(name, ours) in state::NAMES.iter().chain(chrono::NAMES) {
         if btf.enumerator(None, name)? != i64::from(ours) {
             return Err(BtfError::MissingType { kind: "state", name: format!("{name} = {ours}") });
         }

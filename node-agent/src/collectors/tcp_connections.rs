@@ -21,6 +21,7 @@ use node_agent_common::tcp_connections::{
 
 use super::{Attach, Collector, DecodeError, Decoder, Hook, Ports, Role, Values, Verdict, flow, record};
 use crate::kernel::btf::{Btf, BtfError};
+use crate::kernel::clock;
 use crate::kernel::load::{Kernel, KernelError, wait_for_programs};
 use crate::pipeline::batch::Row;
 use crate::pipeline::decode::PERIOD;
@@ -155,6 +156,7 @@ struct Filter {
     min_duration_ns: u64,
     include_failed: bool,
     flush_open: bool,
+    tick_ns: u64,
 }
 
 impl Filter {
@@ -164,6 +166,7 @@ impl Filter {
             min_duration_ns: values.duration_ns("minDuration"),
             include_failed: values.bool("includeFailed"),
             flush_open: values.bool("flushOpen"),
+            tick_ns: clock::tick_ns(),
         }
     }
 
@@ -206,6 +209,10 @@ impl Decoder for Filter {
                 row.uint(column, value);
             }
         }
+        let [busy, rwnd, sndbuf] = connection.busy_rwnd_sndbuf_ticks().map(|ticks| ticks * self.tick_ns);
+        row.uint(at::busy_ns, busy);
+        row.uint(at::rwnd_limited_ns, rwnd);
+        row.uint(at::sndbuf_limited_ns, sndbuf);
         row.uint(at::bytes_acked, connection.bytes_acked());
         row.uint(at::bytes_received, connection.bytes_received());
         row.uint(at::bytes_sent, connection.bytes_sent);

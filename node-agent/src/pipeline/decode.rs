@@ -13,25 +13,29 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use aya::maps::{MapData, PerCpuArray, RingBuf};
-use node_agent_common::counters::{Counters, slot_table};
+use node_agent_common::counters::{Counters, LIMIT_SETS, slot_table};
 use node_agent_common::event::{Attribution, Event, Header, until_nul};
 use node_agent_common::table::{AFTER_COMMON, Table};
 use node_agent_common::target::{CgroupGone, CgroupMade, SLOTS};
 use rand::Rng;
 
 use super::batch::{Columns, common};
+use super::cost::{self, Clock, Cost};
 use super::unsealed::Unsealed;
 use super::window::Window;
 use crate::collectors::{Decoder, Running};
 use crate::coverage::{TargetCoverage, Windows};
 use crate::engine::{Batch, Output, TableCounters};
 use crate::kernel::clock;
+use crate::limits;
 use crate::targets::Directory;
 
 /// How often the rings are looked at.
 pub const PERIOD: Duration = Duration::from_millis(5);
-/// Records of one ring per pass, so that a busy ring cannot keep the lock for long.
-const RECORDS_PER_PASS: usize = 1 << 16;
+/// Records of one ring per pass, some 3 ms, so that a ring which is filled as fast as it is emptied cannot keep the lock for long.
+const RECORDS_PER_PASS: usize = 1 << 13;
+/// How long others have between two passes to take the lock, when rings were not emptied.
+const BREATH: Duration = Duration::from_micros(50);
 /// A batch is sealed at this size whatever the session asks for, to bound memory per table: files are put together from
 /// batches further on ...
 const BATCH_BYTES: u64 = 4 << 20;
@@ -47,8 +51,12 @@ const ENDED: usize = 256;
 pub struct Rings {
     /// One per group of CPUs.
     pub rings: Vec<RingBuf<MapData>>,
+    /// For each: all that programs which had ended by then, nanoseconds since boot, put into it was taken out.
+    pub reached_ns: Vec<u64>,
     /// What became of events, by slot and table.
     pub counters: PerCpuArray<MapData, Counters>,
+    /// What sampling skipped, by set, slot and table.
+    pub sampled_out: PerCpuArray<MapData, u64>,
 }
 
 /// One table of one session.
@@ -71,8 +79,12 @@ pub struct TableState {
     pub unsealed: Unsealed,
     /// What is added up, if the kernel side adds up for this table.
     pub window: Option<Window>,
-    /// Events that a row stands for.
-    pub weight: u64,
+    /// Events that a row stands for, by the set of limits that admitted it.
+    pub weights: [u64; LIMIT_SETS as usize],
+    /// Skipped by sets of limits that are not in use any more.
+    pub sampled_out: u64,
+    /// Records so far, also those that were left out: each is work.
+    pub made: u64,
     /// Events left out here, by parameters or as rows of containers that are not wanted.
     pub filtered: u64,
     /// Events whose record or batch could not be made.
@@ -97,6 +109,10 @@ pub struct Session {
     pub tables: Vec<TableState>,
     /// Set when nothing can be written for it any more; `None` while it records.
     pub closing: Option<Closing>,
+    /// CPU time that went into its rows.
+    pub cost: Cost,
+    /// Records whose CPU time is in it.
+    pub charged: u64,
 }
 
 /// A session whose last records may still be in the rings.
@@ -189,10 +205,14 @@ impl Link {
     }
 
     /// Waits for the next pass.
-    fn wait(&self) {
+    fn wait(&self, emptied: bool) {
         let shared = self.lock();
         // Without any ring there is nothing to look at until somebody says so.
-        let period = if shared.rings.is_some() { PERIOD } else { Duration::from_secs(3600) };
+        let period = match (&shared.rings, emptied) {
+            (None, _) => Duration::from_secs(3600),
+            (Some(_), true) => PERIOD,
+            (Some(_), false) => BREATH,
+        };
         if !shared.stop {
             drop(self.wake.wait_timeout(shared, period));
         }
@@ -204,13 +224,14 @@ impl Link {
 pub fn run(link: &Link, out: &SyncSender<Output>, idle: impl Fn() -> bool) {
     let (mut outputs, mut leaving) = (Vec::new(), false);
     loop {
-        let empty = {
+        let (emptied, nobody) = {
             let mut shared = link.lock();
             if shared.stop {
                 return;
             }
-            leaving |= shared.pass(&mut outputs);
-            shared.sessions.iter().all(Option::is_none)
+            let passed = shared.pass(&mut outputs);
+            leaving |= passed.ended;
+            (passed.emptied, shared.sessions.iter().all(Option::is_none))
         };
         for output in outputs.drain(..) {
             if out.send(output).is_err() {
@@ -218,29 +239,43 @@ pub fn run(link: &Link, out: &SyncSender<Output>, idle: impl Fn() -> bool) {
                 return;
             }
         }
-        leaving = leaving && empty && !idle();
-        link.wait();
+        leaving = leaving && nobody && !idle();
+        link.wait(emptied);
     }
 }
 
+/// What came of a look at all rings.
+struct Passed {
+    /// Whether each of them was seen empty.
+    emptied: bool,
+    /// Whether a session ended.
+    ended: bool,
+}
+
 impl Shared {
-    /// One look at all rings. Returns whether a session ended.
-    fn pass(&mut self, outputs: &mut Vec<Output>) -> bool {
+    /// One look at all rings.
+    fn pass(&mut self, outputs: &mut Vec<Output>) -> Passed {
         let Shared { rings, sessions, directory, unknown_records, drained_ns, .. } = self;
-        let Some(kernel) = rings else { return false };
-        let (begin_ns, mut all_empty) = (clock::boot_ns(), true);
+        let Some(kernel) = rings else { return Passed { emptied: true, ended: false } };
+        let (begin_ns, mut all_empty, mut spent) = (clock::boot_ns(), true, Clock::start());
         let offset_ns = clock::utc_offset_ns();
         for (index, ring) in kernel.rings.iter_mut().enumerate() {
-            let mut empty = false;
-            for _ in 0..RECORDS_PER_PASS {
+            // A program takes its record's time before its place in the ring: what lies before that place was put there by programs
+            // that began earlier.
+            let (mut empty, mut reached_ns) = (false, 0);
+            for left in (0..RECORDS_PER_PASS).rev() {
                 let Some(record) = ring.next() else {
-                    empty = true;
+                    (empty, reached_ns) = (true, begin_ns);
                     break;
                 };
                 if !dispatch(&record, offset_ns, sessions, directory) {
                     *unknown_records += 1;
                 }
+                if left == 0 {
+                    reached_ns = Header::of(&record).map_or(0, |header| header.ts_ns);
+                }
             }
+            kernel.reached_ns[index] = kernel.reached_ns[index].max(reached_ns);
             all_empty &= empty;
             if empty {
                 for closing in sessions.iter_mut().flatten().filter_map(|session| session.closing.as_mut()) {
@@ -251,11 +286,16 @@ impl Shared {
         if all_empty {
             *drained_ns = begin_ns;
         }
+        charge(sessions, spent.lap());
         let now = Instant::now();
         for session in sessions.iter_mut().flatten() {
+            let before = outputs.len();
             session.seal_due(now, directory, outputs);
+            if outputs.len() > before {
+                session.cost.add(spent.lap());
+            }
         }
-        self.end_closed(outputs)
+        Passed { emptied: all_empty, ended: self.end_closed(outputs) }
     }
 
     fn end_closed(&mut self, outputs: &mut Vec<Output>) -> bool {
@@ -287,6 +327,18 @@ impl Shared {
             ended = true;
         }
         ended
+    }
+
+    /// Whether every record was taken out that programs which had ended by then, nanoseconds since boot, put into a ring.
+    pub fn drained_since(&self, ns: u64) -> bool {
+        self.rings.as_ref().is_none_or(|rings| rings.reached_ns.iter().all(|reached| *reached > ns))
+    }
+
+    /// Hits of a table that asked to become rows: all but those beyond its rate.
+    pub fn hits(&self, slot: u32, table: u32) -> u64 {
+        let cpus = self.rings.as_ref().and_then(|rings| rings.counters.get(&slot_table(slot, table), 0).ok());
+        let one = |counters: &Counters| counters.emitted.wrapping_sub(counters.rate_limited);
+        cpus.map_or(0, |cpus| cpus.iter().map(one).fold(0, u64::wrapping_add))
     }
 
     /// The lowest slot that no session holds.
@@ -321,7 +373,11 @@ impl Shared {
                 emitted: sum(|c| c.emitted)
                     + state.recursion
                     + state.window.as_ref().map_or(0, |window| window.looked),
-                sampled_out: sum(|c| c.sampled_out),
+                sampled_out: state.sampled_out
+                    + self.rings.as_ref().map_or(0, |rings| {
+                        let skipped = |set| limits::skipped(rings, set, slot, state.table.index);
+                        (0..LIMIT_SETS).filter_map(|set| skipped(set).ok()).sum()
+                    }),
                 rate_limited: sum(|c| c.rate_limited),
                 filtered: state.filtered,
                 ring_full: sum(|c| c.ring_full),
@@ -337,6 +393,14 @@ impl Shared {
         };
         session.tables.iter().map(table_counters).collect()
     }
+}
+
+/// Divides CPU time among sessions by the records that it went into: all since the last time.
+pub fn charge(sessions: &mut [Option<Session>], spent: Duration) {
+    let made = |session: &Session| session.tables.iter().map(|state| state.made).sum::<u64>();
+    let open = || sessions.iter().flatten();
+    cost::share(spent, open().map(|session| (&session.cost, made(session) - session.charged)));
+    sessions.iter_mut().flatten().for_each(|session| session.charged = made(session));
 }
 
 /// Hands a record to whom it concerns; false when it is of no known type.
@@ -368,7 +432,8 @@ fn dispatch(
         };
         known = true;
         let place = Place { offset_ns, interval: session.rollover_interval };
-        state.append(&header, record, state.weight, None, place);
+        let weight = state.weights[usize::from(header.limits) % state.weights.len()];
+        state.append(&header, record, weight, None, place);
     }
     known
 }
@@ -417,6 +482,7 @@ impl TableState {
         window: Option<(u64, u64)>,
         place: Place,
     ) {
+        self.made += 1;
         let mut row = self.columns.row();
         match self.decoder.decode(header, record, &mut row) {
             Ok(crate::collectors::Verdict::Row) => {}
@@ -471,6 +537,7 @@ impl TableState {
         session: &Arc<str>,
         containers: &[String],
         directory: &Directory,
+        cost: &Cost,
         outputs: &mut Vec<Output>,
     ) {
         (self.deadline, self.kept_back) = (None, Duration::ZERO);
@@ -488,6 +555,7 @@ impl TableState {
                         rows: sealed.rows,
                         weight: sealed.weight,
                         mark,
+                        cost: cost.clone(),
                     }));
                 }
             }
@@ -513,7 +581,7 @@ impl Session {
             let bytes = state.columns.bytes();
             let full = bytes >= limit && state.kept_back.is_zero();
             if bytes >= BATCH_BYTES_MAX || ((due || full) && !state.keep_back(now, directory)) {
-                state.seal(&self.uid, &self.containers, directory, outputs);
+                state.seal(&self.uid, &self.containers, directory, &self.cost, outputs);
             }
         }
     }
@@ -525,7 +593,7 @@ impl Session {
 
     fn seal_all(&mut self, directory: &Directory, outputs: &mut Vec<Output>) {
         for state in &mut self.tables {
-            state.seal(&self.uid, &self.containers, directory, outputs);
+            state.seal(&self.uid, &self.containers, directory, &self.cost, outputs);
         }
     }
 }

@@ -19,6 +19,7 @@
 //! before it and none that comes later.
 
 pub mod batch;
+pub mod cost;
 pub mod decode;
 pub mod ring;
 pub mod segment;

@@ -25,24 +25,22 @@ use std::time::{Duration, Instant};
 use arrow_array::RecordBatch;
 use arrow_array::cast::AsArray;
 use arrow_array::types::Int64Type;
-use arrow_select::concat::concat_batches;
-use arrow_select::interleave::interleave_record_batch;
 use dataset::catalogue::{self, Table};
 use dataset::ledger::{Term, Terms};
 use dataset::reader::is_full;
-use dataset::schema::{self, FileInfo, ROW_GROUP_ROWS};
+use dataset::schema::{self, FileInfo, ROW_GROUP_BYTES, ROW_GROUP_ROWS};
+use dataset::sort::sorted;
 use parquet::arrow::ArrowWriter;
 use parquet::errors::ParquetError;
 use rand::Rng;
 use tracing::{debug, error};
 
+use super::cost::{Clock, Cost};
 use super::spool::{BootSpool, HashingFile, OpenSegment, SealedSegment, SpoolError};
 use super::unsealed::Mark;
 use crate::engine::{Batch, Output};
 use crate::kernel::clock;
 
-/// Rows in memory are written out at this size, whatever their number.
-const ROW_GROUP_BYTES: usize = 16 << 20;
 /// Intervals are shortened by up to this share.
 const JITTER: f64 = 0.1;
 /// How often intervals are looked at.
@@ -181,6 +179,8 @@ struct Segment {
     due: Instant,
     /// Of its rows; they go when the file is sealed.
     marks: Vec<Mark>,
+    /// Takes what writing it costs.
+    cost: Cost,
 }
 
 impl Segment {
@@ -211,6 +211,7 @@ impl Segment {
             weight: 0,
             due,
             marks: Vec::new(),
+            cost: Cost::default(),
         })
     }
 
@@ -220,6 +221,7 @@ impl Segment {
         self.gathered_weight += batch.weight;
         self.gathered.push(batch.rows);
         self.marks.push(batch.mark);
+        self.cost = batch.cost;
         if self.gathered_rows >= ROW_GROUP_ROWS || self.gathered_bytes >= ROW_GROUP_BYTES {
             self.write_out()?;
         }
@@ -238,7 +240,7 @@ impl Segment {
             self.sink.lose(self.table.name, Term::LostSpoolFull, weight);
             return Ok(());
         }
-        self.writer.write(&sorted(self.table, batches)?)?;
+        self.writer.write(&sorted(schema::sort_column(self.table), &batches)?)?;
         self.writer.flush()?;
         (self.gathered_rows, self.gathered_bytes, self.gathered_weight) = (0, 0, 0);
         self.rows += rows as u64;
@@ -282,30 +284,6 @@ fn age(table: &Table, rows: &RecordBatch) -> Duration {
     Duration::from_nanos(clock::boot_ns().saturating_sub(oldest))
 }
 
-/// The rows of all batches in order of time, in memory of their own.
-fn sorted(table: &Table, batches: Vec<RecordBatch>) -> Result<RecordBatch, SegmentError> {
-    let column = schema::sort_column(table);
-    let times = column.map(|column| batches.iter().map(move |batch| batch.column(column)));
-    let times: Option<Vec<&[i64]>> = times.and_then(|mut times| {
-        times.try_fold(Vec::new(), |mut all, one| {
-            all.push(&**one.as_primitive_opt::<Int64Type>()?.values());
-            Some(all)
-        })
-    });
-    let Some(times) = times.filter(|times| !times.iter().copied().flatten().is_sorted()) else {
-        return Ok(concat_batches(&schema::of(table), &batches)?);
-    };
-    let mut order: Vec<(i64, u32, u32)> = Vec::with_capacity(times.iter().map(|times| times.len()).sum());
-    for (batch, times) in times.iter().enumerate() {
-        order.extend(times.iter().enumerate().map(|(row, time)| (*time, batch as u32, row as u32)));
-    }
-    order.sort_unstable();
-    let places: Vec<(usize, usize)> =
-        order.iter().map(|&(_, batch, row)| (batch as usize, row as usize)).collect();
-    drop(order);
-    Ok(interleave_record_batch(&batches.iter().collect::<Vec<_>>(), &places)?)
-}
-
 /// All files that are being written.
 #[derive(Default)]
 pub struct Segments {
@@ -347,7 +325,11 @@ impl Segments {
     /// Takes one output of the engine.
     pub fn accept(&mut self, output: Output) {
         match output {
-            Output::Batch(batch) => self.batch(batch),
+            Output::Batch(batch) => {
+                let (cost, mut spent) = (batch.cost.clone(), Clock::start());
+                self.batch(batch);
+                cost.add(spent.lap());
+            }
             Output::Closed { session } => {
                 self.seal_where(|segment| segment.sink.session == session);
                 if let Some(sink) = self.sinks.get(&session) {
@@ -415,7 +397,9 @@ impl Segments {
 
     fn seal_where(&mut self, which: impl Fn(&Segment) -> bool) {
         for (_, segment) in self.open.extract_if(|_, segment| which(segment)) {
+            let (cost, mut spent) = (segment.cost.clone(), Clock::start());
             seal(segment);
+            cost.add(spent.lap());
         }
     }
 }
@@ -448,7 +432,7 @@ pub fn write_table(
     let mut segment = Segment::open(sink.clone(), table, Duration::ZERO)?;
     let count = rows.num_rows() as u64;
     // The limit is for events: an account that is not written would hide what the limit cost.
-    segment.writer.write(&sorted(table, vec![rows])?)?;
+    segment.writer.write(&sorted(schema::sort_column(table), &[rows])?)?;
     segment.rows = count;
     segment.seal().map_err(|(error, _)| error)?.ok_or_else(|| {
         SegmentError::Parquet(ParquetError::General(format!("table {} has no rows to write", table.name)))

@@ -16,7 +16,8 @@ use std::time::Duration;
 use node_agent_common::aggregate::{Aggregate, Merge};
 use node_agent_common::event::Header;
 
-use super::decode::{Link, Place, Shared};
+use super::cost::Clock;
+use super::decode::{Link, Place, Shared, charge};
 use crate::collectors::ALL;
 use crate::kernel::load::{Kernel, KernelError, wait_for_programs};
 use crate::kernel::{clock, entries};
@@ -135,6 +136,11 @@ impl Window {
         self.aggregation
     }
 
+    /// How long it is.
+    pub fn interval(&self) -> Duration {
+        Duration::from_nanos(self.interval_ns)
+    }
+
     fn begin(&mut self, now_ns: u64) {
         self.began_ns = now_ns;
         self.due_ns = (now_ns / self.interval_ns + 1).saturating_mul(self.interval_ns);
@@ -213,6 +219,7 @@ pub fn run(link: &Link, kernel: &Mutex<Option<Kernel>>) {
         }
         let mut guard = kernel.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(kernel) = &mut *guard else { continue };
+        let mut spent = Clock::start();
         // Looked at again under both locks: a session may have ended meanwhile.
         let tables = link.lock().due_tables(clock::boot_ns());
         if let Err(error) = turn(kernel, link, &tables) {
@@ -222,7 +229,9 @@ pub fn run(link: &Link, kernel: &Mutex<Option<Kernel>>) {
             link.rest(RETRY);
             continue;
         }
-        link.lock().end_windows(clock::boot_ns());
+        let mut shared = link.lock();
+        shared.end_windows(clock::boot_ns());
+        charge(&mut shared.sessions, spent.lap());
     }
 }
 
@@ -354,7 +363,8 @@ impl Shared {
             let session = session.filter(|session| session.closing.is_none());
             let tables = session.map(|session| &mut session.tables).into_iter().flatten();
             for state in tables.filter(|state| state.table.index == aggregation.table) {
-                let weight = state.weight;
+                // The same in both sets: sums are sampled as the session asked only.
+                let weight = state.weights[0];
                 // An entry from before its beginning is of the session that had the slot then.
                 if let Some(window) = state.window.as_mut().filter(|window| number >= window.first) {
                     window.add(key, value, weight);

@@ -35,6 +35,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, error, info, warn};
 
+use crate::budget::Excess;
 use crate::engine::{
     CollectorOutcome, CollectorState, Engine, EngineError, SessionSpec, TableCounters, TargetCoverage,
     TargetSpec,
@@ -66,6 +67,10 @@ pub trait Recorder: Send {
     /// # Errors
     /// As there.
     fn mend(&mut self) -> Result<(), EngineError>;
+    /// See [`Engine::govern`].
+    fn govern(&mut self) -> Vec<(String, Excess)> {
+        Vec::new()
+    }
     /// See [`Engine::close`].
     fn close(&mut self, session: &str, names: bool);
     /// See [`Engine::learn`].
@@ -91,6 +96,10 @@ impl Recorder for Engine {
 
     fn mend(&mut self) -> Result<(), EngineError> {
         Engine::mend(self)
+    }
+
+    fn govern(&mut self) -> Vec<(String, Excess)> {
+        Engine::govern(self)
     }
 
     fn close(&mut self, session: &str, names: bool) {

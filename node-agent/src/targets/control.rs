@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::maps::{self, Roots};
 use super::{PodTarget, TargetSpec};
+use crate::budget::Meter;
 use crate::collectors::{ALL, Running};
 use crate::coverage::{self, Windows};
 use crate::kernel::clock;
@@ -30,6 +31,8 @@ pub struct Control {
     pub cgroups: BTreeMap<u64, PathBuf>,
     /// When it began, nanoseconds since boot.
     pub opened_ns: u64,
+    /// Watches its budget, if it has one.
+    pub meter: Option<Meter>,
 }
 
 /// Pods by UID, and cgroups by id.

@@ -119,5 +119,6 @@ fn spec(uid: &str, collectors: Vec<CollectorSpec>) -> SessionSpec {
         containers: Vec::new(),
         rollover_interval: Duration::from_secs(1),
         rollover_bytes: 1 << 20,
+        budget: Default::default(),
     }
 }

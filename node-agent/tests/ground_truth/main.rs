@@ -5,6 +5,7 @@
 
 #![allow(clippy::zombie_processes, reason = "they are reaped by wait4, which also says what they used")]
 
+mod budgets;
 mod cpu_sched;
 mod expectations;
 mod losses;

@@ -19,6 +19,7 @@ use arrow_array::types::{Float64Type, Int32Type, Int64Type};
 use arrow_array::{Array, RecordBatch, StringArray};
 use arrow_schema::DataType;
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+use tracelake_node_agent::budget::Budget;
 use tracelake_node_agent::engine::{
     Batch, CollectorSpec, CollectorState, Engine, EngineConfig, Output, SessionSpec, TableCounters,
     TargetCoverage, TargetSpec,
@@ -412,13 +413,33 @@ impl Recording {
         collector: CollectorSpec,
         containers: &[&str],
     ) -> Recording {
+        Self::within(Budget::default(), config, room, collector, containers)
+    }
+
+    /// As [`start`](Self::start), with a budget.
+    pub(crate) fn on(budget: Budget, collector: CollectorSpec) -> Recording {
+        Self::within(budget, EngineConfig::default(), 4096, collector, &[])
+    }
+
+    fn within(
+        budget: Budget,
+        config: EngineConfig,
+        room: usize,
+        collector: CollectorSpec,
+        containers: &[&str],
+    ) -> Recording {
         let alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let (sender, out) = sync_channel(room);
         let config = EngineConfig { node: "test-node".into(), ..config };
         let mut engine = Engine::start(config, sender).expect("the engine starts");
         let session = "session-1";
-        open(&mut engine, session, collector, containers);
+        open(&mut engine, session, collector, containers, budget);
         Recording { engine, session, out, batches: Vec::new(), _alone: alone }
+    }
+
+    /// Ends the session; the engine stays.
+    pub(crate) fn end(&mut self) {
+        self.close(self.session);
     }
 
     pub(crate) fn targets(&mut self, targets: &[TargetSpec]) {
@@ -436,14 +457,14 @@ impl Recording {
 
     /// Opens another session beside the first.
     pub(crate) fn open_second(&mut self, collector: CollectorSpec, targets: &[TargetSpec]) {
-        open(&mut self.engine, SECOND, collector, &[]);
+        open(&mut self.engine, SECOND, collector, &[], Budget::default());
         self.engine.set_targets(SECOND, targets).expect("the targets are set");
     }
 
     /// Ends the session, and opens another in its slot.
     pub(crate) fn replace(&mut self, collector: CollectorSpec, targets: &[TargetSpec]) -> Vec<Row> {
         let rows = self.finish_one(self.session).0;
-        open(&mut self.engine, SECOND, collector, &[]);
+        open(&mut self.engine, SECOND, collector, &[], Budget::default());
         self.session = SECOND;
         self.targets(targets);
         rows
@@ -532,7 +553,7 @@ pub(crate) fn balances(c: &TableCounters, rows: u64) -> bool {
 
 const SECOND: &str = "session-2";
 
-fn open(engine: &mut Engine, session: &str, collector: CollectorSpec, containers: &[&str]) {
+fn open(engine: &mut Engine, session: &str, collector: CollectorSpec, containers: &[&str], budget: Budget) {
     let outcomes = engine
         .open(SessionSpec {
             uid: session.into(),
@@ -540,6 +561,7 @@ fn open(engine: &mut Engine, session: &str, collector: CollectorSpec, containers
             containers: containers.iter().map(|name| (*name).into()).collect(),
             rollover_interval: Duration::from_millis(200),
             rollover_bytes: 1 << 20,
+            budget,
         })
         .expect("the session opens");
     for outcome in outcomes {

@@ -245,6 +245,7 @@ fn open(engine: &mut Engine, uid: &str) {
         containers: Vec::new(),
         rollover_interval: Duration::from_millis(200),
         rollover_bytes: 1 << 20,
+        budget: Default::default(),
     };
     let outcomes = engine.open(spec).expect("the session opens");
     let running = CollectorOutcome { collector: "tcpConnections".into(), state: CollectorState::Running };

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use arrow_array::builder::StringDictionaryBuilder;
-use arrow_array::types::Int32Type;
+use arrow_array::cast::AsArray;
+use arrow_array::types::{Int32Type, Int64Type};
 use arrow_array::{
     ArrayRef, BooleanArray, Float64Array, Int32Array, Int64Array, RecordBatch, StringArray,
     TimestampMicrosecondArray,
@@ -27,6 +28,7 @@ use node_agent::engine::{
 };
 use node_agent::kernel::clock;
 use node_agent::metrics::Metrics;
+use node_agent::pipeline::cost::Cost;
 use node_agent::pipeline::segment::{Segments, Sinks};
 use node_agent::pipeline::spool::Spool;
 use node_agent::pipeline::unsealed::Unsealed;
@@ -39,6 +41,7 @@ use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::signer::{SignedUrlOptions, Signer};
 use s3s::auth::SimpleAuth;
 use s3s::service::S3ServiceBuilder;
+use s3s::{S3, S3Request, S3Response, S3Result, dto};
 use tokio::net::TcpListener;
 
 pub(crate) const BOOT: &str = "0123456789abcdef0123456789abcdef";
@@ -48,7 +51,7 @@ const KEY: &str = "test-access-key";
 const SECRET: &str = "test-secret-key";
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What happens to the next PUT.
+/// What happens to the next PUT, or to the next HEAD.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// Not stored, and answered with this status.
@@ -61,37 +64,73 @@ pub(crate) enum Fault {
     CutAnswer,
     /// Stored, and answered with the checksum of something else.
     WrongChecksum,
+    /// Stored, and answered with the ETag of something else and no checksum.
+    WrongEtag,
+    /// Never answered.
+    Hang,
+    /// The body is read to its end, and the answer comes a byte at a time without an end.
+    Trickle,
 }
 
 #[derive(Clone, Default)]
-pub(crate) struct Faults(Arc<Mutex<(VecDeque<Fault>, u64)>>);
+pub(crate) struct Faults(Arc<Mutex<FaultState>>);
+
+#[derive(Default)]
+struct FaultState {
+    puts: VecDeque<Fault>,
+    heads: VecDeque<Fault>,
+    /// Of each PUT for which nothing else is said.
+    always: Option<Fault>,
+    /// When each PUT came.
+    came: Vec<Instant>,
+}
 
 impl Faults {
     pub(crate) fn push(&self, faults: &[Fault]) {
-        self.0.lock().unwrap().0.extend(faults);
+        self.0.lock().unwrap().puts.extend(faults);
+    }
+
+    /// Of the next HEADs.
+    pub(crate) fn push_heads(&self, faults: &[Fault]) {
+        self.0.lock().unwrap().heads.extend(faults);
+    }
+
+    /// Of every PUT from now on.
+    pub(crate) fn always(&self, fault: Fault) {
+        self.0.lock().unwrap().always = Some(fault);
     }
 
     /// The store works again.
     pub(crate) fn clear(&self) {
-        self.0.lock().unwrap().0.clear();
+        let mut state = self.0.lock().unwrap();
+        (state.puts, state.heads, state.always) = Default::default();
     }
 
     /// PUTs seen so far.
     pub(crate) fn puts(&self) -> u64 {
-        self.0.lock().unwrap().1
+        self.0.lock().unwrap().came.len() as u64
+    }
+
+    /// When they came.
+    pub(crate) fn came(&self) -> Vec<Instant> {
+        self.0.lock().unwrap().came.clone()
     }
 
     pub(crate) fn are_used_up(&self) -> bool {
-        self.0.lock().unwrap().0.is_empty()
+        let state = self.0.lock().unwrap();
+        state.puts.is_empty() && state.heads.is_empty()
     }
 
     fn next(&self, method: &Method) -> Option<Fault> {
-        if method != Method::PUT {
-            return None;
+        let mut state = self.0.lock().unwrap();
+        match *method {
+            Method::PUT => {
+                state.came.push(Instant::now());
+                state.puts.pop_front().or(state.always)
+            }
+            Method::HEAD => state.heads.pop_front(),
+            _ => None,
         }
-        let mut faults = self.0.lock().unwrap();
-        faults.1 += 1;
-        faults.0.pop_front()
     }
 }
 
@@ -103,10 +142,20 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) async fn start() -> Self {
+        Self::of(false).await
+    }
+
+    /// A store that overwrites where it is asked to create only.
+    pub(crate) async fn without_conditional_put() -> Self {
+        Self::of(true).await
+    }
+
+    async fn of(overwrites: bool) -> Self {
         _ = rustls::crypto::ring::default_provider().install_default();
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join(BUCKET)).unwrap();
-        let mut builder = S3ServiceBuilder::new(s3s_fs::FileSystem::new(folder.path()).unwrap());
+        let files = s3s_fs::FileSystem::new(folder.path()).unwrap();
+        let mut builder = S3ServiceBuilder::new(Files { files, overwrites });
         builder.set_auth(SimpleAuth::from_single(KEY, SECRET));
         let service = builder.build();
         let faults = Faults::default();
@@ -123,6 +172,13 @@ impl Server {
                         _ = futures::StreamExt::next(&mut body).await;
                         break_connection();
                     }
+                    Some(Fault::Hang) => std::future::pending::<()>().await,
+                    Some(Fault::Trickle) => {
+                        let mut body = request.into_body().into_data_stream();
+                        while futures::StreamExt::next(&mut body).await.is_some() {}
+                        return (StatusCode::SERVICE_UNAVAILABLE, Body::from_stream(trickle()))
+                            .into_response();
+                    }
                     _ => {}
                 }
                 let mut response: Response = match service
@@ -138,6 +194,11 @@ impl Server {
                     Some(Fault::WrongChecksum) => {
                         let wrong = HeaderValue::from_static("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=");
                         response.headers_mut().insert("x-amz-checksum-sha256", wrong);
+                        response
+                    }
+                    Some(Fault::WrongEtag) => {
+                        response.headers_mut().remove("x-amz-checksum-sha256");
+                        response.headers_mut().insert("etag", HeaderValue::from_static("\"other\""));
                         response
                     }
                     _ => response,
@@ -165,14 +226,82 @@ fn break_connection() -> ! {
     std::panic::resume_unwind(Box::new("the connection breaks"))
 }
 
+/// A byte at a time, without an end.
+fn trickle() -> impl futures::Stream<Item = std::io::Result<&'static [u8]>> {
+    futures::stream::unfold((), |()| async {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        Some((Ok(b"x".as_slice()), ()))
+    })
+}
+
+/// s3s-fs, which may forget that it was asked to create only.
+struct Files {
+    files: s3s_fs::FileSystem,
+    overwrites: bool,
+}
+
+#[tonic::async_trait]
+impl S3 for Files {
+    async fn put_object(
+        &self,
+        mut request: S3Request<dto::PutObjectInput>,
+    ) -> S3Result<S3Response<dto::PutObjectOutput>> {
+        if self.overwrites {
+            request.input.if_none_match = None;
+        }
+        self.files.put_object(request).await
+    }
+
+    async fn head_object(
+        &self,
+        request: S3Request<dto::HeadObjectInput>,
+    ) -> S3Result<S3Response<dto::HeadObjectOutput>> {
+        self.files.head_object(request).await
+    }
+
+    async fn get_object(
+        &self,
+        request: S3Request<dto::GetObjectInput>,
+    ) -> S3Result<S3Response<dto::GetObjectOutput>> {
+        self.files.get_object(request).await
+    }
+
+    async fn list_objects_v2(
+        &self,
+        request: S3Request<dto::ListObjectsV2Input>,
+    ) -> S3Result<S3Response<dto::ListObjectsV2Output>> {
+        self.files.list_objects_v2(request).await
+    }
+}
+
 /// Where the session's objects lie.
 pub(crate) fn prefix() -> SessionPrefix {
-    SessionPrefix::new("prefix", "shop", "checkout", "uid-1").unwrap()
+    prefix_of("uid-1")
+}
+
+pub(crate) fn prefix_of(uid: &str) -> SessionPrefix {
+    SessionPrefix::new("prefix", "shop", "checkout", uid).unwrap()
 }
 
 /// Uploads to the server, with its grants.
 pub(crate) fn granted(server: &Server) -> Destination {
     Destination::Granted(Arc::new(Grants { client: server.client.clone(), prefix: prefix() }))
+}
+
+/// The same for several sessions, each with a store of its own.
+pub(crate) fn granted_each(stores: &[(&'static str, &Server)]) -> Destination {
+    let grants = stores
+        .iter()
+        .map(|&(uid, server)| (uid, Grants { client: server.client.clone(), prefix: prefix_of(uid) }));
+    Destination::Granted(Arc::new(Each(grants.collect())))
+}
+
+struct Each(BTreeMap<&'static str, Grants>);
+
+impl GrantSource for Each {
+    fn grant<'a>(&'a self, request: &'a GrantRequest) -> BoxFuture<'a, Result<Grant, GrantError>> {
+        self.0[&*request.session].grant(request)
+    }
 }
 
 /// Signs as the operator does.
@@ -227,14 +356,27 @@ pub(crate) struct Synthetic {
 impl Synthetic {
     /// One batch of `table` with these times; `lost` further events find the ring full.
     pub(crate) fn events(&mut self, session: &str, table: &'static str, times: &[i64], lost: u64) {
+        self.rows(session, table, rows(table, times), times.len() as u64, lost);
+    }
+
+    /// The same of whole rows, which stand for `weight` events.
+    pub(crate) fn rows(
+        &mut self,
+        session: &str,
+        table: &'static str,
+        rows: RecordBatch,
+        weight: u64,
+        lost: u64,
+    ) {
         let counters =
             self.counters.entry(table).or_insert(TableCounters { table, ..TableCounters::default() });
-        counters.emitted += times.len() as u64 + lost;
+        counters.emitted += weight + lost;
         counters.ring_full += lost;
         let unsealed = self.unsealed.entry(table).or_default();
-        times.iter().for_each(|&ns| unsealed.saw(ns.cast_unsigned()));
-        let (rows, weight, mark) = (rows(table, times), times.len() as u64, unsealed.hand_on());
-        let batch = Batch { session: session.into(), table, rows, weight, mark };
+        let times = rows.column_by_name("ts_ns").unwrap().as_primitive::<Int64Type>();
+        times.values().iter().for_each(|ns| unsealed.saw(ns.cast_unsigned()));
+        let mark = unsealed.hand_on();
+        let batch = Batch { session: session.into(), table, rows, weight, mark, cost: Cost::default() };
         self.out.send(Output::Batch(batch)).unwrap();
     }
 }
@@ -327,6 +469,16 @@ pub(crate) struct World {
 impl World {
     /// A new process on the node whose spool is `root`.
     pub(crate) fn start(root: &std::path::Path, max_bytes: u64, destination: Destination) -> Self {
+        Self::patient(Duration::from_secs(30), root, max_bytes, destination)
+    }
+
+    /// The same with a store that gets another time for each request.
+    pub(crate) fn patient(
+        patience: Duration,
+        root: &std::path::Path,
+        max_bytes: u64,
+        destination: Destination,
+    ) -> Self {
         let (out, batches) = sync_channel(16);
         let sinks = Sinks::default();
         Segments::new(sinks.clone()).spawn(batches).unwrap();
@@ -339,7 +491,7 @@ impl World {
             arch: "x86_64".into(),
             spool: Spool::open(root, max_bytes).unwrap(),
             sinks,
-            uploader: Uploader::new(destination, metrics.clone()),
+            uploader: Uploader::within(patience, destination, metrics.clone()),
             runtime: tokio::runtime::Handle::current(),
             metrics,
         };
@@ -365,6 +517,7 @@ impl World {
             containers: Vec::new(),
             rollover_interval: Duration::from_secs(60),
             rollover_bytes: 1 << 30,
+            budget: Default::default(),
         };
         let mut session = Session::resume(self.node.clone(), uid.into()).unwrap();
         session.start(&mut self.engine, spec, Some(clock::boot_ns() + 60_000_000_000)).unwrap();
@@ -395,6 +548,7 @@ pub(crate) async fn close_and_verify(
     store: &dyn ObjectStore,
     prefix: &SessionPrefix,
 ) -> dataset::reader::Contents {
+    use dataset::closing::{self, Effort};
     use dataset::manifest::{FORMAT_VERSION, SessionFile};
     let session = SessionFile {
         format_version: FORMAT_VERSION,
@@ -408,8 +562,9 @@ pub(crate) async fn close_and_verify(
         schemas: dataset::schema::versions(),
     };
     dataset::reader::create_json(store, prefix, &Key::Session, &session).await.unwrap();
-    let contents = dataset::reader::load(store, prefix).await.unwrap();
-    let manifest = contents.manifest(&BTreeMap::from([(NODE.to_owned(), String::new())]), String::new());
+    let nodes = BTreeMap::from([(NODE.to_owned(), Some(String::new()))]);
+    let closing = closing::close(store, prefix, &nodes, String::new(), Effort::Ordinary).await.unwrap();
+    let manifest = closing.manifest;
     dataset::reader::create_json(store, prefix, &Key::manifest(manifest.number), &manifest).await.unwrap();
     let contents = dataset::reader::load(store, prefix).await.unwrap();
     assert_eq!(dataset::reader::verify(store, &contents).await.unwrap(), []);

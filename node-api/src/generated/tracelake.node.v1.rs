@@ -102,6 +102,23 @@ pub struct SessionPlan {
     pub rollover_interval_ms: u64,
     #[prost(uint64, tag = "8")]
     pub rollover_bytes: u64,
+    /// Absent: no limits.
+    #[prost(message, optional, tag = "9")]
+    pub budget: ::core::option::Option<Budget>,
+}
+/// What the session may cost this node; what is 0 is not limited.
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Budget {
+    /// Events per second that become rows of their own, all collectors together.
+    #[prost(uint64, tag = "1")]
+    pub events_per_second: u64,
+    /// Thousandths of a CPU that the agent spends on the session's rows.
+    #[prost(uint32, tag = "2")]
+    pub cpu_millis: u32,
+    /// Whether recording ends on this node when the session costs more, instead of being sampled.
+    #[prost(bool, tag = "3")]
+    pub stop: bool,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -186,6 +203,23 @@ pub struct SessionReport {
     /// Pods that are being recorded.
     #[prost(uint32, tag = "9")]
     pub targets: u32,
+    /// Set once the session has cost more than its budget allows, and from then on.
+    #[prost(message, optional, tag = "10")]
+    pub excess: ::core::option::Option<Excess>,
+}
+/// What came of a budget that was not enough.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Excess {
+    /// As the resource's field is called: eventsPerSecond, cpu.
+    #[prost(string, tag = "1")]
+    pub budget: ::prost::alloc::string::String,
+    /// Recording ended for it on this node; otherwise events are sampled.
+    #[prost(bool, tag = "2")]
+    pub stopped: bool,
+    /// What was found, and how far it is sampled now.
+    #[prost(string, tag = "3")]
+    pub message: ::prost::alloc::string::String,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

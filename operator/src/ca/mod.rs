@@ -2,7 +2,7 @@
 //! The operator's own CA: kept in a Secret, published in a ConfigMap, used by the running server.
 //!
 //! In: the Secret [`SECRET`] in the operator's namespace (deleted, or annotated with [`ROTATE`], it asks for a
-//! new CA). Out: the ConfigMap [`CONFIG_MAP`] in the agents' namespace, and the certificate that
+//! new CA). Out: the ConfigMap [`CA_CONFIG_MAP`] in the agents' namespace, and the certificate that
 //! [`Serving`] presents at each handshake; neither streams nor the server are restarted.
 //!
 //! Order: the Secret is written before anything is published or served, so two operators that overlap during
@@ -20,6 +20,7 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client};
+use node_api::CA_CONFIG_MAP;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -30,8 +31,6 @@ pub use material::{Material, Settings, State};
 
 /// The Secret that holds CA and serving certificate with their keys.
 pub const SECRET: &str = "tracelake-operator-tls";
-/// The ConfigMap that agents mount.
-pub const CONFIG_MAP: &str = "tracelake-ca";
 /// Annotation on the Secret that asks for a new CA, whatever its value.
 pub const ROTATE: &str = "tracelake.dev/rotate-ca";
 
@@ -138,7 +137,7 @@ impl Keeper {
     }
 
     async fn published(&self) -> anyhow::Result<Option<String>> {
-        let found = self.config_maps.get_opt(CONFIG_MAP).await.context("read the CA ConfigMap")?;
+        let found = self.config_maps.get_opt(CA_CONFIG_MAP).await.context("read the CA ConfigMap")?;
         Ok(found.and_then(|map| map.data?.remove(node_api::CA_KEY)))
     }
 
@@ -157,7 +156,7 @@ impl Keeper {
 
     async fn publish(&self, next: &Material) -> anyhow::Result<()> {
         let wanted = next.published();
-        let found = self.config_maps.get_opt(CONFIG_MAP).await.context("read the CA ConfigMap")?;
+        let found = self.config_maps.get_opt(CA_CONFIG_MAP).await.context("read the CA ConfigMap")?;
         let held = found.as_ref().and_then(|map| map.data.as_ref()?.get(node_api::CA_KEY));
         if held == Some(&wanted) {
             return Ok(());
@@ -165,17 +164,20 @@ impl Keeper {
         let data = BTreeMap::from([(node_api::CA_KEY.to_owned(), wanted)]);
         let written = match found {
             None => {
-                let metadata =
-                    ObjectMeta { name: Some(CONFIG_MAP.to_owned()), labels: labels(), ..Default::default() };
+                let metadata = ObjectMeta {
+                    name: Some(CA_CONFIG_MAP.to_owned()),
+                    labels: labels(),
+                    ..Default::default()
+                };
                 let map = ConfigMap { metadata, data: Some(data), ..Default::default() };
                 self.config_maps.create(&PostParams::default(), &map).await
             }
             Some(mut map) => {
                 map.data = Some(data);
-                self.config_maps.replace(CONFIG_MAP, &PostParams::default(), &map).await
+                self.config_maps.replace(CA_CONFIG_MAP, &PostParams::default(), &map).await
             }
         };
-        written.map(drop).with_context(|| format!("write ConfigMap {CONFIG_MAP}"))
+        written.map(drop).with_context(|| format!("write ConfigMap {CA_CONFIG_MAP}"))
     }
 }
 

@@ -115,6 +115,8 @@ struct State {
 
 /// Tables and boots of one node that are told apart in one session; what lies beyond counts each time it is asked for.
 const MOST_SERIES: usize = 512;
+/// Sessions of others that one report is told to have had.
+const FOREIGN_MAX: usize = 8;
 /// Objects of one table that may be granted before earlier ones are.
 const MOST_AHEAD: usize = 256;
 
@@ -156,7 +158,7 @@ impl Series {
 
 impl Granted {
     fn count(&mut self, key: &Key, length: u64) {
-        let Key::Segment { table, node, boot, sequence } = key else { return };
+        let Key::Segment { table, node, boot, sequence, .. } = key else { return };
         let of_node = self.series.entry(node.clone()).or_default();
         let name = (table.clone(), boot.clone());
         let is_known = of_node.len() < MOST_SERIES || of_node.contains_key(&name);
@@ -434,14 +436,21 @@ impl Stream {
         plan
     }
 
-    /// Takes the node's whole report.
-    pub fn report(&self, report: Report) {
+    /// Takes the node's whole report. Returns the sessions in it that only other nodes have: an honest agent knows of none but
+    /// those that it was given, perhaps by an operator before this one.
+    pub fn report(&self, report: Report) -> Vec<String> {
         let mut state = self.hub.state();
         let state = &mut *state;
-        let Some(node) = state.nodes.get_mut(&self.node) else { return };
+        let Some(node) = state.nodes.get_mut(&self.node) else { return Vec::new() };
         if node.stream != Some(self.number) {
-            return;
+            return Vec::new();
         }
+        let others = |uid: &str| {
+            let published = state.sessions.get(uid);
+            published.is_some_and(|p| !p.nodes.contains_key(&self.node)) && !node.reports.contains_key(uid)
+        };
+        let foreign = report.sessions.iter().map(|session| &session.uid).filter(|uid| others(uid));
+        let foreign = foreign.take(FOREIGN_MAX).cloned().collect();
         let held = report.sessions.len();
         let reported: HashMap<String, SessionReport> = report
             .sessions
@@ -457,6 +466,7 @@ impl Stream {
         }
         node.leaving = held - reported.len();
         node.reports = reported;
+        foreign
     }
 }
 

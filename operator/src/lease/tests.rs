@@ -207,7 +207,7 @@ async fn a_process_that_was_started_again_goes_on_at_once() {
 }
 
 #[tokio::test]
-async fn of_several_that_find_it_free_one_leads() {
+async fn f18_of_several_that_find_it_free_one_leads() {
     let server = Server::default();
     let mut all: Vec<_> = ["a", "b", "c"].map(|name| server.candidate(name)).into();
     let mut tries = tokio::task::JoinSet::new();

@@ -64,6 +64,7 @@ pub fn empty(id: &SessionId, session: &ValidatedSession) -> SessionPlan {
         containers: session.containers.clone(),
         rollover_interval_ms: session.rollover_interval_ms,
         rollover_bytes: session.rollover_bytes,
+        budget: session.budget,
     }
 }
 

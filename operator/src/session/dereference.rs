@@ -16,6 +16,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::core::{NamespaceResourceScope, PartialObjectMeta, SelectorExt};
 use kube::{Api, Client, Resource, ResourceExt};
+use node_api::is_name;
 use serde::de::DeserializeOwned;
 
 use super::validate::Selection;
@@ -131,6 +132,10 @@ impl Owners {
             + DeserializeOwned
             + std::fmt::Debug,
     {
+        // From a session's spec, or from a pod, whose owner may be any text.
+        if !is_name(name) {
+            return Ok(None);
+        }
         Api::<K>::namespaced(self.client.clone(), namespace).get_metadata_opt(name).await
     }
 

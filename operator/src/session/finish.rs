@@ -8,20 +8,36 @@
 //! Both files are created once. A `session.json` that is there already was written by this session before the
 //! operator restarted: its start is the session's start. A manifest that says what the last one said is not
 //! written again.
+//!
+//! A store may hold anything: what is read of it is bounded ([`closing`], [`FIRST_MAX`]), and only what nodes of the session wrote
+//! is read at all.
 
 use std::collections::BTreeMap;
 
 use crds::conditions::reason;
+use dataset::closing::{self, Closing, Effort};
 use dataset::key::Key;
 use dataset::manifest::{FORMAT_VERSION, Manifest, SessionFile};
 use dataset::reader::{self, ReadError};
 use jiff::Timestamp;
+use serde::Deserialize;
 
 use super::memory::Late;
 use super::nodes::NodeState;
 use super::status::Finished;
 use crate::hub::SessionId;
 use crate::store::ResolvedStore;
+
+/// The longest `session.json`: it holds the spec, and the API server takes no longer object.
+const FIRST_MAX: u64 = 2 << 20;
+
+/// What is asked of a `session.json` that is there.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct First {
+    uid: String,
+    start_time: String,
+}
 
 /// Writes `session.json`, or reads the one that is there. Returns when the window began.
 ///
@@ -51,19 +67,17 @@ pub async fn open(
     match created {
         Ok(()) => Ok(now),
         Err(ReadError::Exists { key }) => {
-            let contents = reader::load(store.object_store().as_ref(), store.prefix()).await?;
-            let start = contents
-                .session
-                .filter(|there| there.uid == id.uid)
-                .and_then(|there| there.start_time.parse().ok());
+            let objects = store.object_store().as_ref();
+            let there: First = reader::read_json(objects, store.prefix(), &Key::Session, FIRST_MAX).await?;
+            let start = (there.uid == id.uid).then(|| there.start_time.parse().ok()).flatten();
             start.ok_or(ReadError::Exists { key })
         }
         Err(error) => Err(error),
     }
 }
 
-/// Why a node is not complete, as far as its state says.
-fn reasons(states: &BTreeMap<String, NodeState>) -> BTreeMap<String, String> {
+/// Why each node is not complete, as far as its state says; none for those that need not say anything.
+fn reasons(states: &BTreeMap<String, NodeState>) -> BTreeMap<String, Option<String>> {
     let reason = |state: &NodeState| match state {
         // Whether it is true is for the listing to say.
         NodeState::Done => Some(String::new()),
@@ -75,30 +89,35 @@ fn reasons(states: &BTreeMap<String, NodeState>) -> BTreeMap<String, String> {
             Some(format!("{}: it had not uploaded everything in time", reason::DRAIN_TIMEOUT))
         }
     };
-    states.iter().filter_map(|(node, state)| Some((node.clone(), reason(state)?))).collect()
+    states.iter().map(|(node, state)| (node.clone(), reason(state))).collect()
 }
 
 /// Compares what the store holds with what the nodes say, and writes the manifest that follows.
 ///
 /// # Errors
-/// When the store fails.
+/// When the store fails, or holds more than `effort` has room for.
 pub async fn close(
     store: &ResolvedStore,
     states: &BTreeMap<String, NodeState>,
     now: Timestamp,
+    effort: Effort,
 ) -> Result<(Finished, Manifest), ReadError> {
-    let contents = reader::load(store.object_store().as_ref(), store.prefix()).await?;
-    for finding in contents.compare() {
-        tracing::warn!(%finding, error = finding.is_error(), "dataset differs from what the nodes say");
-    }
     let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
-    let mut manifest = contents.manifest(&reasons(states), now.to_string());
-    match contents.manifest {
-        Some(last) if last.nodes == manifest.nodes && last.verdict == manifest.verdict => manifest = last,
-        _ => {
-            let key = Key::manifest(manifest.number);
-            reader::create_json(store.object_store().as_ref(), store.prefix(), &key, &manifest).await?;
-        }
+    let (objects, prefix) = (store.object_store().as_ref(), store.prefix());
+    let closing = closing::close(objects, prefix, &reasons(states), now.to_string(), effort).await?;
+    let Closing { manifest, is_new, findings, found, strangers } = closing;
+    for finding in &findings {
+        tracing::warn!(finding, "dataset differs from what the nodes say");
+    }
+    if found > 0 || strangers > 0 {
+        tracing::warn!(
+            findings = found,
+            strangers,
+            "dataset looked through; strangers are objects that no manifest of its nodes lists"
+        );
+    }
+    if is_new {
+        reader::create_json(objects, prefix, &Key::manifest(manifest.number), &manifest).await?;
     }
     Ok((finished(&manifest), manifest))
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use crds::TraceSession;
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::validate::ValidatedSession;
@@ -45,8 +46,14 @@ pub struct Memory {
     pub late: Option<Late>,
     /// When its store could not say that, the last time.
     pub recall_failed: Option<Instant>,
+    /// When looking through its large folder failed, the last time.
+    pub large_failed: Option<Instant>,
     /// The spec does not change but for `stop` and the ttl.
     pub valid: Option<Arc<ValidatedSession>>,
+    /// What asks the store whether the session may begin, beside the passes.
+    pub asking: Option<JoinHandle<()>>,
+    /// Its folder has more in it than most: another try is for one of the few places for such.
+    pub large: bool,
 }
 
 impl Memory {

@@ -7,10 +7,12 @@
 //! | check the spec | [`validate`] | nothing |
 //! | make each node's plan | [`build`] | nothing |
 //! | hand plans out | [`crate::hub`] | nothing |
+//! | wait for a place and for the store | [`begin`] | client, store |
 //! | write first and last file | [`finish`] | store |
 //! | what nodes do, and the status that follows | [`nodes`], [`status`] | nothing |
 //! | write it | [`write`] | client |
 //! | what is left when it is over | `over` | client, store |
+//! | what a replica that waits knows | [`standby`] | client |
 //!
 //! [`reconcile`] is the driver, [`run`] the loop: watches of sessions and nodes, triggers from the hub.
 
@@ -29,6 +31,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
+pub mod begin;
 pub mod build;
 pub mod dereference;
 pub mod finish;
@@ -40,6 +43,7 @@ pub mod nodes;
 mod over;
 pub mod pods;
 pub mod reconcile;
+pub mod standby;
 pub mod status;
 pub mod validate;
 pub mod write;
@@ -53,10 +57,13 @@ use crate::metrics::{Kind, Word, outcome};
 
 /// Reports are looked at this often: a change of a node's stage is in the status within a second.
 const FLUSH: Duration = Duration::from_millis(250);
-/// Sessions reconciled at the same time; each holds at most one request to the API server or the store.
+/// Sessions reconciled at the same time; each holds at most one request to the API server, and few of them one to a store.
 const CONCURRENCY: u16 = 32;
-/// Sessions that end, and wait for their stores, at the same time.
-pub const ENDINGS: usize = 8;
+/// Sessions that wait for their stores at the same time: to write their first file, and the same number to write their last. One
+/// namespace or store has a share of them ([`crate::store::OF_A_NAMESPACE`]).
+pub const WAITING: usize = 8;
+/// Of those that end, such whose folders take much memory ([`dataset::closing::Effort::Large`]).
+pub const LARGE: usize = 1;
 /// Longer than any listing of a session; a pass that hangs must not hold its session for ever.
 const PASS_TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -172,6 +179,7 @@ async fn flush(
         let held =
             |uid: &str| sessions.find(|session| session.metadata.uid.as_deref() == Some(uid)).is_some();
         context.places.retain(exists);
+        context.pods.retain(exists);
         if context.hub.is_open() {
             context.hub.retain(exists, |_| true);
         } else {

@@ -84,6 +84,13 @@ pub fn state(view: &NodeView, expected_since: Instant, now: Instant, last: bool)
     }
 }
 
+/// Whether an agent cannot upload because of the store.
+pub fn troubled_by_store(views: &BTreeMap<String, NodeView>) -> bool {
+    let reports = views.values().filter_map(|view| view.report.as_ref());
+    let words = [node_api::reason::STORE_ERROR, node_api::reason::STORE_UNREACHABLE];
+    reports.map(|report| report.reason.as_str()).any(|reason| words.contains(&reason))
+}
+
 /// A reason as an agent sent it, if it can stand in a status.
 fn constant(reason: &str) -> String {
     let good =

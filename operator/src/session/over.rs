@@ -9,10 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crds::{Phase, TraceSession, TraceSessionStatus};
-use dataset::reader;
+use dataset::closing::{self, Effort};
+use dataset::reader::ReadError;
 use jiff::SignedDuration;
 use kube::runtime::controller::Action;
+use node_api::lanes::Place;
 use node_api::v1::Activity;
+use rand::Rng;
 
 use super::memory::{Late, Memory};
 use super::nodes::{self, NodeState};
@@ -24,6 +27,8 @@ use crate::store::{ResolvedStore, StoreProblem};
 
 /// An incomplete session waits for its nodes without hurry.
 const LATE: Duration = Duration::from_secs(300);
+/// When others ask their stores now, up to half of it more or less.
+const SOON: Duration = Duration::from_secs(4);
 
 impl Pass<'_> {
     /// Forgets the session, and lets the API server do so.
@@ -66,6 +71,16 @@ impl Pass<'_> {
         Ok(Action::requeue(if status.phase == Some(Phase::Incomplete) { wait.min(LATE) } else { wait }))
     }
 
+    /// Has the session looked at again within some seconds.
+    fn look_soon(&self) {
+        let (hub, session) = (self.context.hub.clone(), self.id.object_ref());
+        let wait = SOON.mul_f64(rand::rng().random_range(0.5..1.5));
+        tokio::spawn(async move {
+            tokio::time::sleep(wait).await;
+            hub.trigger(session);
+        });
+    }
+
     fn next_look(&self, status: &TraceSessionStatus) -> Action {
         if status.phase == Some(Phase::Incomplete) { Action::requeue(LATE) } else { Action::await_change() }
     }
@@ -102,7 +117,24 @@ impl Pass<'_> {
             if memory.recall_failed.is_some_and(|at| self.instant < at + LATE) {
                 return Ok(());
             }
-            memory.late = self.recall_late(&store, status).await;
+            let place = match &store {
+                Ok(store) => match self.context.store_places.closing(store, memory.large) {
+                    Some(place) => Some(place),
+                    // Others ask now: no failure, so that it is asked with the next look that is due, and one is due soon.
+                    None => {
+                        self.look_soon();
+                        return Ok(());
+                    }
+                },
+                Err(_) => None,
+            };
+            let was_large = memory.large;
+            memory.late = self.recall_late(&store, status, place.as_ref(), &mut memory.large).await;
+            drop(place);
+            if memory.late.is_none() && memory.large && !was_large {
+                self.look_soon();
+                return Ok(());
+            }
             memory.recall_failed = memory.late.is_none().then_some(self.instant);
         }
         let Some(late) = memory.late.clone() else { return Ok(()) };
@@ -150,17 +182,27 @@ impl Pass<'_> {
         &self,
         store: &Result<Arc<ResolvedStore>, StoreProblem>,
         status: &TraceSessionStatus,
+        place: Option<&(Place, Effort)>,
+        large: &mut bool,
     ) -> Option<Late> {
         let names = all_names(status);
         if status.dataset.as_ref().is_some_and(|dataset| dataset.manifest.is_none()) {
             return Some(Late { listed: names.clone(), missing: names, done: 0 });
         }
-        let _place = self.context.endings.try_acquire().ok()?;
-        let contents = match store {
-            Ok(store) => in_time(reader::load(store.object_store().as_ref(), store.prefix())).await,
+        let manifest = match store {
+            Ok(store) => {
+                let effort = place.map_or(Effort::Ordinary, |(_, effort)| *effort);
+                let last = closing::last_manifest(store.object_store().as_ref(), store.prefix(), effort);
+                let last = async {
+                    let last = last.await;
+                    *large |= matches!(last, Err(ReadError::TooLarge { .. }));
+                    last
+                };
+                in_time(last).await
+            }
             Err(problem) => Err(problem.clone()),
         };
-        match contents.map(|contents| contents.manifest) {
+        match manifest {
             Ok(Some(manifest)) => Some(finish::late(&manifest)),
             Ok(None) => Some(Late { listed: names.clone(), missing: names, done: 0 }),
             Err(problem) => {

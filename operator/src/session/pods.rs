@@ -53,32 +53,37 @@ impl PodWatches {
     /// # Errors
     /// [`NotListed`] when the first list does not come.
     pub async fn acquire(&self, session: &SessionId) -> Result<Store<Pod>, NotListed> {
-        let (pods, listed) = {
-            let mut watches = self.watches.lock().expect("no panic while held");
-            let watch =
-                watches.entry(session.namespace.clone()).or_insert_with(|| self.start(&session.namespace));
-            watch.users.lock().expect("no panic while held").insert(session.clone());
-            (watch.pods.clone(), watch.listed.clone())
-        };
+        let (pods, listed) = self.want(session);
         match tokio::time::timeout(READY_TIMEOUT, listed.complete()).await {
             Ok(()) => Ok(pods),
             Err(_) => Err(NotListed(session.namespace.clone())),
         }
     }
 
+    /// The same without waiting for them.
+    pub(super) fn want(&self, session: &SessionId) -> (Store<Pod>, Listed) {
+        let mut watches = self.watches.lock().expect("no panic while held");
+        let watch =
+            watches.entry(session.namespace.clone()).or_insert_with(|| self.start(&session.namespace));
+        watch.users.lock().expect("no panic while held").insert(session.clone());
+        (watch.pods.clone(), watch.listed.clone())
+    }
+
     /// The session needs no pods any more.
     pub fn release(&self, session: &SessionId) {
-        let mut watches = self.watches.lock().expect("no panic while held");
-        let Some(watch) = watches.get(&session.namespace) else { return };
-        let unused = {
+        self.retain(|user| user != session);
+    }
+
+    /// Sessions that `exists` does not know need no pods any more.
+    pub fn retain(&self, exists: impl Fn(&SessionId) -> bool) {
+        self.watches.lock().expect("no panic while held").retain(|namespace, watch| {
             let mut users = watch.users.lock().expect("no panic while held");
-            users.remove(session);
-            users.is_empty()
-        };
-        if unused {
-            watches.remove(&session.namespace);
-            tracing::debug!(namespace = session.namespace, "watch of pods ended");
-        }
+            users.retain(&exists);
+            if users.is_empty() {
+                tracing::debug!(namespace, "watch of pods ended");
+            }
+            !users.is_empty()
+        });
     }
 
     fn start(&self, namespace: &str) -> Watch {

@@ -8,6 +8,9 @@
 //! Level-triggered: every pass starts from the resource, the pods and the reports as they are, so a trigger may be
 //! lost or repeated. What has begun goes on with the API server or the store away: plans are published
 //! before the status is written, and a store that does not answer ends nothing but grants.
+//!
+//! Passes are few, and a store may be anybody's: whether it works is asked beside the pass, and what a pass itself asks of it
+//! has a time and a place in [`StorePlaces`], of which no store and no namespace may take all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -16,14 +19,15 @@ use std::time::Duration;
 
 use crds::conditions::reason;
 use crds::{Phase, TraceSession, TraceSessionStatus};
+use dataset::closing::Effort;
 use dataset::manifest::Verdict;
 use dataset::reader::ReadError;
 use jiff::{SignedDuration, Timestamp};
 use kube::runtime::controller::Action;
 use kube::runtime::events::Recorder;
 use kube::{Client, ResourceExt};
+use node_api::lanes::{Lanes, Place};
 use node_api::v1::{Activity, SessionPlan};
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::dereference::{Matched, Owners};
@@ -34,7 +38,7 @@ use super::pods::{NotListed, PodWatches};
 use super::status::{Early, Finished, Observed, StoreState, TargetState, status};
 use super::validate::{Rejection, Selection, ValidatedSession, validate};
 use super::write::{Writer, Written};
-use super::{Nodes, build, finish};
+use super::{LARGE, Nodes, WAITING, build, finish};
 use crate::hub::{Assignment, Hub, NodeView, Published, SessionId};
 use crate::metrics::Metrics;
 use crate::store::{ResolvedStore, StoreProblem, Stores};
@@ -42,10 +46,14 @@ use crate::store::{ResolvedStore, StoreProblem, Stores};
 /// A session in its window is looked at this often when nothing happens: its store's Secret may have changed.
 const IDLE: Duration = Duration::from_secs(60);
 /// While a node does not answer, or a store is awaited.
-const WATCHFUL: Duration = Duration::from_secs(5);
-/// For what a session's end asks of its store. A store that does not answer must not hold a place among the reconciles,
+pub(super) const WATCHFUL: Duration = Duration::from_secs(5);
+/// For what a session's beginning or end asks of its store. A store that does not answer must not hold a place among the reconciles,
 /// and a listing without end must not keep the session from ending.
 const STORE_PATIENCE: Duration = Duration::from_secs(60);
+/// The same for a folder that takes much memory to look through; shorter than a pass may take.
+const LARGE_PATIENCE: Duration = Duration::from_secs(240);
+/// After such an attempt that failed.
+const LARGE_AGAIN: Duration = Duration::from_secs(300);
 /// For the first list of the nodes.
 const NODES_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -71,9 +79,8 @@ pub struct Context {
     pub cluster_id: String,
     /// Between passes.
     pub memories: Memories,
-    /// Places for what sessions ask of their stores at their end. Fewer than reconciles run side by side: stores that do not
-    /// answer must not keep other sessions from being published, and with them, after a restart, every plan.
-    pub endings: Semaphore,
+    /// Places for what passes ask of stores.
+    pub store_places: StorePlaces,
     /// The present.
     pub clock: Clock,
     /// What sessions may have at most.
@@ -82,6 +89,30 @@ pub struct Context {
     pub places: Places,
     /// When this process began.
     pub started: Instant,
+}
+
+/// Places for what passes ask of stores: fewer than passes run side by side. Stores that do not answer must not keep other sessions
+/// from being published, and with them, after a restart, every plan; nor one store, or one namespace's, the others from theirs.
+pub struct StorePlaces {
+    pub(super) opening: Lanes,
+    closing: Lanes,
+    /// For folders that take much memory to look through.
+    large: Lanes,
+}
+
+impl Default for StorePlaces {
+    fn default() -> Self {
+        Self { opening: Lanes::new(WAITING), closing: Lanes::new(WAITING), large: Lanes::new(LARGE) }
+    }
+}
+
+impl StorePlaces {
+    /// A place to look through what a session left in its store, and how much of it may be held; none: a little later.
+    pub(super) fn closing(&self, store: &ResolvedStore, large: bool) -> Option<(Place, Effort)> {
+        let (places, effort) =
+            if large { (&self.large, Effort::Large) } else { (&self.closing, Effort::Ordinary) };
+        store.place(places).map(|place| (place, effort))
+    }
 }
 
 impl Context {
@@ -179,111 +210,8 @@ impl Pass<'_> {
         }
     }
 
-    /// The window is not open: the store decides.
-    async fn waiting(
-        &self,
-        memory: &mut Memory,
-        session: Arc<TraceSession>,
-        valid: &ValidatedSession,
-    ) -> Result<Action, ReconcileError> {
-        if session.metadata.deletion_timestamp.is_some() {
-            return self.let_go(memory, &session).await;
-        }
-        let deadline =
-            session.creation_timestamp().map_or(self.now, |at| at.0) + signed(valid.start_deadline);
-        if session.spec.stop {
-            let findings =
-                Findings { early: Some(Early::Stopped), deadline_passed: true, ..Findings::default() };
-            return self.conclude(memory, session, findings).await;
-        }
-        if let Err(rejection) = self.context.limits.check(valid) {
-            let findings = Findings { rejection: Some(rejection), ..Findings::default() };
-            return self.conclude(memory, session, findings).await;
-        }
-        let deadline_passed = self.now >= deadline;
-        if !self.context.places.ask(&self.id, self.context.limits.sessions_per_namespace) {
-            let findings = Findings { crowded: true, deadline_passed, ..Findings::default() };
-            return self.not_yet(memory, session, findings, deadline).await;
-        }
-        match self.open(memory, &session).await? {
-            Ok((store, start)) => {
-                let end = start + signed(valid.duration);
-                let findings = Findings {
-                    store: Some(StoreState::Ready),
-                    dataset: Some(store.dataset()),
-                    window: Some((start, end)),
-                    ..Findings::default()
-                };
-                // What is intended stands in the API server before any node acts on it.
-                let session = memory.freshest(&session);
-                let next = self.status(&session, &findings);
-                self.writer().status(memory, &session, next).await?;
-                let session = memory.freshest(&session);
-                Box::pin(self.started(memory, session, valid, start, end)).await
-            }
-            Err(why) => {
-                let store =
-                    why.map(|problem| StoreState::Problem(problem.reason.to_owned(), problem.message));
-                let crowded = store.is_none();
-                if !crowded {
-                    // Who waits for a store does not keep others from theirs.
-                    self.context.vacate(&self.id);
-                }
-                let findings = Findings { store, crowded, deadline_passed, ..Findings::default() };
-                self.not_yet(memory, session, findings, deadline).await
-            }
-        }
-    }
-
-    /// The session cannot begin, and waits until its deadline.
-    async fn not_yet(
-        &self,
-        memory: &mut Memory,
-        session: Arc<TraceSession>,
-        findings: Findings,
-        deadline: Timestamp,
-    ) -> Result<Action, ReconcileError> {
-        if findings.deadline_passed {
-            return self.conclude(memory, session, findings).await;
-        }
-        self.context.hub.withdraw(&self.id.uid);
-        let next = self.status(&session, &findings);
-        let written = self.writer().status(memory, &session, next).await?;
-        let wait = WATCHFUL.min(until(deadline, self.now));
-        Ok(Action::requeue(later(written, wait)))
-    }
-
-    /// Probes the store, takes a place and writes the dataset's first file. The outer error is the API server's, the inner one the
-    /// store's, or none where somebody else took the place meanwhile.
-    async fn open(
-        &self,
-        memory: &mut Memory,
-        session: &Arc<TraceSession>,
-    ) -> Result<Result<(Arc<ResolvedStore>, Timestamp), Option<StoreProblem>>, ReconcileError> {
-        let store = match self.context.stores.resolve(session).await {
-            Ok(store) => Arc::new(store),
-            Err(problem) => return Ok(Err(Some(problem))),
-        };
-        if let Err(problem) = store.probe().await {
-            return Ok(Err(Some(problem)));
-        }
-        self.writer().add_finalizer(memory, session).await?;
-        // Last: a store that does not answer must not hold a place.
-        if !self.context.places.take(&self.id, self.context.limits.sessions_per_namespace) {
-            return Ok(Err(None));
-        }
-        let spec = serde_json::to_value(&session.spec).unwrap_or_default();
-        match finish::open(&store, &self.id, &self.context.cluster_id, spec, self.now).await {
-            Ok(start) => {
-                memory.keep_store(store.clone(), self.instant);
-                Ok(Ok((store, start)))
-            }
-            Err(error) => Ok(Err(Some(unreadable(&error)))),
-        }
-    }
-
     /// The window is or was open.
-    async fn started(
+    pub(super) async fn started(
         &self,
         memory: &mut Memory,
         session: Arc<TraceSession>,
@@ -292,7 +220,9 @@ impl Pass<'_> {
         planned_end: Timestamp,
     ) -> Result<Action, ReconcileError> {
         let before = session.status.clone().unwrap_or_default();
-        let (end, early) = self.end(&session, &before, valid, start, planned_end);
+        let known: BTreeSet<&String> =
+            before.nodes.iter().flat_map(|nodes| &nodes.names).chain(memory.expected.keys()).collect();
+        let (end, early) = self.end(&session, &before, valid, start, planned_end, known);
         if self.now < end {
             // A session that has begun has its place, also one that began under another limit.
             self.context.places.take(&self.id, None);
@@ -307,11 +237,15 @@ impl Pass<'_> {
         let views = self.context.hub.nodes(&self.id.uid, &expected);
         let last = self.now >= end + signed(valid.drain_timeout);
         let states = states(&views, &memory.expected, self.instant, last);
+        let problem = match &store {
+            Ok(store) => store.problem(nodes::troubled_by_store(&views)),
+            Err(problem) => Some(problem.clone()),
+        };
         let mut findings = Findings {
-            store: store
-                .as_ref()
-                .err()
-                .map(|problem| StoreState::Problem(problem.reason.to_owned(), problem.message.clone())),
+            store: Some(match problem {
+                Some(problem) => StoreState::Problem(problem.reason.to_owned(), problem.message),
+                None => StoreState::Ready,
+            }),
             window: Some((start, end)),
             early,
             // After the window pods come and go without meaning anything.
@@ -320,9 +254,6 @@ impl Pass<'_> {
             views,
             ..Findings::default()
         };
-        if findings.store.is_none() {
-            findings.store = Some(StoreState::Ready);
-        }
         if self.now >= end {
             let settled = findings.states.values().all(NodeState::is_settled);
             if settled || last {
@@ -359,15 +290,26 @@ impl Pass<'_> {
         valid: &ValidatedSession,
         start: Timestamp,
         planned: Timestamp,
+        known: BTreeSet<&String>,
     ) -> (Timestamp, Option<Early>) {
         let deleted = session.metadata.deletion_timestamp.as_ref().map(|at| at.0);
         let uploaded = before.totals.as_ref().map_or(0, |totals| totals.bytes_uploaded);
         // Grants are this operator's own count, uploads what nodes say since the session began.
         let bytes = u64::try_from(uploaded).unwrap_or(0).max(self.context.hub.granted_bytes(&self.id.uid));
-        let spent = self.context.limits.bytes(valid).is_some_and(|limit| bytes >= limit);
+        // Of a session that is to stop, one node is enough; no node stops one that is to be sampled.
+        let stopped = valid.budget.is_some_and(|budget| budget.stop)
+            && self.context.hub.nodes(&self.id.uid, known).values().any(|view| {
+                let report = view.report.as_ref();
+                report.and_then(|report| report.excess.as_ref()).is_some_and(|excess| excess.stopped)
+            });
+        let spent = stopped || self.context.limits.bytes(valid).is_some_and(|limit| bytes >= limit);
         let full = start + signed(valid.duration);
-        let early = if crds::conditions::get(&before.conditions, crds::conditions::session::BUDGET_EXCEEDED)
-            .is_some_and(|condition| condition.status == "True")
+        let said = |type_, why| {
+            crds::conditions::get(&before.conditions, type_).is_some_and(|condition| condition.reason == why)
+        };
+        // A user's stop stays the reason, also where a node tells afterwards that it had stopped by itself.
+        let early = if said(crds::conditions::session::BUDGET_EXCEEDED, reason::BUDGET_STOPPED)
+            && !said(crds::conditions::session::COLLECTING, reason::STOPPED)
         {
             Some(Early::Budget)
         } else if (session.spec.stop || deleted.is_some()) && (planned < full || self.now < planned) {
@@ -480,16 +422,38 @@ impl Pass<'_> {
         store: Result<Arc<ResolvedStore>, StoreProblem>,
         last_chance: bool,
     ) -> Option<Finished> {
-        let Ok(_place) = self.context.endings.try_acquire() else {
-            tracing::debug!("many sessions end, this one a little later");
-            return None;
-        };
         let written = match store {
-            Ok(store) => in_time(finish::close(&store, states, self.now)).await,
+            Ok(store) => {
+                // Who took long for nothing leaves the one place for large folders to the others for a while.
+                let waits = memory.large_failed.is_some_and(|at| self.instant < at + LARGE_AGAIN);
+                if waits && !last_chance {
+                    return None;
+                }
+                let Some((_place, effort)) = self.context.store_places.closing(&store, memory.large) else {
+                    tracing::debug!("many sessions end, this one a little later");
+                    return None;
+                };
+                let closed = async {
+                    match finish::close(&store, states, self.now, effort).await {
+                        Err(ReadError::TooLarge { .. }) if effort == Effort::Ordinary => Ok(None),
+                        closed => closed.map(Some),
+                    }
+                };
+                let closed = within(patience(effort), closed).await;
+                memory.large_failed =
+                    (closed.is_err() && effort == Effort::Large).then(|| self.context.clock.now());
+                closed
+            }
             Err(problem) => Err(problem),
         };
         match written {
-            Ok((finished, manifest)) => {
+            Ok(None) => {
+                tracing::info!("the session's folder takes more memory than most to look through");
+                memory.large = true;
+                self.context.hub.trigger(self.id.object_ref());
+                None
+            }
+            Ok(Some((finished, manifest))) => {
                 let complete = manifest.verdict == Verdict::Complete;
                 self.context.metrics.manifests.get_or_create(&crate::metrics::outcome(complete)).inc();
                 let late = finish::late(&manifest);
@@ -534,7 +498,7 @@ impl Pass<'_> {
     }
 
     /// The session is over: says so, and lets go.
-    async fn conclude(
+    pub(super) async fn conclude(
         &self,
         memory: &mut Memory,
         session: Arc<TraceSession>,
@@ -552,10 +516,22 @@ impl Pass<'_> {
 
 /// What a store says within [`STORE_PATIENCE`].
 pub(super) async fn in_time<T>(work: impl Future<Output = Result<T, ReadError>>) -> Result<T, StoreProblem> {
-    match tokio::time::timeout(STORE_PATIENCE, work).await {
+    within(STORE_PATIENCE, work).await
+}
+
+/// For looking through a folder: a large one is more than a thousand pages of a listing, one after the other.
+fn patience(effort: Effort) -> Duration {
+    if effort == Effort::Large { LARGE_PATIENCE } else { STORE_PATIENCE }
+}
+
+async fn within<T>(
+    patience: Duration,
+    work: impl Future<Output = Result<T, ReadError>>,
+) -> Result<T, StoreProblem> {
+    match tokio::time::timeout(patience, work).await {
         Ok(result) => result.map_err(|error| unreadable(&error)),
         Err(_) => {
-            let message = format!("no answer within {} s", STORE_PATIENCE.as_secs());
+            let message = format!("no answer within {} s", patience.as_secs());
             Err(StoreProblem { reason: reason::STORE_UNAVAILABLE, message })
         }
     }
@@ -617,7 +593,7 @@ fn unreadable(error: &ReadError) -> StoreProblem {
     StoreProblem { reason, message }
 }
 
-fn signed(duration: Duration) -> SignedDuration {
+pub(super) fn signed(duration: Duration) -> SignedDuration {
     SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX)
 }
 
@@ -627,7 +603,7 @@ pub(super) fn until(at: Timestamp, now: Timestamp) -> Duration {
 }
 
 /// When to look again, given that a write may be waiting. A second's fraction keeps sessions apart.
-fn later(written: Written, wait: Duration) -> Duration {
+pub(super) fn later(written: Written, wait: Duration) -> Duration {
     let wait = wait + Duration::from_millis(u64::from(rand::random::<u8>()));
     match written {
         Written::Current => wait,

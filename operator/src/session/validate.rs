@@ -9,11 +9,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crds::conditions::reason;
-use crds::{TraceSessionSpec, WorkloadRef};
+use crds::{OnExceeded, TraceSessionSpec, WorkloadRef};
 use dataset::catalogue::{self, CatalogueError};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::core::Selector;
-use node_api::v1::CollectorPlan;
+use node_api::v1::{Budget, CollectorPlan};
 
 /// Which pods, by one of three ways.
 #[derive(Clone, Debug)]
@@ -49,6 +49,8 @@ pub struct ValidatedSession {
     pub rollover_bytes: u64,
     /// Bytes uploaded at which the session ends.
     pub budget_bytes: Option<u64>,
+    /// What the session may cost each node, as agents are told.
+    pub budget: Option<Budget>,
 }
 
 /// Why a spec cannot be acted on, as the condition `Accepted` shows it.
@@ -95,7 +97,18 @@ pub fn validate(spec: &TraceSessionSpec) -> Result<ValidatedSession, Rejection> 
         rollover_interval_ms: millis(spec.rollover.interval.duration()),
         rollover_bytes: spec.rollover.size.bytes(),
         budget_bytes: spec.budget.as_ref().and_then(|budget| Some(budget.bytes.as_ref()?.bytes())),
+        budget: spec.budget.as_ref().and_then(budget),
     })
+}
+
+/// What of a budget is the nodes' business; none, if nothing is.
+fn budget(asked: &crds::Budget) -> Option<Budget> {
+    let budget = Budget {
+        events_per_second: asked.events_per_second.and_then(|events| events.try_into().ok()).unwrap_or(0),
+        cpu_millis: asked.cpu.as_ref().map_or(0, crds::Cpu::millis),
+        stop: asked.on_exceeded == OnExceeded::Stop,
+    };
+    (budget.events_per_second > 0 || budget.cpu_millis > 0).then_some(budget)
 }
 
 fn collector(asked: &crds::Collector) -> Result<CollectorPlan, Rejection> {

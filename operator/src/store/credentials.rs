@@ -11,6 +11,7 @@ use crds::conditions::reason;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::Api;
 use kube::{Client, ResourceExt};
+use node_api::is_name;
 
 use super::StoreProblem;
 
@@ -62,7 +63,8 @@ pub(super) async fn read(
     };
     let name = &secret_ref.name;
     let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    let secret = match api.get_opt(name).await {
+    let asked = if is_name(name) { api.get_opt(name).await } else { Ok(None) };
+    let secret = match asked {
         Ok(Some(secret)) => secret,
         Ok(None) => {
             return Err(StoreProblem::new(

@@ -2,9 +2,12 @@
 //! Where the operator may connect to on behalf of a store, and the clients that keep to it.
 //!
 //! In: a store's `s3`, its credential and, for a tenant's store, the policy. Out: a signer and an HTTP client. Both
-//! follow no redirect, trust the public roots that are built in plus the store's CA bundle, and, under a policy, refuse
-//! addresses after the name was resolved and before anything is sent, so that a name cannot be bent to the API server, a
-//! metadata service or another tenant's pod (a proxy would hide that, so none is used then).
+//! follow no redirect, trust the public roots that are built in plus the store's CA bundle and the chart's, and, under a policy,
+//! refuse addresses after the name was resolved and before anything is sent, so that a name cannot be bent to the API server, a
+//! metadata service or another tenant's pod. A proxy would hide that, so none is used then; without a policy it is the
+//! environment's (`HTTPS_PROXY` and the like), as agents do with a grant (`node-agent/src/pipeline/upload`).
+//!
+//! No answer is longer than [`Bounded`] lets it be: a store may be anybody's, and object_store reads lists and errors whole.
 //!
 //! The public roots are built in because the operator's image is `FROM scratch`: there are no system certificates.
 
@@ -14,16 +17,26 @@ use std::time::Duration;
 
 use crds::S3;
 use crds::conditions::reason;
+use dataset::closing::Effort;
+use http_body_util::{BodyExt, Limited};
 use node_api::egress::{AddressRefused, Guard};
 use object_store::ClientOptions;
 use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
-use object_store::client::{ClientConfigKey, HttpClient, HttpConnector};
+use object_store::client::{
+    ClientConfigKey, HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse,
+    HttpResponseBody, HttpService,
+};
 
 use super::{Connection, Credential, StoreProblem};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Of a whole request: manifests and listings are small.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A list of 1,000 keys of 1,024 characters, each three times as long in XML, has half of it.
+const LIST_MAX: u64 = 8 << 20;
+/// Errors in XML are short.
+const ERROR_MAX: u64 = 64 << 10;
 
 /// The word that stands for AWS itself on the allow-list: a store without an endpoint.
 const AWS: &str = "aws";
@@ -118,7 +131,40 @@ impl HttpConnector for Transport {
         let client = self
             .client(!allow_http)
             .map_err(|error| object_store::Error::Generic { store: "S3", source: Box::new(error) })?;
-        Ok(HttpClient::new(client))
+        Ok(HttpClient::new(Bounded(client)))
+    }
+}
+
+/// Ends answers that are longer than anything that is asked for.
+#[derive(Debug)]
+struct Bounded(reqwest::Client);
+
+#[tonic::async_trait]
+impl HttpService for Bounded {
+    async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        let is_list = request.uri().query().is_some_and(|query| query.contains("list-type="));
+        let has_body = request.method() != http::Method::HEAD;
+        let answer = HttpService::call(&self.0, request).await?;
+        let most = match (answer.status().is_success(), is_list) {
+            (false, _) => ERROR_MAX,
+            (true, true) => LIST_MAX,
+            // The longest of what is read whole.
+            (true, false) => Effort::Large.manifest(),
+        };
+        let told = answer.headers().get(http::header::CONTENT_LENGTH);
+        let told = told.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+        if told.is_some_and(|told| told > most) && has_body {
+            // Room for all of it might be made at once.
+            let told = std::io::Error::other(format!("an answer of more than {most} bytes"));
+            return Err(HttpError::new(HttpErrorKind::Decode, told));
+        }
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
+        // Too long, or what the connection says.
+        let ended = |error: Box<dyn std::error::Error + Send + Sync>| match error.downcast::<HttpError>() {
+            Ok(error) => *error,
+            Err(error) => HttpError::new_boxed(HttpErrorKind::Decode, error),
+        };
+        Ok(answer.map(|body| HttpResponseBody::new(Limited::new(body, most).map_err(ended))))
     }
 }
 
@@ -127,6 +173,7 @@ pub(super) fn connect(
     s3: &S3,
     credential: &Credential,
     guard: Option<Guard>,
+    extra_ca: Option<&str>,
 ) -> Result<Connection, StoreProblem> {
     let invalid = |message: String| StoreProblem::new(reason::STORE_INVALID, message);
     let mut roots: Vec<reqwest::Certificate> = webpki_root_certs::TLS_SERVER_ROOT_CERTS
@@ -143,6 +190,16 @@ pub(super) fn connect(
         }
         roots.extend(own);
     }
+    if let Some(extra) = extra_ca {
+        roots.extend(reqwest::Certificate::from_pem_bundle(extra.as_bytes()).map_err(|error| {
+            invalid(format!(
+                "the extra CA of the chart's values is not a list of certificates in PEM: {error}"
+            ))
+        })?);
+    }
+    // With a line's end between, which a bundle may lack.
+    let ca_bundle: Vec<&str> = s3.ca_bundle.as_deref().into_iter().chain(extra_ca).collect();
+    let ca_bundle = ca_bundle.join("\n");
     let transport = Transport { roots, guard: guard.clone() };
     let plain = s3.endpoint.as_deref().is_some_and(|endpoint| endpoint.starts_with("http://"));
     let http = transport
@@ -181,7 +238,7 @@ pub(super) fn connect(
     let s3 = builder
         .build()
         .map_err(|error| invalid(format!("the store's specification cannot be used: {error}")))?;
-    Ok(Connection { s3: Arc::new(s3), http, ambient, guard })
+    Ok(Connection { s3: Arc::new(s3), http, ambient, ca_bundle, guard })
 }
 
 #[cfg(test)]

@@ -25,6 +25,8 @@ use dataset::key::SessionPrefix;
 use kube::api::Api;
 use kube::{Client, Resource, ResourceExt};
 use node_api::egress::Guard;
+use node_api::is_name;
+use node_api::lanes::{Lanes, Place};
 use object_store::ObjectStore;
 use object_store::aws::AmazonS3;
 
@@ -32,12 +34,14 @@ pub mod chart;
 mod controller;
 mod credentials;
 mod endpoint;
+mod extra_ca;
 mod probe;
 mod sign;
 
 pub use controller::run;
 pub use credentials::Credential;
 pub use endpoint::EndpointPolicy;
+pub use extra_ca::ExtraCa;
 pub use probe::Probed;
 pub use sign::{GRANT_SECONDS, Grant};
 
@@ -56,6 +60,11 @@ pub fn kind(error: &object_store::Error) -> &'static str {
         _ => "the store did not answer as expected",
     }
 }
+
+/// Of any places for work on stores, one namespace's sessions hold no more than this.
+pub const OF_A_NAMESPACE: usize = 2;
+/// Nor the sessions of all namespaces that go to one store; a namespace's own stores are one.
+pub const OF_A_STORE: usize = 4;
 
 /// Why a store cannot be used: a reason of [`crds::conditions::reason`] and a sentence that says what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -84,6 +93,8 @@ pub struct StoreConfig {
     pub secret_namespaces: Vec<String>,
     /// What tenants' stores may reach.
     pub endpoints: EndpointPolicy,
+    /// Trusted for every store besides the public roots and its own bundle.
+    pub extra_ca: Option<ExtraCa>,
 }
 
 /// Resolves stores; cheap to share in an `Arc`.
@@ -103,6 +114,7 @@ struct ConnectionKey {
     s3: S3,
     credential: Credential,
     restricted: bool,
+    extra_ca: Option<Arc<str>>,
 }
 
 /// What talks to one bucket as one identity.
@@ -112,6 +124,8 @@ pub(crate) struct Connection {
     /// For the probe, which goes the agents' way: presigned URLs.
     pub(crate) http: reqwest::Client,
     pub(crate) ambient: bool,
+    /// Certificates in PEM that both sides trust besides the public ones; empty: none.
+    pub(crate) ca_bundle: String,
     /// What neither side connects to, for a tenant's store.
     pub(crate) guard: Option<Guard>,
 }
@@ -165,7 +179,7 @@ impl Stores {
         let uid = session.uid().unwrap_or_default();
         let prefix = SessionPrefix::new(&spec.prefix, &namespace, &name, &uid)
             .map_err(|error| StoreProblem::new(reason::STORE_INVALID, error.to_string()))?;
-        Ok(ResolvedStore::new(spec, store_ref, prefix, connection, version, self.probes.clone()))
+        Ok(ResolvedStore::new(spec, store_ref, &namespace, prefix, connection, version, self.probes.clone()))
     }
 
     fn store_ref(
@@ -193,7 +207,8 @@ impl Stores {
         K: StoreObject,
     {
         let place = if namespace.is_empty() { String::new() } else { format!(" in namespace {namespace}") };
-        match api.get_opt(&store_ref.name).await {
+        let asked = if is_name(&store_ref.name) { api.get_opt(&store_ref.name).await } else { Ok(None) };
+        match asked {
             Ok(Some(store)) => Ok(store),
             Ok(None) => Err(StoreProblem::new(
                 reason::STORE_NOT_FOUND,
@@ -248,13 +263,14 @@ impl Stores {
     }
 
     fn connect(&self, s3: &S3, credential: Credential, restricted: bool) -> Result<Connection, StoreProblem> {
-        let key = ConnectionKey { s3: s3.clone(), credential, restricted };
+        let extra_ca = self.config.extra_ca.as_ref().map(ExtraCa::pem);
+        let key = ConnectionKey { s3: s3.clone(), credential, restricted, extra_ca };
         let mut clients = self.clients.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some((_, connection)) = clients.iter().find(|(known, _)| *known == key) {
             return Ok(connection.clone());
         }
         let guard = restricted.then(|| self.config.endpoints.guard.clone());
-        let connection = endpoint::connect(s3, &key.credential, guard)?;
+        let connection = endpoint::connect(s3, &key.credential, guard, key.extra_ca.as_deref())?;
         if clients.len() == CLIENTS_MAX {
             clients.remove(0);
         }
@@ -267,6 +283,8 @@ impl Stores {
 pub struct ResolvedStore {
     s3: S3,
     store_ref: StoreRef,
+    /// Whose work on it is: the session's namespace, and the store. A namespace may make as many TraceStores as it likes.
+    owners: [String; 2],
     prefix: SessionPrefix,
     connection: Connection,
     object_store: Arc<dyn ObjectStore>,
@@ -278,13 +296,30 @@ impl ResolvedStore {
     pub(crate) fn new(
         s3: S3,
         store_ref: StoreRef,
+        namespace: &str,
         prefix: SessionPrefix,
         connection: Connection,
         version: StoreVersion,
         probes: Arc<probe::Probes>,
     ) -> Self {
         let object_store = connection.s3.clone();
-        Self { s3, store_ref, prefix, connection, object_store, version, probes }
+        let store = match store_ref.kind {
+            StoreKind::ClusterTraceStore => format!("store {}", store_ref.name),
+            StoreKind::TraceStore => format!("stores of {namespace}"),
+        };
+        let owners = [format!("namespace {namespace}"), store];
+        Self { s3, store_ref, owners, prefix, connection, object_store, version, probes }
+    }
+
+    /// A place for work on this store, of which its namespace and the store itself have a share each; none: a little later.
+    pub fn place(&self, places: &Lanes) -> Option<Place> {
+        let [namespace, store] = &self.owners;
+        places.try_take(&[(namespace, OF_A_NAMESPACE), (store, OF_A_STORE)])
+    }
+
+    /// A place for work of which its namespace alone has a share.
+    pub fn place_of_namespace(&self, places: &Lanes) -> Option<Place> {
+        places.try_take(&[(&self.owners[0], OF_A_NAMESPACE)])
     }
 
     /// A store without an API server: for tests, and for tools that hold credentials themselves.
@@ -296,15 +331,17 @@ impl ResolvedStore {
         credential: &Credential,
         prefix: SessionPrefix,
         policy: Option<EndpointPolicy>,
+        extra_ca: Option<&ExtraCa>,
     ) -> Result<Self, StoreProblem> {
         if let Some(policy) = &policy {
             policy.admit(s3.endpoint.as_deref())?;
         }
-        let connection = endpoint::connect(&s3, credential, policy.map(|policy| policy.guard))?;
+        let (guard, extra_ca) = (policy.map(|policy| policy.guard), extra_ca.map(ExtraCa::pem));
+        let connection = endpoint::connect(&s3, credential, guard, extra_ca.as_deref())?;
         let store_ref = StoreRef { kind: StoreKind::ClusterTraceStore, name: "direct".to_owned() };
         let version =
             StoreVersion { uid: String::new(), generation: 0, secret: String::new(), place: String::new() };
-        Ok(Self::new(s3, store_ref, prefix, connection, version, Arc::default()))
+        Ok(Self::new(s3, store_ref, "", prefix, connection, version, Arc::default()))
     }
 
     /// Puts, reads, tries to overwrite, and deletes a small object, unless that succeeded less than a minute ago.
@@ -313,6 +350,32 @@ impl ResolvedStore {
     /// The store's answer as a reason, with its code and request id.
     pub async fn probe(&self) -> Result<Probed, StoreProblem> {
         self.probes.recent(&self.version, &self.s3, &self.connection).await
+    }
+
+    /// What a probe said of it just now; else, without waiting for it, what was last wrong with it, if anything was.
+    ///
+    /// # Errors
+    /// Nothing new is known: have it [`probe`](Self::probe)d.
+    pub fn known(&self) -> Result<Result<Probed, StoreProblem>, Option<StoreProblem>> {
+        match self.probes.fresh(&self.version) {
+            Some(result) => Ok(result),
+            None => Err(self.probes.last(&self.version).and_then(|done| done.result.err())),
+        }
+    }
+
+    /// What is wrong with it as far as is known, without waiting for it. Where an agent is `troubled` by it, or where it had a
+    /// problem, it is tried again meanwhile: the next one who asks knows more.
+    pub fn problem(&self, troubled: bool) -> Option<StoreProblem> {
+        let known = self.probes.last(&self.version).and_then(|done| done.result.err());
+        if troubled || known.is_some() {
+            self.renew();
+        }
+        known
+    }
+
+    /// Has it tried beside the caller, unless it was just now: the next one who asks for its [`problem`](Self::problem) knows.
+    pub fn renew(&self) {
+        self.probes.renew(&self.version, &self.s3, &self.connection);
     }
 
     /// Reads and writes as the operator. Paths begin at the bucket: use [`prefix`](Self::prefix).

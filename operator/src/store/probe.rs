@@ -42,12 +42,22 @@ pub struct Probed {
     pub conditional_put: bool,
 }
 
-/// The newest result of each store.
+/// The newest result of each store, and of each place where sessions that began before its last change still are.
 #[derive(Default)]
 pub(crate) struct Probes {
-    done: Mutex<HashMap<String, Done>>,
-    /// One probe of a store at a time; who waits finds its result.
-    turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    done: Mutex<HashMap<Subject, Done>>,
+    /// One probe of a store's place at a time; who waits finds its result.
+    turns: Mutex<HashMap<Subject, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+/// A store's UID, and where, if that is not where its spec says.
+type Subject = (String, String);
+
+/// Results of places that nobody asked for in so long are forgotten when there is another; stores are tried more often.
+const REMEMBERED: Duration = Duration::from_secs(3600);
+
+fn subject(version: &StoreVersion) -> Subject {
+    (version.uid.clone(), version.place.clone())
 }
 
 #[derive(Clone)]
@@ -65,22 +75,44 @@ impl Probes {
         s3: &S3,
         connection: &Connection,
     ) -> Result<Probed, StoreProblem> {
-        let turn = {
-            let mut turns = self.turns.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            turns.entry(version.uid.clone()).or_default().clone()
-        };
+        let turn = self.turn(version);
         let _turn = turn.lock().await;
-        match self.last(version) {
-            Some(Done { at, result: Ok(probed), .. }) if at.elapsed() < RECENT => Ok(probed),
-            Some(Done { at, result: Err(problem), .. }) if at.elapsed() < RECENT_FAILURE => Err(problem),
-            _ => self.now(version, s3, connection).await,
+        match self.fresh(version) {
+            Some(result) => result,
+            None => self.now(version, s3, connection).await,
         }
+    }
+
+    /// A success of the last minute, or a failure of the last seconds.
+    pub(crate) fn fresh(&self, version: &StoreVersion) -> Option<Result<Probed, StoreProblem>> {
+        let Done { at, result, .. } = self.last(version)?;
+        let believed = if result.is_ok() { RECENT } else { RECENT_FAILURE };
+        (at.elapsed() < believed).then_some(result)
+    }
+
+    /// Tries beside the caller, who does not wait: unless it was tried within the last seconds, or is being tried.
+    pub(crate) fn renew(self: &Arc<Self>, version: &StoreVersion, s3: &S3, connection: &Connection) {
+        if self.last(version).is_some_and(|done| done.at.elapsed() < RECENT_FAILURE) {
+            return;
+        }
+        let Ok(turn) = self.turn(version).try_lock_owned() else { return };
+        let (this, version, s3, connection) = (self.clone(), version.clone(), s3.clone(), connection.clone());
+        tokio::spawn(async move {
+            let _turn = turn;
+            // What comes of it is remembered.
+            let _ = this.now(&version, &s3, &connection).await;
+        });
+    }
+
+    fn turn(&self, version: &StoreVersion) -> Arc<tokio::sync::Mutex<()>> {
+        let mut turns = self.turns.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        turns.entry(subject(version)).or_default().clone()
     }
 
     /// The last result for exactly this version.
     pub(crate) fn last(&self, version: &StoreVersion) -> Option<Done> {
         let done = self.done.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        done.get(&version.uid).filter(|done| done.version == *version).cloned()
+        done.get(&subject(version)).filter(|done| done.version == *version).cloned()
     }
 
     /// Tries, and remembers.
@@ -99,14 +131,20 @@ impl Probes {
             result = Err(before);
         }
         let done = Done { version: version.clone(), at: Instant::now(), result: result.clone() };
-        self.done.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).insert(version.uid.clone(), done);
+        let mut all = self.done.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        all.retain(|_, done| done.at.elapsed() < REMEMBERED);
+        all.insert(subject(version), done);
+        drop(all);
+        // Who waits for a turn holds it; the others need none.
+        let mut turns = self.turns.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
         result
     }
 
     /// Forgets a store that is gone.
     pub(crate) fn forget(&self, uid: &str) {
-        self.done.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).remove(uid);
-        self.turns.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).remove(uid);
+        let mut all = self.done.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        all.retain(|(of, _), _| of != uid);
     }
 }
 
@@ -278,7 +316,8 @@ fn problem(s3: &S3, step: &str, answer: &Answer) -> StoreProblem {
             reason::ACCESS_DENIED,
             "allow s3:PutObject, s3:GetObject, s3:ListBucket and s3:DeleteObject to this key",
         ),
-        ("InvalidAccessKeyId" | "NotSignedUp", _) => {
+        // The last one is of Versity's gateway where it has no other accounts.
+        ("InvalidAccessKeyId" | "NotSignedUp" | "XAdminUserNotFound", _) => {
             (reason::INVALID_ACCESS_KEY_ID, "correct accessKeyId in the store's Secret")
         }
         ("SignatureDoesNotMatch", _) => {
@@ -342,6 +381,43 @@ mod tests {
         assert_eq!(problem.reason, reason::NO_SUCH_BUCKET);
         assert!(problem.message.contains("404 NoSuchBucket (request id 4F-2)"), "{problem}");
         assert!(!problem.message.contains("secret text"), "{problem}");
+    }
+
+    #[tokio::test]
+    async fn a_session_that_stays_at_an_older_place_and_one_at_the_new_place_each_have_their_own_result() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let probes = Arc::<Probes>::default();
+        let version = |place: &str| StoreVersion {
+            uid: "uid".to_owned(),
+            generation: 2,
+            secret: String::new(),
+            place: place.to_owned(),
+        };
+        let key = super::super::Credential::Key {
+            access_key_id: "a".to_owned(),
+            secret_access_key: "b".to_owned(),
+            session_token: None,
+        };
+        // Nobody is there, which is soon known.
+        let nowhere = |bucket: &str| S3 {
+            endpoint: Some("http://127.0.0.1:9".to_owned()),
+            bucket: bucket.to_owned(),
+            ..s3()
+        };
+        for (place, bucket) in [("", "new"), ("http://127.0.0.1:9/old", "old")] {
+            let s3 = nowhere(bucket);
+            let connection = endpoint::connect(&s3, &key, None, None).unwrap();
+            probes.now(&version(place), &s3, &connection).await.unwrap_err();
+        }
+        let said = |place: &str| probes.last(&version(place)).unwrap().result.unwrap_err().message;
+        assert!(said("").contains("bucket new"), "{}", said(""));
+        assert!(said("http://127.0.0.1:9/old").contains("bucket old"));
+        assert!(probes.fresh(&version("")).is_some());
+        assert!(probes.turns.lock().unwrap().is_empty(), "nobody waits");
+        probes.forget("uid");
+        assert!(
+            probes.last(&version("")).is_none() && probes.last(&version("http://127.0.0.1:9/old")).is_none()
+        );
     }
 
     #[test]

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Grants: leave to create one object with one content, for a short time.
+//! Grants: leave to create one object with one content, for a short time; and leave to read one.
 //!
-//! In: a key of the session and the SHA-256 of what will lie there. Out: a presigned PUT and a presigned HEAD. Signing
-//! is local arithmetic and needs no store.
+//! In: a key of the session and the SHA-256 of what will lie there. Out: a presigned PUT and a presigned HEAD; for readers a
+//! presigned GET. Signing is local arithmetic and needs no store.
 //!
 //! `If-None-Match: *` and the checksum are among the *signed* headers. Left unsigned, the holder of a grant could leave
 //! them out and overwrite; signed, the store refuses a request without them or with other values (tests/store_s3.rs).
@@ -67,8 +67,29 @@ impl ResolvedStore {
                 ),
             ));
         }
-        let seconds = if self.connection.ambient { AMBIENT_GRANT_SECONDS } else { GRANT_SECONDS };
-        self.grant_for(key, sha256, Duration::from_secs(seconds)).await
+        self.grant_for(key, sha256, Duration::from_secs(self.grant_seconds())).await
+    }
+
+    /// How long what is signed now holds.
+    pub fn grant_seconds(&self) -> u64 {
+        if self.connection.ambient { AMBIENT_GRANT_SECONDS } else { GRANT_SECONDS }
+    }
+
+    /// Signs the leave to read an object of this session; none for an object elsewhere.
+    ///
+    /// # Errors
+    /// When the operator's identity cannot be had.
+    pub async fn read_url(&self, path: &Path) -> Result<Option<String>, StoreProblem> {
+        if self.prefix.strip(path).is_none_or(str::is_empty) {
+            return Ok(None);
+        }
+        let time = Duration::from_secs(self.grant_seconds());
+        url(&self.connection, Method::GET, path, time, &SignedUrlOptions::default()).await.map(Some)
+    }
+
+    /// Certificates in PEM to trust besides the public ones; empty: none.
+    pub fn ca_bundle(&self) -> String {
+        self.connection.ca_bundle.clone()
     }
 
     /// As [`grant`](Self::grant), for another time: for tests of what happens after it.
@@ -84,7 +105,7 @@ impl ResolvedStore {
         let path = self.prefix.object(key);
         let (put_url, put_headers) = put(&self.connection, &path, sha256, time).await?;
         let head_url = url(&self.connection, Method::HEAD, &path, time, &SignedUrlOptions::default()).await?;
-        let ca_bundle = self.s3.ca_bundle.clone().unwrap_or_default();
+        let ca_bundle = self.ca_bundle();
         Ok(Grant { put_url, put_headers, head_url, ca_bundle, guard: self.connection.guard.clone() })
     }
 }

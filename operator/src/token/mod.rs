@@ -22,14 +22,14 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use sha2::{Digest, Sha256};
 use strum::{EnumIter, IntoStaticStr};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
 const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
 const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
 
 /// Longer than any token the API server issues; more is not worth a request.
-const TOKEN_MAX: usize = 16 << 10;
+pub(crate) const TOKEN_MAX: usize = 8 << 10;
 /// How long a refusal is remembered, so that a broken agent costs one review per this time.
 const REFUSAL_TTL: Duration = Duration::from_secs(10);
 /// Entries kept; far more than agents, so only a flood of bad tokens ever reaches it.
@@ -86,7 +86,7 @@ pub struct Agent {
 
 /// Asks for a TokenReview; a trait so that tests can say what the API server answers.
 pub trait Review: Send + Sync {
-    /// The review's status, for a token and our audience.
+    /// The review's status, for a token and the audience that it has to be for.
     fn review<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<TokenReviewStatus, kube::Error>>;
 }
 
@@ -99,12 +99,13 @@ pub trait Pods: Send + Sync {
 /// The API server's own TokenReview.
 pub struct ApiReview {
     api: Api<TokenReview>,
+    audience: &'static str,
 }
 
 impl ApiReview {
-    /// Reviews with this client; needs `create` on `tokenreviews`.
-    pub fn new(client: Client) -> Self {
-        Self { api: Api::all(client) }
+    /// Reviews tokens for this audience with this client; needs `create` on `tokenreviews`.
+    pub fn new(client: Client, audience: &'static str) -> Self {
+        Self { api: Api::all(client), audience }
     }
 }
 
@@ -113,11 +114,45 @@ impl Review for ApiReview {
         Box::pin(async move {
             let spec = TokenReviewSpec {
                 token: Some(token.to_owned()),
-                audiences: Some(vec![node_api::TOKEN_AUDIENCE.to_owned()]),
+                audiences: Some(vec![self.audience.to_owned()]),
             };
             let review = TokenReview { spec, ..TokenReview::default() };
             Ok(self.api.create(&PostParams::default(), &review).await?.status.unwrap_or_default())
         })
+    }
+}
+
+/// Asks the API server for a few at once, and for none without end.
+pub(crate) struct Places(Semaphore);
+
+impl Default for Places {
+    fn default() -> Self {
+        Self(Semaphore::new(REVIEWS))
+    }
+}
+
+impl Places {
+    /// A place, once one is free.
+    pub(crate) async fn take(&self) -> Option<SemaphorePermit<'_>> {
+        self.0.acquire().await.ok()
+    }
+
+    /// The answer, if it comes in time and is one.
+    pub(crate) async fn answer<T>(
+        what: &'static str,
+        ask: impl Future<Output = Result<T, kube::Error>>,
+    ) -> Option<T> {
+        match tokio::time::timeout(REVIEW_TIME, ask).await {
+            Ok(Ok(answer)) => Some(answer),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, what, "review failed");
+                None
+            }
+            Err(_) => {
+                tracing::warn!(what, "review not answered");
+                None
+            }
+        }
     }
 }
 
@@ -133,14 +168,14 @@ pub struct Authenticator {
     /// `system:serviceaccount:<namespace>:<name>`.
     username: String,
     remembered: Mutex<HashMap<[u8; 32], Remembered>>,
-    reviewing: Semaphore,
+    reviewing: Places,
 }
 
 impl Authenticator {
     /// Accepts tokens of the ServiceAccount `account` in `namespace`.
     pub fn new(review: Arc<dyn Review>, pods: Arc<dyn Pods>, namespace: &str, account: &str) -> Self {
         let username = format!("system:serviceaccount:{namespace}:{account}");
-        Self { review, pods, username, remembered: Mutex::default(), reviewing: Semaphore::new(REVIEWS) }
+        Self { review, pods, username, remembered: Mutex::default(), reviewing: Places::default() }
     }
 
     /// Whom the token speaks for.
@@ -210,21 +245,14 @@ impl Authenticator {
     }
 
     async fn ask(&self, token: &str, key: &[u8; 32]) -> Result<Agent, Refusal> {
-        let turn = self.reviewing.acquire().await;
+        let turn = self.reviewing.take().await;
         // The same token may have been reviewed meanwhile.
         if let Some(answer) = self.recall(key, SystemTime::now()) {
             return answer;
         }
-        let reviewed = tokio::time::timeout(REVIEW_TIME, self.review.review(token)).await;
+        let reviewed = Places::answer("token", self.review.review(token)).await;
         drop(turn);
-        let reviewed = reviewed.map_err(|_| {
-            tracing::warn!("token review not answered");
-            Refusal::ReviewFailed
-        })?;
-        let status = reviewed.map_err(|error| {
-            tracing::warn!(%error, "token review failed");
-            Refusal::ReviewFailed
-        })?;
+        let status = reviewed.ok_or(Refusal::ReviewFailed)?;
         let claims = Claims::read(token);
         if status.authenticated != Some(true) {
             return Err(self.why_not(&claims).await);

@@ -10,14 +10,27 @@ use http::{Method, Request, Response, StatusCode};
 use kube::Client;
 use kube::client::Body;
 use serde_json::{Value, json};
+use tracelake_operator::api_server::Paced;
+use tracelake_operator::store::{StoreConfig, Stores};
+
+/// Stores without a default one, of an operator in namespace `tracelake`.
+pub(crate) fn stores(client: Client) -> Arc<Stores> {
+    let config = StoreConfig {
+        operator_namespace: "tracelake".to_owned(),
+        default_store: None,
+        secret_namespaces: Vec::new(),
+        endpoints: Default::default(),
+        extra_ca: None,
+    };
+    Arc::new(Stores::new(client, config))
+}
 
 /// Path of the one session of most tests.
 pub(crate) const SESSION: &str = "/apis/tracelake.dev/v1alpha1/namespaces/shop/tracesessions/checkout";
-const SESSIONS: &str = "/apis/tracelake.dev/v1alpha1/tracesessions";
+pub(crate) const SESSIONS: &str = "/apis/tracelake.dev/v1alpha1/tracesessions";
 /// Path of the store of the chart's values.
 pub(crate) const STORE: &str = "/apis/tracelake.dev/v1alpha1/clustertracestores/default";
 const STORES: &str = "/apis/tracelake.dev/v1alpha1/clustertracestores";
-const PODS: &str = "/api/v1/namespaces/shop/pods";
 
 #[derive(Default)]
 pub(crate) struct World {
@@ -30,7 +43,26 @@ pub(crate) struct World {
     pub(crate) events: Vec<String>,
     /// Every write is answered with 422.
     pub(crate) refusing: bool,
+    /// What is wrong with all of it.
+    pub(crate) trouble: Option<Trouble>,
+    /// When each request came, by method and path, writes and watches as well.
+    pub(crate) requests: Vec<(tokio::time::Instant, String)>,
     version: u64,
+}
+
+/// What is wrong with an API server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// Nobody accepts a connection.
+    Down,
+    /// Every request but a watch is answered with this status.
+    Refuses(u16),
+    /// Every watch is answered with 410 Gone, as after a compaction.
+    Gone,
+    /// Every watch ends at once, with nothing.
+    ShortWatches,
+    /// Every request but a watch is answered after this time.
+    Slow(Duration),
 }
 
 #[derive(Clone, Default)]
@@ -41,26 +73,64 @@ impl Api {
         let api = self.clone();
         let service = tower::service_fn(move |request: Request<Body>| {
             let api = api.clone();
-            async move { Ok::<_, std::convert::Infallible>(api.serve(request).await) }
+            async move { api.serve(request).await }
         });
         Client::new(service, "default")
     }
 
-    async fn serve(&self, request: Request<Body>) -> Response<Body> {
+    /// As the operator's own client begins watches.
+    pub(crate) fn paced_client(&self) -> Client {
+        let api = self.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let api = api.clone();
+            async move { api.serve(request).await }
+        });
+        Client::new(tower::Layer::layer(&Paced::default(), service), "default")
+    }
+
+    pub(crate) async fn serve(&self, request: Request<Body>) -> std::io::Result<Response<Body>> {
         let (parts, body) = request.into_parts();
         let path = parts.uri.path().to_owned();
         let query = parts.uri.query().unwrap_or_default();
-        if query.contains("watch=true") {
+        let is_watch = query.contains("watch=true");
+        let trouble = {
+            let mut world = self.0.lock().unwrap();
+            let what = if is_watch { "WATCH" } else { parts.method.as_str() };
+            world.requests.push((tokio::time::Instant::now(), format!("{what} {path}")));
+            world.trouble
+        };
+        match (trouble, is_watch) {
+            (Some(Trouble::Down), _) => return Err(std::io::ErrorKind::ConnectionRefused.into()),
+            (Some(Trouble::Refuses(code)), false) => {
+                let (status, answer) = failure(StatusCode::from_u16(code).unwrap(), "not now");
+                return Ok(answered(status, &answer));
+            }
+            (Some(Trouble::Gone), true) => {
+                let (_, status) = failure(StatusCode::GONE, "too old resource version");
+                let event = json!({"type": "ERROR", "object": status});
+                return Ok(Response::new(Body::from(format!("{event}\n").into_bytes())));
+            }
+            (Some(Trouble::Slow(time)), false) => tokio::time::sleep(time).await,
+            (Some(Trouble::ShortWatches), true) => return Ok(Response::new(Body::empty())),
+            _ => {}
+        }
+        if is_watch {
             let since = query.split('&').find_map(|one| one.strip_prefix("resourceVersion="));
             let event = self.store_event(since.and_then(|since| since.parse().ok()).unwrap_or_default());
-            // Of other kinds nothing ever happens.
-            let event = if path == STORES { event.await } else { std::future::pending().await };
-            return Response::new(Body::from(format!("{event}\n").into_bytes()));
+            let event = if path == STORES { event.await } else { self.nothing().await? };
+            return Ok(Response::new(Body::from(format!("{event}\n").into_bytes())));
         }
         let body: Value = serde_json::from_slice(&body.collect_bytes().await.unwrap()).unwrap_or_default();
         let (status, answer) = self.0.lock().unwrap().answer(&parts.method, &path, body);
-        let answer = Body::from(serde_json::to_vec(&answer).unwrap());
-        Response::builder().status(status).header("content-type", "application/json").body(answer).unwrap()
+        Ok(answered(status, &answer))
+    }
+
+    /// Of other kinds nothing ever happens, until the API server goes away.
+    async fn nothing(&self) -> std::io::Result<Value> {
+        while self.0.lock().unwrap().trouble != Some(Trouble::Down) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Err(std::io::ErrorKind::ConnectionReset.into())
     }
 
     /// What happens to the store of the chart's values after this version; the watch ends with it.
@@ -125,17 +195,46 @@ impl Api {
         std::mem::take(&mut self.0.lock().unwrap().writes)
     }
 
+    /// The API server gets into trouble, or out of it.
+    pub(crate) fn is_in(&self, trouble: Option<Trouble>) {
+        self.0.lock().unwrap().trouble = trouble;
+    }
+
+    /// When requests of this kind (`GET /path`, `WATCH /path`) came.
+    pub(crate) fn came(&self, what: &str) -> Vec<tokio::time::Instant> {
+        let world = self.0.lock().unwrap();
+        world.requests.iter().filter(|(_, one)| one == what).map(|(at, _)| *at).collect()
+    }
+
     pub(crate) fn events(&self) -> Vec<String> {
         self.0.lock().unwrap().events.clone()
     }
+}
+
+fn answered(status: StatusCode, answer: &Value) -> Response<Body> {
+    let answer = Body::from(serde_json::to_vec(answer).unwrap());
+    Response::builder().status(status).header("content-type", "application/json").body(answer).unwrap()
+}
+
+/// The namespace whose pods a path lists.
+fn namespace_of_pods(path: &str) -> Option<&str> {
+    path.strip_prefix("/api/v1/namespaces/")?.strip_suffix("/pods")
+}
+
+fn failure(code: StatusCode, message: &str) -> (StatusCode, Value) {
+    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code.as_u16(),
+        "reason": code.canonical_reason(), "message": message});
+    (code, status)
 }
 
 impl World {
     fn answer(&mut self, method: &Method, path: &str, body: Value) -> (StatusCode, Value) {
         let missing = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404,
             "message": format!("{path} not found")});
-        if *method == Method::GET && path == PODS {
-            let list = json!({"kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": self.pods});
+        if let (&Method::GET, Some(namespace)) = (method, namespace_of_pods(path)) {
+            let items: Vec<&Value> =
+                self.pods.iter().filter(|pod| pod["metadata"]["namespace"] == namespace).collect();
+            let list = json!({"kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items});
             return (StatusCode::OK, list);
         }
         if *method == Method::GET && path == SESSIONS {
@@ -160,11 +259,6 @@ impl World {
             return (StatusCode::CREATED, body);
         }
         self.writes.push(format!("{method} {path}"));
-        let failure = |code: StatusCode, message: &str| {
-            let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code.as_u16(),
-                "reason": code.canonical_reason(), "message": message});
-            (code, status)
-        };
         if self.refusing {
             return failure(StatusCode::UNPROCESSABLE_ENTITY, "spec.s3.bucket: Required value");
         }

@@ -3,6 +3,7 @@
 
 mod api;
 mod chart;
+mod faults;
 mod owners;
 #[path = "../store_s3/servers.rs"]
 #[allow(dead_code, reason = "shared with the tests of grants, which use the rest")]
@@ -20,7 +21,7 @@ use dataset::reader;
 use kube::runtime::controller::Action;
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::ObjectRef;
-use node_api::v1::{Activity, CollectorReport, Hello, Report, SessionReport, Stage, Totals};
+use node_api::v1::{Activity, CollectorReport, Excess, Hello, Report, SessionReport, Stage, Totals};
 use servers::{BUCKET, Server, writer};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_util::sync::CancellationToken;
@@ -31,8 +32,8 @@ use tracelake_operator::session::limits::{Limits, Places};
 use tracelake_operator::session::listed::Listed;
 use tracelake_operator::session::memory::{Clock, Memories};
 use tracelake_operator::session::pods::PodWatches;
-use tracelake_operator::session::{self, Context, Nodes, reconcile};
-use tracelake_operator::store::{ResolvedStore, StoreConfig, Stores};
+use tracelake_operator::session::{self, Context, Nodes, ReconcileError, begin, reconcile, standby};
+use tracelake_operator::store::ResolvedStore;
 
 const UID: &str = "0b7d4fd2-0000-4000-8000-000000000001";
 const BOOT: &str = "0123456789abcdef0123456789abcdef";
@@ -85,18 +86,17 @@ spec: {{s3: {{bucket: {BUCKET}, prefix: team, endpoint: '{endpoint}'}}, credenti
             "{apiVersion: v1, kind: Secret, metadata: {name: key, namespace: tracelake},
  data: {accessKeyId: QUtXUklURVI=, secretAccessKey: d3JpdGVyLXNlY3JldA==}}",
         );
+        Self::over(api)
+    }
+
+    /// An operator that knows nothing but what the API server holds.
+    fn over(api: Api) -> Self {
         let client = api.client();
         let (hub, due) = Hub::new();
-        let stores = StoreConfig {
-            operator_namespace: "tracelake".to_owned(),
-            default_store: None,
-            secret_namespaces: Vec::new(),
-            endpoints: Default::default(),
-        };
         let context = Context {
             client: client.clone(),
             hub: hub.clone(),
-            stores: Arc::new(Stores::new(client.clone(), stores)),
+            stores: api::stores(client.clone()),
             pods: PodWatches::new(client.clone(), hub.clone()),
             nodes: Nodes::none(),
             owners: Owners::new(client.clone()),
@@ -104,7 +104,7 @@ spec: {{s3: {{bucket: {BUCKET}, prefix: team, endpoint: '{endpoint}'}}, credenti
             metrics: Metrics::default(),
             cluster_id: "cluster".to_owned(),
             memories: Memories::default(),
-            endings: tokio::sync::Semaphore::new(1),
+            store_places: reconcile::StorePlaces::default(),
             clock: Clock::default(),
             limits: Limits { sessions_per_namespace: Some(2), ..Limits::default() },
             places: Places::default(),
@@ -113,9 +113,19 @@ spec: {{s3: {{bucket: {BUCKET}, prefix: team, endpoint: '{endpoint}'}}, credenti
         Self { api, context: Arc::new(context), hub, due }
     }
 
-    /// One pass over the session as it now is.
+    /// One pass over the session as it now is; where its store is asked first, also the one when it has answered.
     async fn pass(&self) -> Action {
-        reconcile::reconcile(self.api.session(), self.context.clone()).await.unwrap()
+        self.try_pass().await.unwrap()
+    }
+
+    async fn try_pass(&self) -> Result<Action, ReconcileError> {
+        let next = reconcile::reconcile(self.api.session(), self.context.clone()).await?;
+        if next != Action::requeue(begin::ASKED) {
+            return Ok(next);
+        }
+        let store = self.context.stores.resolve(&self.api.session()).await.unwrap();
+        within(Duration::from_secs(60), "an answer of the store", || store.known().is_ok()).await;
+        reconcile::reconcile(self.api.session(), self.context.clone()).await
     }
 
     fn phase(&self) -> Option<Phase> {
@@ -150,7 +160,7 @@ spec: {{s3: {{bucket: {BUCKET}, prefix: team, endpoint: '{endpoint}'}}, credenti
         let mut s3 = servers::s3(endpoint, BUCKET);
         s3.prefix = "team".to_owned();
         let prefix = SessionPrefix::new("team", "shop", "checkout", UID).unwrap();
-        ResolvedStore::direct(s3, &writer(), prefix, None).unwrap()
+        ResolvedStore::direct(s3, &writer(), prefix, None, None).unwrap()
     }
 }
 
@@ -187,9 +197,13 @@ async fn write_node_manifest(store: &ResolvedStore, node: &str) {
 
 /// Waits until it is so, for less time than passes wait that nobody asked for.
 async fn soon(what: &str, is_so: impl Fn() -> bool) {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    within(Duration::from_secs(20), what, is_so).await;
+}
+
+async fn within(patience: Duration, what: &str, is_so: impl Fn() -> bool) {
+    let deadline = tokio::time::Instant::now() + patience;
     while !is_so() {
-        assert!(tokio::time::Instant::now() < deadline, "{what} within 20 s");
+        assert!(tokio::time::Instant::now() < deadline, "{what} within {patience:?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -212,6 +226,34 @@ async fn what_a_node_reports_is_in_the_status_at_once_though_no_pass_is_due() {
     soon("the phase", || api.status().phase == Some(Phase::Running)).await;
     stop.cancel();
     running.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_replica_that_waits_has_the_pods_of_running_sessions_and_no_others_when_its_turn_comes() {
+    let mut scenario = Scenario::new(&spec(), "http://127.0.0.1:9");
+    scenario.started();
+    scenario.api.add_pod("web-0", "node-1");
+    let pods = "GET /api/v1/namespaces/shop/pods";
+    let id = SessionId::of(&scenario.api.session());
+    {
+        // More than what waits could say in a day must not pile up: the hub's wishes are a leader's.
+        scenario.hub.trigger(id.object_ref());
+        let waits = standby::follow(scenario.api.client(), &scenario.context.pods, &mut scenario.due);
+        let api = scenario.api.clone();
+        tokio::select! {
+            () = waits => unreachable!("it follows for ever"),
+            () = soon("the list of pods", || !api.came(pods).is_empty()) => {}
+        }
+    }
+    assert!(scenario.due.try_recv().is_err(), "what the hub wants is for a leader");
+    scenario.pass().await;
+    let plan = scenario.hub.published(UID).expect("published");
+    assert_eq!(plan.nodes.keys().collect::<Vec<_>>(), ["node-1"]);
+    assert_eq!(scenario.api.came(pods).len(), 1, "nothing is listed again");
+    // Gone while nobody watched: the namespace is let go of, and listed anew for who comes next.
+    scenario.context.pods.retain(|_| false);
+    scenario.context.pods.acquire(&id).await.unwrap();
+    assert_eq!(scenario.api.came(pods).len(), 2);
 }
 
 #[tokio::test]
@@ -378,6 +420,62 @@ async fn a_session_goes_from_its_first_file_to_a_complete_manifest() {
 }
 
 #[tokio::test]
+async fn one_node_over_its_budget_ends_a_session_that_is_to_stop_and_no_other() {
+    let server = Server::in_process().await;
+    for (policy, ends) in [("Sample", false), ("Stop", true)] {
+        let budget = format!("{}\n  budget: {{eventsPerSecond: 100, onExceeded: {policy}}}", spec());
+        let scenario = Scenario::new(&budget, &server.endpoint);
+        scenario.api.add_pod("web-0", "node-1");
+        let mut stream = scenario.connect("node-1");
+        stream.plan().await.unwrap();
+        scenario.pass().await;
+        let told = stream.plan().await.unwrap().bodies[0].budget.unwrap();
+        assert_eq!((told.events_per_second, told.cpu_millis, told.stop), (100, 0, ends));
+        let mut said = report(Stage::Draining, 5);
+        let message = "eventsPerSecond is 100, 900 a second were found".to_owned();
+        said.sessions[0].excess =
+            Some(Excess { budget: "eventsPerSecond".to_owned(), stopped: true, message });
+        stream.report(said);
+        scenario.pass().await;
+        scenario.pass().await;
+        let activity = if ends { Some(Phase::Draining) } else { Some(Phase::Preparing) };
+        assert_eq!(scenario.phase(), activity, "{policy}");
+        if ends {
+            let exceeded = scenario.condition(condition::BUDGET_EXCEEDED);
+            assert_eq!(exceeded, ("True".to_owned(), reason::BUDGET_STOPPED.to_owned()));
+            assert_eq!(stream.plan().await.unwrap().sessions[0].activity(), Activity::Drain);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_node_over_its_budget_is_told_of_also_when_the_user_stops_the_session() {
+    let server = Server::in_process().await;
+    let spec = spec().replace("drainTimeout: 1s", "drainTimeout: 10m");
+    let spec = format!("{spec}\n  budget: {{cpu: 1m, onExceeded: Stop}}");
+    let scenario = Scenario::new(&spec, &server.endpoint);
+    scenario.api.add_pod("web-0", "node-1");
+    let mut stream = scenario.connect("node-1");
+    stream.plan().await.unwrap();
+    scenario.pass().await;
+    scenario.api.change(SESSION, |session| session["spec"]["stop"] = true.into());
+    scenario.pass().await;
+    let mut said = report(Stage::Draining, 5);
+    let message = "cpu is 1m, 2m went into the session".to_owned();
+    said.sessions[0].excess = Some(Excess { budget: "cpu".to_owned(), stopped: true, message });
+    stream.report(said);
+    for _ in 0..3 {
+        // A status is written every few seconds at most.
+        scenario.context.clock.advance(Duration::from_secs(6));
+        scenario.pass().await;
+        let exceeded = scenario.condition(condition::BUDGET_EXCEEDED);
+        assert_eq!(exceeded, ("True".to_owned(), reason::BUDGET_STOPPED.to_owned()));
+        let collecting = scenario.condition(condition::COLLECTING);
+        assert_eq!(collecting, ("False".to_owned(), reason::STOPPED.to_owned()));
+    }
+}
+
+#[tokio::test]
 async fn a_node_that_comes_back_after_the_end_makes_an_incomplete_session_complete() {
     let server = Server::in_process().await;
     let scenario = Scenario::new(&spec(), &server.endpoint);
@@ -403,22 +501,7 @@ async fn a_node_that_comes_back_after_the_end_makes_an_incomplete_session_comple
     );
 
     // Another operator, which knows nothing but what is written down.
-    let next = Scenario { api: scenario.api.clone(), ..Scenario::new(&spec(), &server.endpoint) };
-    let context = Context { client: next.api.client(), ..Arc::into_inner(next.context).unwrap() };
-    let stores = StoreConfig {
-        operator_namespace: "tracelake".to_owned(),
-        default_store: None,
-        secret_namespaces: Vec::new(),
-        endpoints: Default::default(),
-    };
-    let client = next.api.client();
-    let context = Context {
-        stores: Arc::new(Stores::new(client.clone(), stores)),
-        pods: PodWatches::new(client.clone(), next.hub.clone()),
-        owners: Owners::new(client),
-        ..context
-    };
-    let next = Scenario { context: Arc::new(context), ..next };
+    let next = Scenario::over(scenario.api.clone());
     let mut done_before = next.connect("node-1");
     let mut back = next.connect("node-2");
     next.pass().await;

@@ -6,12 +6,14 @@
 //! ([`contender`]) record the same ones in turns ([`measure`]). The full run writes `docs/benchmarks.md`, which says on
 //! which machine, kernel and commit; `--quick` prints only. All single results go to `target/bench/results.json`.
 
+mod answers;
 mod contender;
 pub(crate) mod load;
 mod measure;
 mod process;
-mod report;
+pub(crate) mod report;
 mod scale;
+mod sessions;
 mod soak;
 
 use std::collections::BTreeMap;
@@ -27,8 +29,8 @@ use report::{Goal, median, short};
 
 use crate::{cache, exec, tools};
 
-/// Every collector, for what is measured of all.
-const COLLECTORS: &str = "processes,tcpConnections,tcpStates,tcpReceive,tcpRetransmits,tcpThroughput,tcpListenQueue,\
+/// Every collector, for what is measured of all, or recorded.
+pub(crate) const COLLECTORS: &str = "processes,tcpConnections,tcpStates,tcpReceive,tcpRetransmits,tcpThroughput,tcpListenQueue,\
                           packetDrops,pageFaults,memoryRss,cpuSched,nodeInfo";
 
 /// Arguments of `cargo xtask bench`.
@@ -43,6 +45,13 @@ pub(crate) struct Args {
     /// Instead of all else the operator with 5,000 nodes that are none; writes `docs/scale.md`. A tenth of it with `--quick`.
     #[arg(long, conflicts_with = "soak")]
     scale: bool,
+    /// Instead of all else sixty sessions on the cluster, one after the other; writes `docs/latency.md`. Five of them with `--quick`.
+    #[arg(long, conflicts_with_all = ["soak", "scale"])]
+    sessions: bool,
+    /// Instead of all else five questions and the report over 100 million rows, beside DuckDB and Polars; writes `docs/answers.md`. Two
+    /// million with `--quick`.
+    #[arg(long, conflicts_with_all = ["soak", "scale", "sessions"])]
+    answers: bool,
 }
 
 /// Everything that was measured.
@@ -70,6 +79,12 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     }
     if args.scale {
         return scale::main(args.quick);
+    }
+    if args.sessions {
+        return sessions::main(args.quick);
+    }
+    if args.answers {
+        return answers::main(args.quick);
     }
     let folder = cache::repository().join("target/bench");
     fs::create_dir_all(&folder)?;

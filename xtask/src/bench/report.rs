@@ -42,6 +42,14 @@ pub(super) fn median(values: &mut [f64]) -> f64 {
     }
 }
 
+/// The value that this share of all does not exceed.
+pub(super) fn percentile(values: &[f64], share: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let rank = (sorted.len() as f64 * share).ceil() as usize;
+    sorted.get(rank.max(1) - 1).copied().unwrap_or(f64::NAN)
+}
+
 /// Three digits that matter.
 pub(super) fn short(value: f64) -> String {
     match value.abs() {
@@ -88,7 +96,7 @@ pub(super) fn machine(machine: &BTreeMap<&'static str, String>) -> String {
 }
 
 /// A table in Markdown that a terminal shows well, too.
-pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
         cells.chain([head[column].len(), 3]).max().unwrap_or_default()
@@ -119,6 +127,14 @@ mod tests {
         assert_eq!([1_234_567.0, 123.4, 12.34, 1.234].map(short), ["1,234,567", "123", "12.3", "1.23"]);
         assert_eq!(median(&mut [3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median(&mut [4.0, 1.0]), 2.5);
+    }
+
+    #[test]
+    fn a_percentile_is_a_value_that_was_measured() {
+        let values: Vec<f64> = (1..=200).map(f64::from).collect();
+        assert_eq!([0.5, 0.99, 1.0].map(|share| percentile(&values, share)), [100.0, 198.0, 200.0]);
+        assert_eq!(percentile(&[7.0], 0.5), 7.0);
+        assert!(percentile(&[], 0.5).is_nan());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::process::{Child, Stdio};
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
-use super::report::{self, Goal, short};
+use super::report::{self, Goal, percentile, short};
 use super::{machine, mib};
 use crate::cluster::ApiServer;
 use crate::{cache, exec, image, tools};
@@ -134,14 +134,6 @@ impl Drop for S3 {
     }
 }
 
-/// The value that this share of all does not exceed.
-fn percentile(values: &[f64], share: f64) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let rank = (sorted.len() as f64 * share).ceil() as usize;
-    sorted.get(rank.max(1) - 1).copied().unwrap_or(f64::NAN)
-}
-
 /// Requests that change something.
 fn writes(cost: &Cost) -> impl Iterator<Item = (&String, &u64)> {
     let writing = |what: &str| {
@@ -249,17 +241,4 @@ fn page(outcome: &Outcome, machine: &BTreeMap<&'static str, String>) -> String {
         short(outcome.connected)
     );
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::percentile;
-
-    #[test]
-    fn a_percentile_is_a_value_that_was_measured() {
-        let values: Vec<f64> = (1..=200).map(f64::from).collect();
-        assert_eq!([0.5, 0.99, 1.0].map(|share| percentile(&values, share)), [100.0, 198.0, 200.0]);
-        assert_eq!(percentile(&[7.0], 0.5), 7.0);
-        assert!(percentile(&[], 0.5).is_nan());
-    }
 }

@@ -11,12 +11,12 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::network::{self, GATEWAY};
-use super::{process, proxy, state};
+use super::{kubeconfig, process, proxy, state};
 use crate::{cache, exec, tools};
 
 /// Names of the processes, in the order in which they start.
 pub(super) const SERVERS: [&str; 5] =
-    ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "proxy"];
+    ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", proxy::NAME];
 
 /// Makes a certificate authority, the servers' keys and kubeconfigs; what an earlier cluster had is replaced.
 pub(super) fn make_keys() -> Result<()> {
@@ -129,7 +129,8 @@ pub(super) fn start() -> Result<()> {
         ],
     )?;
     // Not within the network: it joins the host's with it.
-    process::start("proxy", &exec::command(std::env::current_exe()?, ["cluster", "proxy"]))
+    let proxy = exec::command(std::env::current_exe()?, ["cluster", "proxy", "--to", proxy::ADDRESS]);
+    process::start(proxy::NAME, &proxy)
 }
 
 /// Whether the API server answers.
@@ -142,11 +143,6 @@ pub(super) fn kubectl() -> Result<Command> {
     let mut kubectl = exec::command(tools::kubernetes()?.join("kubectl"), ["--request-timeout=10s"]);
     kubectl.env("KUBECONFIG", kubeconfig());
     Ok(kubectl)
-}
-
-/// The administrator's kubeconfig.
-pub(super) fn kubeconfig() -> std::path::PathBuf {
-    state().join("kubeconfig")
 }
 
 /// Writes a file that only its owner may read.

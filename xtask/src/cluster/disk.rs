@@ -103,16 +103,19 @@ pub(super) fn base(kernels: &[kernel::Files], images: &[Image]) -> Result<PathBu
         )?;
 
         import(&root, &archives)?;
-        fs::File::create(disk)?.set_len(SIZE)?;
-        exec::quiet(
-            exec::command("/usr/sbin/mkfs.ext4", ["-q", "-F", "-m", "0", "-d"]).arg(&root).arg(disk),
-        )?;
+        fill(disk, SIZE, &root)?;
         cache::remove(&root)
     })
 }
 
-/// Removes all disks but this one and the one that was used before it: a gigabyte each, but `cluster up` and tests take
-/// turns with two, one of which has the product's images.
+/// Makes a disk of so many bytes at most with what is in the folder.
+pub(super) fn fill(disk: &Path, size: u64, root: &Path) -> Result<()> {
+    fs::File::create(disk)?.set_len(size)?;
+    exec::quiet(exec::command("/usr/sbin/mkfs.ext4", ["-q", "-F", "-m", "0", "-d"]).arg(root).arg(disk))
+}
+
+/// Removes all disks (or snapshots) but this one and the one that was used before it: some gigabytes each, but `cluster up`
+/// and tests take turns with two, one of which has the product's images.
 pub(super) fn forget_others(base: &Path) -> Result<()> {
     fs::File::open(base)?.set_modified(SystemTime::now())?;
     // What an interrupted build left has an extension.
@@ -142,16 +145,19 @@ fn import(root: &Path, archives: &[PathBuf]) -> Result<()> {
         ["--mount", "--pid", "--fork", "--kill-child", "sh", "-ec", IMPORT, "import"],
     );
     exec::quiet(unshare.arg(root).args(archives)).context("cannot import images into the nodes' disk")?;
-    for archive in archives {
-        let (mark, name) = node::mark(archive)?;
-        let mark = root.join(mark.trim_start_matches('/'));
-        fs::create_dir_all(mark.parent().context("a mark lies in a folder")?)?;
-        fs::write(mark, name)?;
-    }
+    archives.iter().try_for_each(|archive| put(root, node::mark(archive)?))
+}
+
+/// Leaves a mark in the folder: its path, and what it says.
+pub(super) fn put(root: &Path, (mark, content): (String, String)) -> Result<()> {
+    let mark = root.join(mark.trim_start_matches('/'));
+    fs::create_dir_all(mark.parent().context("a mark lies in a folder")?)?;
+    fs::write(mark, content)?;
     Ok(())
 }
 
-fn copy(from: &Path, to: &Path) -> Result<()> {
+/// Copies a file or a folder with all that is in it.
+pub(super) fn copy(from: &Path, to: &Path) -> Result<()> {
     exec::quiet(exec::command("cp", ["-a", "--reflink=auto", "-T", "--"]).arg(from).arg(to))
         .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
 }

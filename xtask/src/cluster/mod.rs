@@ -2,26 +2,40 @@
 
 //! A Kubernetes cluster for tests and demos.
 //!
-//! Two providers: [`vms`], with a kernel of its own for each node, and [`kind`] where asked for. Both end with a kubeconfig
-//! that works in the host's network; what uses the cluster needs nothing but `KUBECONFIG`.
+//! Where its nodes come from is a [`provider`]: emulated machines with a kernel each ([`vms`]), or kind, by the Docker engine
+//! of this machine ([`kind_docker`]) or inside an emulated one ([`kind_vm`]). All end with a kubeconfig that works in the
+//! host's network; what uses the cluster needs nothing but `KUBECONFIG`.
+//!
+//! One cluster at a time. It ends with the command that started it, however that ends ([`guard`]), unless a user asked to
+//! keep it: then the next command finds it by the state in the cluster's folder.
 
 mod control_plane;
 mod disk;
-mod kind;
+mod guard;
+mod kind_disk;
+mod kind_docker;
+mod kind_vm;
+mod monitor;
 mod network;
 mod node;
 mod process;
+mod provider;
 mod proxy;
 mod vms;
 
+pub(crate) use kind_disk::node_packages as kind_node_packages;
 pub(crate) use vms::DEADLINE;
+
+use guard::Guard;
+pub(crate) use provider::Choice;
+use provider::{Action, Source, Started};
 
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::image::Image;
@@ -56,7 +70,14 @@ pub(crate) enum Command {
     Node(NodeCommand),
     /// Carry connections from the host into the cluster's network; started by `up`.
     #[command(hide = true)]
-    Proxy,
+    Proxy {
+        /// The address inside.
+        #[arg(long)]
+        to: String,
+    },
+    /// End the cluster when standard input ends, unless it is kept; started by whatever starts a cluster.
+    #[command(hide = true)]
+    Guard,
 }
 
 /// `cargo xtask cluster node`.
@@ -77,115 +98,163 @@ pub(crate) enum NodeCommand {
 /// What to start.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub(crate) struct Options {
-    /// Where nodes come from: emulated machines unless said otherwise; kind needs a Docker engine.
+    /// Where nodes come from; emulated machines unless said otherwise.
     #[arg(long = "cluster", value_enum)]
-    pub(crate) provider: Option<Provider>,
-    /// Nodes as NAME=KERNEL; `node-a=6.1,node-b=6.12` when not given. kind takes only their number.
+    pub(crate) choice: Option<Choice>,
+    /// Nodes as NAME=KERNEL; `node-a=6.1,node-b=6.12` when not given. kind has two of its own.
     #[arg(long, value_delimiter = ',', value_parser = parse_node)]
     pub(crate) nodes: Vec<(String, Kernel)>,
 }
 
-/// Where nodes come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Provider {
-    /// QEMU, on any machine.
-    Vm,
-    /// Docker containers.
-    Kind,
-}
-
-/// A running cluster.
+/// A cluster, as commands find it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Cluster {
-    pub(crate) provider: Provider,
+    provider: Source,
     /// For an administrator.
     pub(crate) kubeconfig: PathBuf,
     pub(crate) kubectl: PathBuf,
     pub(crate) helm: PathBuf,
     pub(crate) nodes: Vec<String>,
+    /// It was started to its end.
+    started: bool,
     /// A user asked for it: no test and no demo ends it.
     kept: bool,
+}
+
+/// A cluster in use. One that was started for this ends when this is dropped, unless it is kept.
+pub(crate) struct Running {
+    pub(crate) cluster: Cluster,
+    /// Its nodes have the images that were asked for.
+    pub(crate) has_images: bool,
+    guard: Option<Guard>,
 }
 
 /// `cargo xtask cluster`.
 pub(crate) fn main(command: &Command) -> Result<()> {
     match command {
         Command::Up(options) => {
-            let (cluster, _) = start(options, &[], true)?;
-            cluster.complete()?;
-            cluster.explain();
+            let running = start(options, &[])?;
+            running.cluster.complete()?;
+            running.keep()?;
+            running.cluster.explain();
         }
         Command::Down => down()?,
-        Command::Status => status()?,
+        Command::Status => status(),
         Command::Load { archives } => current()?.load(archives)?,
-        Command::Ssh { node, command } => std::process::exit(current()?.ssh(node, command)?),
-        Command::Node(NodeCommand::Stop { name }) => current()?.stop_node(name)?,
-        Command::Node(NodeCommand::Start { name }) => current()?.start_node(name)?,
-        Command::Proxy => proxy::run()?,
+        Command::Ssh { node, command } => std::process::exit(current()?.at(node, Action::Run(command))?),
+        Command::Node(NodeCommand::Stop { name }) => current()?.at(name, Action::Stop).map(drop)?,
+        Command::Node(NodeCommand::Start { name }) => current()?.at(name, Action::Start).map(drop)?,
+        Command::Proxy { to } => proxy::run(to)?,
+        Command::Guard => guard::run()?,
     }
     Ok(())
 }
 
 /// Starts the cluster, if none runs, and waits until its API server answers; its nodes may need another minute, see
-/// [`Cluster::complete`]. `images` are what the nodes will need: one that starts with them need not load them. `keep` says
-/// that a user asks for the cluster. Also returned is whether it is a new one.
-pub(crate) fn start(options: &Options, images: &[Image], keep: bool) -> Result<(Cluster, bool)> {
-    let _lock = cache::lock("cluster")?;
-    let (mut cluster, new) = match current() {
-        Ok(cluster) if options.provider.is_some_and(|provider| provider != cluster.provider) => {
-            bail!("a cluster of the other provider runs: end it with `cargo xtask cluster down`")
-        }
-        Ok(cluster) => (cluster, false),
-        Err(_) => (create(options, images)?, true),
-    };
-    cluster.kept |= keep;
-    // Before it can be used: when that fails, its nodes are still there to be looked at.
-    fs::write(state_file(), serde_json::to_vec_pretty(&cluster)?)?;
-    // Also of one that runs: whoever started it may have been interrupted before it had what nodes ask for.
-    if cluster.provider == Provider::Vm {
-        vms::wait_for_server()?;
+/// [`Cluster::complete`]. `images` are what the nodes will need: one that starts with them need not load them.
+pub(crate) fn start(options: &Options, images: &[Image]) -> Result<Running> {
+    let lock = cache::lock("cluster")?;
+    let asked = options.choice.map(Choice::source);
+    if let Ok(cluster) = current() {
+        ensure!(
+            asked.is_none_or(|source| source == cluster.provider),
+            "a cluster of another provider runs: end it with `cargo xtask cluster down`"
+        );
+        return Ok(Running { cluster, has_images: false, guard: None });
     }
-    Ok((cluster, new))
+    // What is left of one that is damaged.
+    down_locked()?;
+    let guard = Guard::start()?;
+    // Given back before the guard is dropped, which waits for it.
+    let _lock = lock;
+    let (cluster, has_images) = create(asked.unwrap_or(Source::Vms), options, images)?;
+    Ok(Running { cluster, has_images, guard: Some(guard) })
 }
 
-fn create(options: &Options, images: &[Image]) -> Result<Cluster> {
+fn create(source: Source, options: &Options, images: &[Image]) -> Result<(Cluster, bool)> {
     fs::create_dir_all(state())?;
-    // Of an earlier cluster: beside half a new one it would tell of a whole one.
-    cache::remove(&state_file())?;
-    let provider = options.provider.unwrap_or(Provider::Vm);
+    let (kubectl, helm) = link_tools()?;
+    let mut cluster = Cluster {
+        provider: source,
+        kubeconfig: kubeconfig(),
+        kubectl,
+        helm,
+        nodes: Vec::new(),
+        started: false,
+        kept: false,
+    };
+    // Already now, so that whoever ends it knows whose it is.
+    cluster.save()?;
     let nodes = if options.nodes.is_empty() {
         vec![("node-a".to_owned(), Kernel::V6_1), ("node-b".to_owned(), Kernel::V6_12)]
     } else {
         options.nodes.clone()
     };
-    match provider {
-        Provider::Vm => vms::start(&nodes, images),
-        Provider::Kind => kind::up(nodes.len()),
+    let Started { nodes, have_images } = source.provider().start(&nodes, images)?;
+    cluster.nodes = nodes;
+    cluster.started = true;
+    cluster.save()?;
+    Ok((cluster, have_images))
+}
+
+impl Running {
+    /// Lets the cluster go on when nobody uses it any more.
+    pub(crate) fn keep(&self) -> Result<()> {
+        let _lock = cache::lock("cluster")?;
+        Cluster { kept: true, ..read_state()? }.save()
+    }
+
+    /// Ends the cluster after a test or a demo, unless a user asked for it, perhaps meanwhile: then says how to use it.
+    pub(crate) fn end(self, keep: bool) -> Result<()> {
+        if keep {
+            self.keep()?;
+        }
+        match self.guard {
+            Some(guard) => drop(guard),
+            None => end_unless_kept()?,
+        }
+        // What was shown or tested counts, not what became of the cluster since.
+        if let Ok(cluster) = current() {
+            cluster.explain();
+            println!("  kubectl get tracesessions --all-namespaces");
+            println!("  cargo xtask cluster down   # when you are done");
+        }
+        Ok(())
     }
 }
 
 /// Ends the cluster; does nothing when there is none.
 pub(crate) fn down() -> Result<()> {
-    let cluster = read_state();
-    if cluster.as_ref().is_ok_and(|cluster| cluster.provider == Provider::Kind) {
-        kind::down()?;
+    let _lock = cache::lock("cluster")?;
+    down_locked()
+}
+
+fn end_unless_kept() -> Result<()> {
+    let _lock = cache::lock("cluster")?;
+    if read_state().is_ok_and(|cluster| cluster.kept) { Ok(()) } else { down_locked() }
+}
+
+fn down_locked() -> Result<()> {
+    match read_state() {
+        Ok(cluster) => cluster.provider.provider().stop()?,
+        // Of another version: its processes and its network are told as ever.
+        Err(_) => Source::Vms.provider().stop()?,
     }
-    // Also without a state file: an `up` that failed leaves processes for inspection.
-    vms::down()?;
     cache::remove(&state_file())
 }
 
 /// An API server with the kinds and no cluster around it, for what makes its own; ends when dropped.
-pub(crate) struct ApiServer(());
+pub(crate) struct ApiServer(#[expect(dead_code, reason = "ends the server when dropped")] Guard);
 
 impl ApiServer {
     /// Takes the place of the cluster, which may not run.
     pub(crate) fn start() -> Result<Self> {
-        let _lock = cache::lock("cluster")?;
+        let lock = cache::lock("cluster")?;
         ensure!(current().is_err(), "a cluster runs: end it with `cargo xtask cluster down`");
-        fs::create_dir_all(state())?;
-        let server = Self(());
+        down_locked()?;
+        let server = Self(Guard::start()?);
+        // Given back before the guard is dropped, which waits for it.
+        let _lock = lock;
         vms::start_api_server()?;
         let crds = cache::repository().join("crds/yaml");
         let mut apply = server.within(tools::kubernetes()?.join("kubectl"));
@@ -198,62 +267,36 @@ impl ApiServer {
         let inside = network::within(program, [] as [&str; 0]);
         let mut command = exec::command("setpriv", ["--pdeathsig", "TERM", "--"]);
         command.arg(inside.get_program()).args(inside.get_args());
-        command.env("KUBECONFIG", control_plane::kubeconfig());
+        command.env("KUBECONFIG", kubeconfig());
         command
     }
-}
-
-impl Drop for ApiServer {
-    fn drop(&mut self) {
-        if let Err(error) = vms::down() {
-            eprintln!("the API server may still run: {error:#}");
-        }
-    }
-}
-
-/// Ends the cluster after a test or a demo, unless a user asked for it, perhaps meanwhile: then says how to use it.
-pub(crate) fn end(keep: bool) -> Result<()> {
-    let _lock = cache::lock("cluster")?;
-    if !keep && !read_state().is_ok_and(|cluster| cluster.kept) {
-        return down();
-    }
-    // What was shown or tested counts, not what became of the cluster since.
-    if let Ok(cluster) = current() {
-        cluster.explain();
-        println!("  kubectl get tracesessions --all-namespaces");
-        println!("  cargo xtask cluster down   # when you are done");
-    }
-    Ok(())
 }
 
 /// The cluster that runs.
 pub(crate) fn current() -> Result<Cluster> {
     let cluster = read_state()?;
-    let runs = match cluster.provider {
-        Provider::Vm => vms::runs(),
-        Provider::Kind => kind::runs(),
-    };
-    if !runs {
-        bail!("the cluster is gone or damaged: `cargo xtask cluster down`, then `up`");
-    }
+    ensure!(cluster.started, "the cluster is being started, or its start was interrupted");
+    let (_, usable) = cluster.provider.provider().status();
+    usable.context("the cluster is damaged: `cargo xtask cluster down`, then `up`")?;
     Ok(cluster)
 }
 
 impl Cluster {
     /// Starts nodes that are stopped, and waits until all are Ready and names are resolved.
     pub(crate) fn complete(&self) -> Result<()> {
-        match self.provider {
-            Provider::Vm => vms::complete(),
-            Provider::Kind => Ok(()),
-        }
+        self.provider.provider().complete()
     }
 
     /// Imports these image archives into every node; what a node has already costs little.
     pub(crate) fn load(&self, archives: &[PathBuf]) -> Result<()> {
-        match self.provider {
-            Provider::Vm => vms::load(&self.nodes, archives),
-            Provider::Kind => kind::load(archives),
-        }
+        std::thread::scope(|scope| {
+            let imports: Vec<_> = self
+                .nodes
+                .iter()
+                .map(|node| scope.spawn(move || self.at(node, Action::Load(archives)).map(drop)))
+                .collect();
+            imports.into_iter().try_for_each(|import| import.join().expect("imports do not panic"))
+        })
     }
 
     /// The same for built images.
@@ -261,38 +304,20 @@ impl Cluster {
         self.load(&images.iter().map(|image| image.archive.clone()).collect::<Vec<_>>())
     }
 
-    /// Runs a command on a node and returns its exit code; input and output are this process' own.
-    pub(crate) fn ssh(&self, node: &str, command: &[String]) -> Result<i32> {
-        self.check_node(node)?;
-        match self.provider {
-            Provider::Vm => vms::ssh(node, command),
-            Provider::Kind => kind::ssh(node, command),
-        }
+    /// Does something to a node; returns the exit code of a command that runs there.
+    fn at(&self, node: &str, action: Action) -> Result<i32> {
+        ensure!(
+            self.nodes.iter().any(|name| name == node),
+            "no node {node}; there are {}",
+            self.nodes.join(", ")
+        );
+        self.provider.provider().node(node, action)
     }
 
-    /// Cuts a node's power.
-    pub(crate) fn stop_node(&self, name: &str) -> Result<()> {
-        self.check_node(name)?;
-        match self.provider {
-            Provider::Vm => vms::stop_node(name),
-            Provider::Kind => kind::stop_node(name),
-        }
-    }
-
-    /// Starts a node that was stopped; does not wait until it is Ready.
-    pub(crate) fn start_node(&self, name: &str) -> Result<()> {
-        self.check_node(name)?;
-        match self.provider {
-            Provider::Vm => vms::start_node(name),
-            Provider::Kind => kind::start_node(name),
-        }
-    }
-
-    fn check_node(&self, name: &str) -> Result<()> {
-        if !self.nodes.iter().any(|node| node == name) {
-            bail!("no node {name}; there are {}", self.nodes.join(", "));
-        }
-        Ok(())
+    fn save(&self) -> Result<()> {
+        let path = state_file();
+        fs::write(&path, serde_json::to_vec_pretty(self)?)
+            .with_context(|| format!("cannot write {}", path.display()))
     }
 
     /// `kubectl`, for an administrator.
@@ -314,25 +339,27 @@ impl Cluster {
     }
 }
 
-fn status() -> Result<()> {
+/// Says what there is: of a cluster whose start was interrupted also what is left of it.
+fn status() {
     match current() {
-        Ok(cluster) => {
-            cluster.explain();
-            if cluster.provider == Provider::Vm {
-                vms::status()?;
-            }
-        }
-        Err(reason) => {
-            println!("no usable cluster: {reason:#}");
-            vms::status()?;
-        }
+        Ok(cluster) => cluster.explain(),
+        Err(reason) => println!("no usable cluster: {reason:#}"),
     }
-    Ok(())
+    if let Ok(cluster) = read_state() {
+        let (lines, _) = cluster.provider.provider().status();
+        lines.iter().for_each(|line| println!("{line}"));
+        println!("on a node: cargo xtask cluster ssh NODE COMMAND");
+    }
 }
 
 /// The cluster's folder: kubeconfig, keys, disks, logs.
 fn state() -> PathBuf {
     cache::dir().join("cluster")
+}
+
+/// The administrator's kubeconfig.
+fn kubeconfig() -> PathBuf {
+    state().join("kubeconfig")
 }
 
 fn state_file() -> PathBuf {

@@ -99,14 +99,7 @@ impl Node {
 
     /// An ssh command for this node; without words it is an interactive shell.
     pub(super) fn ssh(&self, words: &[String]) -> Command {
-        let mut ssh = network::within("ssh", ["-i"]);
-        ssh.arg(key()).args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]);
-        ssh.args(["-o", "LogLevel=ERROR", "-o", "ConnectTimeout=20", "-o", "BatchMode=yes"]);
-        ssh.arg(format!("root@{}", self.place().address));
-        if !words.is_empty() {
-            ssh.arg(words.iter().map(|word| exec::quote(word)).collect::<Vec<_>>().join(" "));
-        }
-        ssh
+        ssh_to(&self.place().address, words)
     }
 
     /// Imports an image archive, unless the node has it.
@@ -133,6 +126,20 @@ impl Node {
     fn initrd(&self) -> PathBuf {
         state().join(format!("{}.initrd", self.name))
     }
+}
+
+/// An ssh command for the VM at this address; without words it is an interactive shell.
+pub(super) fn ssh_to(address: &str, words: &[String]) -> Command {
+    let mut ssh = network::within("ssh", ["-i"]);
+    ssh.arg(key()).args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]);
+    ssh.args(["-o", "LogLevel=ERROR", "-o", "ConnectTimeout=20", "-o", "BatchMode=yes"]);
+    // A machine that has ended says nothing.
+    ssh.args(["-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=12"]);
+    ssh.arg(format!("root@{address}"));
+    if !words.is_empty() {
+        ssh.arg(words.iter().map(|word| exec::quote(word)).collect::<Vec<_>>().join(" "));
+    }
+    ssh
 }
 
 /// Where a node notes that it has the image, and what: its archive's name.
@@ -172,6 +179,7 @@ pub(super) fn named(name: &str) -> Result<Node> {
     all()?.into_iter().find(|node| node.name == name).with_context(|| format!("no node {name}"))
 }
 
-fn key() -> PathBuf {
+/// The ssh key, beside its public half.
+pub(super) fn key() -> PathBuf {
     state().join("ssh-key")
 }

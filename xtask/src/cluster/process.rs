@@ -70,6 +70,12 @@ pub(super) fn stop(name: &str) -> Result<()> {
     cache::remove(&record_path(name))
 }
 
+/// Ends all processes: first those that `last` does not name, then those that it does, in its order.
+pub(super) fn stop_all(last: &[&str]) -> Result<()> {
+    let first = names().into_iter().filter(|name| !last.contains(&name.as_str()));
+    first.chain(last.iter().map(|name| (*name).to_owned())).try_for_each(|name| stop(&name))
+}
+
 /// The names of all processes that were started and not stopped.
 pub(super) fn names() -> Vec<String> {
     let Ok(entries) = fs::read_dir(state().join("processes")) else { return Vec::new() };

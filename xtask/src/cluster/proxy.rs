@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Makes the API server reachable from the host, at the same address that it has inside: 127.0.0.1:6443.
+//! Makes the API server reachable from the host, at 127.0.0.1:6443, wherever it listens inside the cluster's network.
 //!
 //! The listener belongs to the host's network and the connections that it is joined with to the cluster's,
 //! so that no device, route or address has to be added to the host.
@@ -12,19 +12,22 @@ use anyhow::{Context, Result};
 
 use super::network;
 
-/// On both sides.
+/// On the host; servers of the emulated cluster have the same inside.
 pub(super) const ADDRESS: &str = "127.0.0.1:6443";
+/// What its process is called.
+pub(super) const NAME: &str = "proxy";
 
-/// Serves until it is killed.
-pub(super) fn run() -> Result<()> {
+/// Serves until it is killed; `to` is the address inside.
+pub(super) fn run(to: &str) -> Result<()> {
     let listener =
         TcpListener::bind(ADDRESS).with_context(|| format!("{ADDRESS} is in use on this machine"))?;
     // Threads started from now on inherit the namespace; the listener keeps the one it was made in.
     network::enter()?;
     for client in listener.incoming() {
         let client = client?;
+        let to = to.to_owned();
         std::thread::spawn(move || {
-            if let Err(error) = join(client) {
+            if let Err(error) = join(client, &to) {
                 eprintln!("connection failed: {error}");
             }
         });
@@ -32,8 +35,8 @@ pub(super) fn run() -> Result<()> {
     Ok(())
 }
 
-fn join(client: TcpStream) -> io::Result<()> {
-    let server = TcpStream::connect(ADDRESS)?;
+fn join(client: TcpStream, to: &str) -> io::Result<()> {
+    let server = TcpStream::connect(to)?;
     let (mut from_client, mut to_server) = (client.try_clone()?, server.try_clone()?);
     let upstream = std::thread::spawn(move || {
         // A broken connection ends both directions alike.

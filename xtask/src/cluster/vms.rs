@@ -6,14 +6,15 @@
 //! for the API server), then DNS; ready means that every node is Ready and DNS is Available.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
 use super::node::{self, Node};
-use super::{Cluster, Provider, control_plane, disk, link_tools, network, process, state};
+use super::provider::{Action, Provider, Started};
+use super::{control_plane, disk, kubeconfig, link_tools, network, process, state};
 use crate::image::Image;
 use crate::kernel::Kernel;
 use crate::{cache, exec, tools, vm};
@@ -22,82 +23,125 @@ use crate::{cache, exec, tools, vm};
 pub(crate) const DEADLINE: Duration = Duration::from_secs(420);
 const POLL: Duration = Duration::from_secs(2);
 
-/// Starts a cluster whose nodes have these images; what was left of another one is removed.
-pub(super) fn start(kernels: &[(String, Kernel)], images: &[Image]) -> Result<Cluster> {
-    tools::packages()?;
-    let (kubectl, helm) = link_tools()?;
-    let files = kernels.iter().map(|(_, kernel)| kernel.files()).collect::<Result<Vec<_>>>()?;
-    let base = disk::base(&files, images)?;
+pub(super) struct Vms;
 
-    // A cluster of which only parts run cannot be mended.
-    down()?;
-    disk::forget_others(&base)?;
-    let nodes: Vec<Node> = kernels
-        .iter()
-        .zip(&files)
-        .enumerate()
-        .map(|(index, ((name, _), files))| Node::new(index, name, files))
-        .collect();
-    node::save(&nodes)?;
-    let started = cache::step("cluster: keys, network, processes", || {
-        control_plane::make_keys()?;
-        node::make_key()?;
-        network::up(&nodes.iter().map(Node::place).collect::<Vec<_>>())?;
-        control_plane::start()?;
-        for (node, files) in nodes.iter().zip(&files) {
-            node.prepare(&base, files, &nodes)?;
+impl Provider for Vms {
+    fn start(&self, kernels: &[(String, Kernel)], images: &[Image]) -> Result<Started> {
+        tools::packages()?;
+        link_tools()?;
+        let files = kernels.iter().map(|(_, kernel)| kernel.files()).collect::<Result<Vec<_>>>()?;
+        let base = disk::base(&files, images)?;
+
+        // A cluster of which only parts run cannot be mended.
+        self.stop()?;
+        disk::forget_others(&base)?;
+        let nodes: Vec<Node> = kernels
+            .iter()
+            .zip(&files)
+            .enumerate()
+            .map(|(index, ((name, _), files))| Node::new(index, name, files))
+            .collect();
+        node::save(&nodes)?;
+        let started = cache::step("cluster: keys, network, processes", || {
+            control_plane::make_keys()?;
+            node::make_key()?;
+            network::up(&nodes.iter().map(Node::place).collect::<Vec<_>>())?;
+            control_plane::start()?;
+            for (node, files) in nodes.iter().zip(&files) {
+                node.prepare(&base, files, &nodes)?;
+                node.start()?;
+            }
+            Ok(())
+        });
+        started.and_then(|()| wait_for_server()).with_context(|| failure_report(&nodes))?;
+        // New nodes have them on their disk.
+        Ok(Started { nodes: nodes.into_iter().map(|node| node.name).collect(), have_images: true })
+    }
+
+    fn complete(&self) -> Result<()> {
+        let _lock = lock()?;
+        let nodes = node::all()?;
+        // One that ended, but was not stopped, is not just started again: see [`restart`].
+        let started = process::names();
+        for node in nodes.iter().filter(|node| !started.contains(&node.name)) {
             node.start()?;
         }
-        Ok(())
-    });
-    started.with_context(|| failure_report(&nodes))?;
-    Ok(Cluster {
-        provider: Provider::Vm,
-        kubeconfig: control_plane::kubeconfig(),
-        kubectl,
-        helm,
-        nodes: nodes.into_iter().map(|node| node.name).collect(),
-        kept: false,
-    })
+        wait_for_nodes(&nodes).with_context(|| failure_report(&nodes))
+    }
+
+    fn stop(&self) -> Result<()> {
+        // Nodes first, then servers in the opposite order of their start.
+        let mut servers = control_plane::SERVERS;
+        servers.reverse();
+        process::stop_all(&servers)?;
+        network::down()
+    }
+
+    fn status(&self) -> (Vec<String>, Result<()>) {
+        let mark = |name: &str| if process::runs(name) { "runs" } else { "stopped" };
+        let mut lines = Vec::new();
+        for Node { name, release, .. } in node::all().unwrap_or_default() {
+            lines.push(format!("{name:<24} {:<8} kernel {release}", mark(&name)));
+        }
+        lines.extend(control_plane::SERVERS.map(|name| format!("{name:<24} {}", mark(name))));
+        lines.push(format!("logs: {}", state().join("logs").display()));
+        lines.push(format!("inside its network: ip netns exec {} COMMAND", network::NAMESPACE));
+        // A stopped node does not make a cluster unusable.
+        let ended = control_plane::SERVERS.into_iter().find(|name| !process::runs(name));
+        let usable = match ended {
+            Some(name) => Err(anyhow::anyhow!("{name} has ended: see {}", process::log(name).display())),
+            None if !network::exists() => Err(anyhow::anyhow!("its network is gone")),
+            None => Ok(()),
+        };
+        (lines, usable)
+    }
+
+    fn node(&self, name: &str, action: Action) -> Result<i32> {
+        let node = node::named(name)?;
+        match action {
+            Action::Run(words) => {
+                let status = node.ssh(words).stdin(Stdio::inherit()).status().context("cannot start ssh")?;
+                return Ok(status.code().unwrap_or(255));
+            }
+            // One that is stopped gets them when it runs and somebody asks again.
+            Action::Load(_) if !process::runs(name) => {}
+            Action::Load(archives) => cache::step(&format!("cluster: load into {name}"), || {
+                archives.iter().try_for_each(|archive| node.import(archive))
+            })?,
+            Action::Stop => node.stop()?,
+            Action::Start => {
+                let _lock = lock()?;
+                node.start()?;
+            }
+        }
+        Ok(0)
+    }
 }
 
 /// Waits until the API server answers and has what the nodes will ask for.
-pub(super) fn wait_for_server() -> Result<()> {
+fn wait_for_server() -> Result<()> {
     let deadline = Instant::now() + DEADLINE;
-    let waited = cache::step("cluster: API server ready", || {
+    cache::step("cluster: API server ready", || {
         wait("the API server does not answer", deadline, control_plane::is_ready)?;
         let manifests = cache::repository().join("e2e/cluster/control-plane/manifests");
         // kube-system is made by the server itself a moment after it is ready.
         wait("the manifests of DNS cannot be applied", deadline, || {
             Ok(exec::succeeds(control_plane::kubectl()?.args(["apply", "-f"]).arg(&manifests)))
         })
-    });
-    waited.with_context(|| node::all().map(|nodes| failure_report(&nodes)).unwrap_or_default())
-}
-
-/// Starts nodes that are stopped, and waits until the cluster can be used.
-pub(super) fn complete() -> Result<()> {
-    let _lock = lock()?;
-    let nodes = node::all()?;
-    // One that ended, but was not stopped, is not just started again: see [`restart`].
-    let started = process::names();
-    for node in nodes.iter().filter(|node| !started.contains(&node.name)) {
-        node.start()?;
-    }
-    wait_for_nodes(&nodes).with_context(|| failure_report(&nodes))
+    })
 }
 
 /// Starts an API server and nothing that changes what is put there.
 pub(super) fn start_api_server() -> Result<()> {
     tools::packages()?;
     link_tools()?;
-    down()?;
+    Vms.stop()?;
     control_plane::make_keys()?;
     network::up(&[])?;
     control_plane::start_api_server()?;
     let deadline = Instant::now() + DEADLINE;
     let mut ready = network::within(tools::kubernetes()?.join("kubectl"), ["get", "--raw", "/readyz"]);
-    ready.env("KUBECONFIG", control_plane::kubeconfig());
+    ready.env("KUBECONFIG", kubeconfig());
     while !exec::succeeds(&mut ready) {
         ensure!(Instant::now() < deadline, "the API server does not answer: {}", failure_report(&[]));
         std::thread::sleep(POLL);
@@ -105,80 +149,9 @@ pub(super) fn start_api_server() -> Result<()> {
     Ok(())
 }
 
-pub(super) fn down() -> Result<()> {
-    let servers = control_plane::SERVERS;
-    // Nodes first, then servers in the opposite order of their start.
-    let nodes = process::names().into_iter().filter(|name| !servers.contains(&name.as_str()));
-    for name in nodes.chain(servers.iter().rev().map(|name| (*name).to_owned())) {
-        process::stop(&name)?;
-    }
-    network::down()
-}
-
-/// Whether the servers run; a stopped node does not make a cluster unusable.
-pub(super) fn runs() -> bool {
-    network::exists() && control_plane::SERVERS.into_iter().all(process::runs)
-}
-
-pub(super) fn load(nodes: &[String], archives: &[PathBuf]) -> Result<()> {
-    std::thread::scope(|scope| {
-        let imports: Vec<_> = nodes
-            .iter()
-            .filter(|name| process::runs(name))
-            .map(|name| {
-                scope.spawn(move || -> Result<()> {
-                    let node = node::named(name)?;
-                    cache::step(&format!("cluster: load into {name}"), || {
-                        archives.iter().try_for_each(|archive| node.import(archive))
-                    })
-                })
-            })
-            .collect();
-        imports.into_iter().try_for_each(|import| import.join().expect("imports do not panic"))
-    })
-}
-
-pub(super) fn ssh(name: &str, words: &[String]) -> Result<i32> {
-    let status =
-        node::named(name)?.ssh(words).stdin(Stdio::inherit()).status().context("cannot start ssh")?;
-    Ok(status.code().unwrap_or(255))
-}
-
-pub(super) fn stop_node(name: &str) -> Result<()> {
-    node::named(name)?.stop()
-}
-
-pub(super) fn start_node(name: &str) -> Result<()> {
-    let _lock = lock()?;
-    node::named(name)?.start()
-}
-
 /// For whoever starts nodes of a cluster that runs: two would start one VM twice.
 fn lock() -> Result<fs::File> {
     cache::lock("nodes")
-}
-
-pub(super) fn status() -> Result<()> {
-    let Ok(nodes) = node::all() else { return Ok(()) };
-    let mark = |name: &str| if process::runs(name) { "runs" } else { "stopped" };
-    for node in &nodes {
-        println!(
-            "{:<24} {:<8} kernel {}, {}",
-            node.name,
-            mark(&node.name),
-            node.release,
-            node.place().address
-        );
-    }
-    for name in control_plane::SERVERS {
-        println!("{name:<24} {}", mark(name));
-    }
-    println!("logs: {}", state().join("logs").display());
-    println!(
-        "inside its network: ip netns exec {} COMMAND; on a node: cargo xtask cluster ssh NODE COMMAND",
-        network::NAMESPACE
-    );
-    Ok(())
 }
 
 fn wait_for_nodes(nodes: &[Node]) -> Result<()> {
@@ -254,11 +227,7 @@ fn wait(what_is_late: &str, deadline: Instant, mut is_there: impl FnMut() -> Res
 
 /// Where the logs are, and how they end.
 fn failure_report(nodes: &[Node]) -> String {
-    let mut report = format!(
-        "the cluster did not come up; logs are in {}; one that a user asked for is left for inspection until \
-         `cargo xtask cluster down`",
-        state().join("logs").display()
-    );
+    let mut report = format!("the cluster did not come up; logs are in {}", state().join("logs").display());
     let consoles = nodes.iter().map(Node::console);
     for path in control_plane::SERVERS.into_iter().map(process::log).chain(consoles) {
         report.push_str(&format!("\n--- {}\n{}", path.display(), exec::tail(&text(&path), 8)));

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use crds::conditions::{self, reason, session as condition};
-use crds::{DatasetStatus, Phase, TraceSession, TraceSessionStatus};
+use crds::{DatasetStatus, OnExceeded, Phase, TraceSession, TraceSessionStatus};
 use dataset::manifest::Verdict;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -21,7 +21,7 @@ use crate::hub::NodeView;
 pub enum StoreState {
     /// Not asked in this pass: the condition stays as it is.
     Unasked,
-    /// It answered the probe.
+    /// It answered the probe, and nothing is known to be wrong since.
     Ready,
     /// It cannot be used: reason and message.
     Problem(String, String),
@@ -48,7 +48,7 @@ pub enum TargetState {
 pub enum Early {
     /// `stop` was set, or the session is being deleted.
     Stopped,
-    /// Its bytes are used up.
+    /// A budget is used up: the bytes, or one that a node watches.
     Budget,
 }
 
@@ -206,22 +206,46 @@ fn set_conditions(seen: &Observed<'_>, phase: Phase, status: &mut TraceSessionSt
     set(condition::UPLOADED, value, why, &message);
     let (value, why, message) = degraded(seen, status);
     set(condition::DEGRADED, value, why, &message);
-    if seen.early == Some(Early::Budget) {
-        set(
-            condition::BUDGET_EXCEEDED,
-            true,
-            reason::BUDGET_STOPPED,
-            "the session's bytes are used up: the window was ended",
-        );
-    } else if !conditions::is_true(&conditions_before(seen), condition::BUDGET_EXCEEDED) {
+    if let Some((why, message)) = budget_exceeded(seen) {
+        set(condition::BUDGET_EXCEEDED, true, why, &message);
+    } else if before(seen, condition::BUDGET_EXCEEDED).is_none_or(|before| before.status != "True") {
         set(condition::BUDGET_EXCEEDED, false, reason::AS_EXPECTED, "");
     }
     status.conditions = list;
 }
 
-/// The conditions as they were.
-fn conditions_before(seen: &Observed<'_>) -> Vec<Condition> {
-    seen.session.status.as_ref().map(|status| status.conditions.clone()).unwrap_or_default()
+/// A condition as it was.
+fn before<'a>(seen: &Observed<'a>, type_: &str) -> Option<&'a Condition> {
+    conditions::get(&seen.session.status.as_ref()?.conditions, type_)
+}
+
+/// Which budget was not enough, where, and what is done about it; none where all are, or nothing new is known.
+fn budget_exceeded(seen: &Observed<'_>) -> Option<(&'static str, String)> {
+    let before = before(seen, condition::BUDGET_EXCEEDED);
+    if before.is_some_and(|before| before.reason == reason::BUDGET_STOPPED) {
+        return None;
+    }
+    let excesses = |stopped: bool| {
+        let said =
+            seen.views.iter().filter_map(|(node, view)| Some((node, view.report.as_ref()?.excess.as_ref()?)));
+        let mut said = said.filter(move |(_, excess)| excess.stopped == stopped);
+        let (node, first) = said.next()?;
+        let others = match said.count() {
+            0 => String::new(),
+            others => format!(" (and {})", count(others, "other node")),
+        };
+        Some(format!("{node}{others}: {}", first.message))
+    };
+    // Whatever ended the window: a node may have stopped just before. None stops a session that is to be sampled.
+    let stops = seen.session.spec.budget.as_ref().is_some_and(|one| one.on_exceeded == OnExceeded::Stop);
+    if let Some(message) = excesses(true).filter(|_| stops) {
+        return Some((reason::BUDGET_STOPPED, message));
+    }
+    if seen.early == Some(Early::Budget) {
+        let message = "bytes: what the session may upload is used up: the window was ended".to_owned();
+        return Some((reason::BUDGET_STOPPED, message));
+    }
+    excesses(false).map(|message| (reason::SAMPLING, message))
 }
 
 fn count(number: usize, what: &str) -> String {
@@ -390,15 +414,8 @@ pub fn notes(before: &TraceSessionStatus, after: &TraceSessionStatus) -> Vec<Not
             conditions::get(&after.conditions, about).map(|c| c.message.clone()).unwrap_or_default();
         notes.push(Note { warning, reason: format!("{phase:?}"), message });
     }
-    let troubles = [
-        (condition::ACCEPTED, "False"),
-        (condition::STORE_READY, "False"),
-        (condition::TARGETS_RESOLVED, "False"),
-        (condition::DEGRADED, "True"),
-        (condition::BUDGET_EXCEEDED, "True"),
-    ];
-    for (type_, bad) in troubles {
-        let Some(now) = conditions::get(&after.conditions, type_).filter(|c| c.status == bad) else {
+    for (type_, bad) in condition::TROUBLES {
+        let Some(now) = conditions::get(&after.conditions, type_).filter(|c| c.status == *bad) else {
             continue;
         };
         let known = conditions::get(&before.conditions, type_);

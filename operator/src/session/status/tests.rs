@@ -17,6 +17,7 @@ struct Case {
     deadline_passed: bool,
     crowded: bool,
     matching: usize,
+    early: Option<Early>,
 }
 
 const END: i64 = 1_790_000_300;
@@ -56,6 +57,7 @@ fn case(now: i64, nodes: &[(&str, Stage, bool)]) -> Case {
         deadline_passed: false,
         crowded: false,
         matching: nodes.len(),
+        early: None,
     }
 }
 
@@ -74,7 +76,7 @@ impl Case {
             dataset: None,
             window: (!self.deadline_passed)
                 .then(|| (Timestamp::from_second(END - 300).unwrap(), Timestamp::from_second(END).unwrap())),
-            early: None,
+            early: self.early,
             targets: TargetState::Pods { matching: self.matching, planned: self.views.len() },
             states: &states,
             views: &self.views,
@@ -363,4 +365,51 @@ fn a_session_that_fails_before_its_window_says_why_in_its_event() {
     assert_eq!(notes(&TraceSessionStatus::default(), &status).first(), Some(&failed));
     let uploaded = conditions::get(&status.conditions, condition::UPLOADED).unwrap();
     assert_eq!((&*uploaded.status, &*uploaded.reason), ("False", reason::NOTHING_COLLECTED));
+}
+
+/// What the condition says after a node has said that about its budget.
+fn budget(case: &mut Case, node: &str, stopped: bool, message: &str) -> String {
+    let report = case.views.get_mut(node).and_then(|view| view.report.as_mut()).unwrap();
+    let (budget, message) = ("cpu".to_owned(), message.to_owned());
+    report.excess = Some(node_api::v1::Excess { budget, stopped, message });
+    let status = case.status();
+    let now = conditions::get(&status.conditions, condition::BUDGET_EXCEEDED).unwrap().clone();
+    case.session.status = Some(status);
+    format!("{} {}: {}", now.status, now.reason, now.message)
+}
+
+#[test]
+fn a_budget_that_was_not_enough_stays_named_with_its_node() {
+    let mut case = case(END - 100, &[("a", Stage::Running, true), ("b", Stage::Running, true)]);
+    assert_eq!(budget(&mut case, "b", false, "cpu is 1m"), "True Sampling: b: cpu is 1m");
+    assert_eq!(budget(&mut case, "a", false, "cpu is 1m"), "True Sampling: a (and 1 other node): cpu is 1m");
+    // An operator that has just started has heard of nobody.
+    let said = |case: &Case| {
+        let status = case.status();
+        conditions::get(&status.conditions, condition::BUDGET_EXCEEDED).unwrap().reason.clone()
+    };
+    case.views.values_mut().for_each(|view| view.report = None);
+    assert_eq!(said(&case), reason::SAMPLING);
+}
+
+#[test]
+fn a_node_that_ended_a_session_for_its_budget_is_named_and_stays_so() {
+    let mut case = case(END - 100, &[("a", Stage::Running, true), ("b", Stage::Draining, true)]);
+    case.session.spec.budget = serde_yaml::from_str("{cpu: 1m, onExceeded: Stop}").unwrap();
+    case.early = Some(Early::Budget);
+    assert_eq!(budget(&mut case, "b", true, "cpu is 1m"), "True BudgetStopped: b: cpu is 1m");
+    assert_eq!(budget(&mut case, "a", true, "another word"), "True BudgetStopped: b: cpu is 1m");
+}
+
+#[test]
+fn a_node_that_ended_a_session_is_named_also_where_something_else_ended_the_window() {
+    for early in [None, Some(Early::Stopped)] {
+        let mut case = case(END + 1, &[("a", Stage::Draining, true)]);
+        case.early = early;
+        // No node ends a session that is to be sampled, whatever it says.
+        case.session.spec.budget = serde_yaml::from_str("{cpu: 1m}").unwrap();
+        assert_eq!(budget(&mut case, "a", true, "cpu is 1m"), "False AsExpected: ");
+        case.session.spec.budget = serde_yaml::from_str("{cpu: 1m, onExceeded: Stop}").unwrap();
+        assert_eq!(budget(&mut case, "a", true, "cpu is 1m"), "True BudgetStopped: a: cpu is 1m");
+    }
 }

@@ -2,11 +2,14 @@
 
 //! `tracelake record`: the whole node agent without Kubernetes.
 //!
-//! In: a command, or what [`crate::target`] finds on this machine. Out: the same dataset that a session in a
+//! In: a command, or what [`target`] finds on this machine. Out: the same dataset that a session in a
 //! cluster has, a live line on a terminal, and the command's own exit status.
 //! The command runs in a cgroup of its own, which it enters before its program is executed, so its
 //! first `execve` is recorded. Hooks, batches, segments, spool, books and manifest are the agent's
 //! code; only the plan comes from the command line and the store is written to directly.
+
+mod progress;
+mod target;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,10 +22,11 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+use dataset::closing::{self, Effort};
 use dataset::key::Key;
 use dataset::manifest::{FORMAT_VERSION, SessionFile, Verdict};
-use dataset::{catalogue, reader, render, schema};
+use dataset::{reader, render, schema};
 use node_agent::engine::{CollectorSpec, CollectorState, Engine, EngineConfig, SessionSpec, TargetSpec};
 use node_agent::kernel::clock;
 use node_agent::metrics::Metrics;
@@ -33,9 +37,10 @@ use node_agent::pipeline::upload::{Destination, Uploader};
 use node_agent::session::{Node, Session};
 use node_agent::targets::cgroup;
 
+use self::progress::Progress;
+use self::target::Choice;
 use crate::location::Location;
-use crate::progress::Progress;
-use crate::target::Choice;
+use crate::{params, verify};
 
 const TICK: Duration = Duration::from_millis(20);
 /// How long the store may take nothing before the recording is given up as incomplete.
@@ -204,6 +209,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         containers: Vec::new(),
         rollover_interval: Duration::from_secs(args.rollover.max(1)),
         rollover_bytes: 64 << 20,
+        budget: Default::default(),
     };
     let mut session = Session::resume(node, uid.clone())?;
     session.start(&mut engine, spec, None)?;
@@ -227,9 +233,9 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     segments.join().map_err(|_| anyhow::anyhow!("the segment thread panicked"))?;
 
     runtime.block_on(async {
-        let expected = BTreeMap::from([(name.to_string(), String::new())]);
-        let contents = reader::load(location.store.as_ref(), &location.prefix).await?;
-        let manifest = contents.manifest(&expected, render::utc(now_us()));
+        let nodes = BTreeMap::from([(name.to_string(), Some(String::new()))]);
+        let (store, time) = (location.store.as_ref(), render::utc(now_us()));
+        let manifest = closing::close(store, &location.prefix, &nodes, time, Effort::Large).await?.manifest;
         let key = Key::manifest(manifest.number);
         reader::create_json(location.store.as_ref(), &location.prefix, &key, &manifest).await?;
         let contents = reader::open(&location.store, &location.prefix).await?;
@@ -263,32 +269,16 @@ fn rustix_is_root() -> bool {
 }
 
 fn collectors(args: &Args) -> Result<Vec<CollectorSpec>> {
-    let mut params: BTreeMap<&str, BTreeMap<String, String>> = BTreeMap::new();
-    for param in &args.params {
-        let parts = param.split_once('=').and_then(|(name, value)| Some((name.split_once('.')?, value)));
-        let ((collector, name), value) =
-            parts.with_context(|| format!("{param:?} is not COLLECTOR.NAME=VALUE"))?;
-        params.entry(collector).or_default().insert(name.to_owned(), value.to_owned());
-    }
-    let names = &args.collectors;
-    if let Some(other) = params.keys().find(|collector| names.iter().all(|name| name != *collector)) {
-        bail!("there is a parameter for {other:?}, which is not among the collectors {}", names.join(", "));
-    }
-    let mut specs: Vec<CollectorSpec> = Vec::new();
-    for name in names {
-        ensure!(specs.iter().all(|spec| spec.name != *name), "collector {name} is given twice");
-        let params = params.get(name.as_str()).cloned().unwrap_or_else(crate::no_params);
-        catalogue::validate(name, &params)?;
-        specs.push(CollectorSpec {
-            name: name.clone(),
-            params,
-            interval: Duration::from_secs(args.interval),
-            sample_every: args.sample_every,
-            max_events_per_second: args.max_events_per_second,
-            optional: false,
-        });
-    }
-    Ok(specs)
+    let chosen = params::collectors(&args.collectors, &args.params)?;
+    let spec = |(name, params)| CollectorSpec {
+        name,
+        params,
+        interval: Duration::from_secs(args.interval),
+        sample_every: args.sample_every,
+        max_events_per_second: args.max_events_per_second,
+        optional: false,
+    };
+    Ok(chosen.into_iter().map(spec).collect())
 }
 
 fn now_us() -> i64 {
@@ -440,11 +430,5 @@ fn exit_code(status: ExitStatus) -> u8 {
 }
 
 fn summary(contents: &reader::Contents, place: &str) -> String {
-    let rows = contents.tables().into_iter().map(|(table, objects)| {
-        let rows: u64 = objects.iter().map(|object| object.rows).sum();
-        let bytes: u64 = objects.iter().map(|object| object.bytes).sum();
-        vec![table, rows.to_string(), objects.len().to_string(), bytes.to_string()]
-    });
-    let table = render::table(&["table", "rows", "objects", "bytes"], &rows.collect::<Vec<_>>());
-    format!("\n{table}\n{}in {place}\n", render::summary(contents))
+    format!("{}{}in {place}\n", verify::tables(contents), render::summary(contents))
 }

@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -30,6 +30,7 @@ use futures::stream;
 use http::{HeaderMap, StatusCode, header};
 use md5::{Digest, Md5};
 use node_api::egress::{AddressRefused, Guard};
+use node_api::lanes::Lanes;
 use object_store::ObjectStore;
 use rand::Rng;
 use reqwest::{Body, Certificate, Client, Url};
@@ -46,8 +47,12 @@ const CONCURRENT: usize = 4;
 /// The same for sessions whose store did not answer the last time, each with one at most: such an attempt takes its whole
 /// timeout, and must not keep the others waiting.
 const CONCURRENT_SILENT: usize = 4;
-/// Uploads of one session's boot at the same time, so that a store that hangs leaves room for others.
+/// Uploads of one session's boot at the same time ...
 const CONCURRENT_PER_BOOT: usize = 2;
+/// ... and, in each of the two lanes, of all sessions to one store, so that one that hangs or is slow leaves room for others.
+const CONCURRENT_PER_STORE: usize = 2;
+/// A grant holds for at least five minutes; one that waited so long for its turn is asked for again.
+const GRANT_FRESH: Duration = Duration::from_secs(60);
 const CHUNK: usize = 256 << 10;
 /// HTTP clients that are kept, each with its connections.
 const CLIENTS_MAX: usize = 64;
@@ -213,14 +218,22 @@ fn unreachable(error: reqwest::Error) -> UploadError {
     UploadError::StoreUnreachable(text)
 }
 
+/// The server that a URL is of: scheme, name and port, where several buckets may be.
+fn server(url: &str) -> String {
+    Url::parse(url).map(|url| url.origin().ascii_serialization()).unwrap_or_default()
+}
+
 /// Certificates to trust besides the public ones, and what may not be connected to.
 type ClientKey = (String, Option<Guard>);
 
 /// Uploads for all sessions.
 pub struct Uploader {
     destination: Destination,
-    answering: Semaphore,
-    silent: Semaphore,
+    patience: Duration,
+    /// Grants that are asked for at the same time.
+    granting: Semaphore,
+    answering: Lanes,
+    silent: Lanes,
     /// One for every bundle of certificates and guard, newest last: a store's owner may change its bundle as often as he likes.
     clients: Mutex<VecDeque<(ClientKey, Client)>>,
     metrics: Arc<Metrics>,
@@ -229,10 +242,17 @@ pub struct Uploader {
 impl Uploader {
     /// Uploads to one destination.
     pub fn new(destination: Destination, metrics: Arc<Metrics>) -> Arc<Self> {
+        Self::within(REQUEST_TIMEOUT, destination, metrics)
+    }
+
+    /// The same, where a store gets another time for a request, besides what the length asks for: tests do not wait.
+    pub fn within(patience: Duration, destination: Destination, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
             destination,
-            answering: Semaphore::new(CONCURRENT),
-            silent: Semaphore::new(CONCURRENT_SILENT),
+            patience,
+            granting: Semaphore::new(CONCURRENT),
+            answering: Lanes::new(CONCURRENT),
+            silent: Lanes::new(CONCURRENT_SILENT),
             clients: Mutex::default(),
             metrics,
         })
@@ -251,9 +271,9 @@ impl Uploader {
         let silent = health.silent.load(Ordering::Relaxed);
         let _turn = if silent { Some(health.turn.lock().await) } else { None };
         let lane = if silent { &self.silent } else { &self.answering };
-        let _permit = lane.acquire().await.map_err(|error| UploadError::Invalid(error.to_string()))?;
         match &self.destination {
             Destination::Store { store, prefix, node } => {
+                let _place = lane.take(&[]).await;
                 let boot = request.boot.parse()?;
                 let key = match &request.object {
                     ObjectName::Segment { table, sequence } => Key::segment(table, node, &boot, *sequence)?,
@@ -270,11 +290,32 @@ impl Uploader {
                 }
             }
             Destination::Granted(source) => {
-                let grant = source.grant(request).await?;
+                // First: it says which store it is.
+                let mut grant = self.grant(source.as_ref(), request).await?;
+                let granted = Instant::now();
+                let server = server(&grant.put_url);
+                let share = [(server.as_str(), CONCURRENT_PER_STORE)];
+                let place = lane.take(&share).await;
+                // It may have fallen silent while this waited.
+                let _place = if !silent && health.silent.load(Ordering::Relaxed) {
+                    drop(place);
+                    self.silent.take(&share).await
+                } else {
+                    place
+                };
+                if granted.elapsed() > GRANT_FRESH {
+                    grant = self.grant(source.as_ref(), request).await?;
+                }
                 self.put(&grant, request, content).await?;
                 Ok(grant.key)
             }
         }
+    }
+
+    async fn grant(&self, source: &dyn GrantSource, request: &GrantRequest) -> Result<Grant, UploadError> {
+        let turn = self.granting.acquire().await;
+        let _turn = turn.map_err(|error| UploadError::Invalid(error.to_string()))?;
+        Ok(source.grant(request).await?)
     }
 
     async fn put(&self, grant: &Grant, request: &GrantRequest, content: &Content) -> Result<(), UploadError> {
@@ -286,7 +327,7 @@ impl Uploader {
             headers.insert(name, header::HeaderValue::try_from(value).map_err(|_| bad())?);
         }
         headers.insert(header::CONTENT_LENGTH, request.length.into());
-        let timeout = REQUEST_TIMEOUT + Duration::from_secs(request.length / MIN_BYTES_PER_SECOND);
+        let timeout = self.patience + Duration::from_secs(request.length / MIN_BYTES_PER_SECOND);
         let put = client
             .put(&grant.put_url)
             .headers(headers)
@@ -317,7 +358,7 @@ impl Uploader {
         request: &GrantRequest,
         content: &Content,
     ) -> Result<(), UploadError> {
-        let head = || client.head(&grant.head_url).timeout(REQUEST_TIMEOUT).send();
+        let head = || client.head(&grant.head_url).timeout(self.patience).send();
         let answer = match head().await {
             // A store that refuses before it has read the body closes the connection, which may be the one that was
             // just taken for this request.
@@ -353,7 +394,8 @@ impl Uploader {
     }
 
     /// A client that trusts the public roots and this bundle. It follows no redirect: a store that sends one elsewhere
-    /// would send our data with it.
+    /// would send our data with it. An administrator's store is behind the environment's proxy, if there is one (`HTTPS_PROXY`
+    /// and the like); a tenant's never is, since the proxy would be asked for the address that is to be checked.
     fn client(&self, grant: &Grant) -> Result<Client, UploadError> {
         let Grant { ca_bundle, guard, put_url, head_url, .. } = grant;
         if let Some(guard) = guard {
@@ -640,70 +682,4 @@ fn store_code(body: &[u8]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_plain_code_of_the_stores_answer_is_shown() {
-        assert_eq!(
-            store_code(b"<Error><Code>AccessDenied</Code><Message>secret</Message></Error>"),
-            " AccessDenied"
-        );
-        assert_eq!(store_code(b"<Error><Code><script>x</script></Code></Error>"), "");
-        assert_eq!(store_code(b"internal page"), "");
-    }
-
-    #[test]
-    fn pauses_grow_to_a_bound_and_are_jittered() {
-        let mut backoff = Backoff::default();
-        let pauses: Vec<_> = (0..20).map(|_| backoff.next()).collect();
-        assert!(pauses[0] <= FIRST_PAUSE && pauses[0] >= FIRST_PAUSE / 2);
-        assert!(pauses.iter().all(|pause| *pause <= LONGEST_PAUSE));
-        assert!(pauses[19] >= LONGEST_PAUSE / 2);
-    }
-
-    /// An operator that grants the same to everybody.
-    struct Always(Grant);
-
-    impl GrantSource for Always {
-        fn grant<'a>(&'a self, _: &'a GrantRequest) -> BoxFuture<'a, Result<Grant, GrantError>> {
-            Box::pin(async { Ok(self.0.clone()) })
-        }
-    }
-
-    #[tokio::test]
-    async fn nothing_is_sent_to_an_address_where_a_tenants_store_may_not_be() {
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let content = Content::Bytes(b"{}".as_slice().into());
-        let request = GrantRequest {
-            session: "uid".into(),
-            boot: "0".repeat(32).into(),
-            object: ObjectName::NodeManifest,
-            length: 2,
-            sha256: [0; 32],
-        };
-        // By a name, which the guard sees when it is looked up, and by an address, which nobody looks up.
-        for host in ["localhost", "127.0.0.1", "[::1]"] {
-            let url = format!("http://{host}:{port}/bucket/key");
-            let grant = Grant {
-                put_url: url.clone(),
-                put_headers: BTreeMap::new(),
-                head_url: url,
-                ca_bundle: String::new(),
-                key: "key".to_owned(),
-                guard: Some(Guard::default()),
-            };
-            let uploader = Uploader::new(Destination::Granted(Arc::new(Always(grant))), Arc::default());
-            let error = uploader.create(&request, &content, &UploadHealth::default()).await.unwrap_err();
-            assert!(matches!(error, UploadError::AddressRefused(_)), "{host}: {error}");
-        }
-        assert_eq!(
-            listener.accept().unwrap_err().kind(),
-            std::io::ErrorKind::WouldBlock,
-            "somebody connected"
-        );
-    }
-}
+mod tests;

@@ -2,14 +2,13 @@
 
 //! The live line of a recording: events, losses and what recording costs, once a second, on a terminal only.
 
-use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use node_agent::engine::TableCounters;
 
+use crate::line::Line;
+
 const EVERY: Duration = Duration::from_secs(1);
-/// To the first column, and the line is empty.
-const CLEAR: &str = "\r\x1b[2K";
 
 /// What was known when the line was drawn last.
 #[derive(Clone, Copy)]
@@ -19,24 +18,24 @@ struct Seen {
     cpu: Duration,
 }
 
-/// The line; it is gone when this is dropped.
+/// The line of a recording.
 pub(crate) struct Progress {
     began: Instant,
     seen: Option<Seen>,
+    line: Line,
 }
 
 impl Progress {
     /// Draws nothing where nobody would see it.
     pub(crate) fn new(quiet: bool) -> Self {
-        let began = Instant::now();
+        let (began, line) = (Instant::now(), Line::new(quiet));
         let seen = Seen { at: began, events: 0, cpu: cpu() };
-        Self { began, seen: (!quiet && std::io::stderr().is_terminal()).then_some(seen) }
+        Self { began, seen: line.is_live().then_some(seen), line }
     }
 
     /// Says something that stays, above the line.
     pub(crate) fn say(&self, text: &str) {
-        let clear = if self.seen.is_some() { CLEAR } else { "" };
-        crate::say(&format!("{clear}tracelake: {text}\n"));
+        self.line.say(text);
     }
 
     /// Draws the line when it is time.
@@ -49,18 +48,8 @@ impl Progress {
         let counters = counters();
         let now =
             Seen { at: Instant::now(), events: counters.iter().map(|table| table.emitted).sum(), cpu: cpu() };
-        let text = line(self.began.elapsed(), elapsed, seen, &now, lost(&counters));
+        self.line.draw(&line(self.began.elapsed(), elapsed, seen, &now, lost(&counters)));
         *seen = now;
-        // A terminal that is gone is no reason to stop.
-        _ = write!(std::io::stderr(), "{CLEAR}{text}");
-    }
-}
-
-impl Drop for Progress {
-    fn drop(&mut self) {
-        if self.seen.is_some() {
-            _ = write!(std::io::stderr(), "{CLEAR}");
-        }
     }
 }
 

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! `tracelake report`: what a session says, printed, as JSON or as a page; with `--compare` two sessions side by side.
+//!
+//! What it is made of is in the crate `report`; here sessions are opened and the result is written.
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, anyhow, bail};
+use query::Limits;
+use report::compare::{self, Comparison};
+use report::text::{self, Style};
+use report::{Report, page};
+
+use crate::location::Place;
+use crate::{say, sql};
+
+/// Arguments of `tracelake report`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    place: Place,
+    /// With --compare: the other session, reached in the same way.
+    other: Option<String>,
+    /// Two sessions side by side.
+    #[arg(long, requires = "other")]
+    compare: bool,
+    /// Write one page that needs nothing else, instead of printing.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Print JSON (tracelake-report/1, or tracelake-comparison/1) instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is shown, of one session or of two.
+enum Shown {
+    One(Box<Report>),
+    Two(Box<Comparison>),
+}
+
+impl Shown {
+    fn text(&self, style: Style) -> String {
+        match self {
+            Self::One(report) => text::report(report, style),
+            Self::Two(comparison) => compare::text(comparison, style),
+        }
+    }
+
+    fn json(&self) -> serde_json::Result<String> {
+        match self {
+            Self::One(report) => serde_json::to_string_pretty(report),
+            Self::Two(comparison) => serde_json::to_string_pretty(comparison),
+        }
+    }
+
+    fn page(&self) -> serde_json::Result<String> {
+        match self {
+            Self::One(report) => page::page(&report.title(), &report.subtitle(), report.views()),
+            Self::Two(both) => page::page(&both.title(), &both.subtitle(), &both.views()),
+        }
+    }
+}
+
+/// Prints, or writes the page.
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    if let (Some(other), false) = (&args.other, args.compare) {
+        bail!("a report is of one session; for two side by side: tracelake report --compare PLACE {other}");
+    }
+    let shown = made(args.place.clone(), args.other.clone())?;
+    if let Some(path) = &args.html {
+        write(path, &shown.page()?)?;
+    }
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        writeln!(out, "{}", shown.json()?)?;
+    } else if args.html.is_none() {
+        out.write_all(shown.text(style()).as_bytes())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints the report of a session.
+pub(crate) fn print(place: Place) -> Result<()> {
+    let shown = made(place, None)?;
+    std::io::stdout().lock().write_all(shown.text(style()).as_bytes())?;
+    Ok(())
+}
+
+fn made(place: Place, other: Option<String>) -> Result<Shown> {
+    sql::with_engine(None, None, |runtime, limits| {
+        // On a thread of the runtime, for its stack.
+        let work = runtime.spawn(async move { shown(place, other, &limits).await });
+        runtime.block_on(async {
+            tokio::select! {
+                shown = work => shown?,
+                _ = tokio::signal::ctrl_c() => Err(anyhow!("interrupted")),
+            }
+        })
+    })
+}
+
+async fn shown(place: Place, other: Option<String>, limits: &Limits) -> Result<Shown> {
+    let one = read(&place, limits).await?;
+    let Some(other) = other else { return Ok(Shown::One(Box::new(one))) };
+    let other = read(&place.elsewhere(other), limits).await?;
+    Ok(Shown::Two(Box::new(Comparison::new(one, other))))
+}
+
+async fn read(place: &Place, limits: &Limits) -> Result<Report> {
+    let tables = sql::open(place, limits).await?;
+    Ok(Report::new(&tables.contents, &tables.context).await?)
+}
+
+/// Whole or not at all: half a page is none.
+fn write(path: &Path, page: &str) -> Result<()> {
+    let unfinished = path.with_added_extension("part");
+    std::fs::write(&unfinished, page)
+        .with_context(|| format!("{} cannot be written", unfinished.display()))?;
+    std::fs::rename(&unfinished, path).with_context(|| format!("{} cannot be made", path.display()))?;
+    say(&format!("tracelake: {} bytes in {}\n", page.len(), path.display()));
+    Ok(())
+}
+
+/// Colours on a terminal alone, and not where somebody says no (no-color.org).
+fn style() -> Style {
+    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    Style { colours: std::io::stdout().is_terminal() && !refused }
+}

@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! `tracelake run`: makes a session, follows it, and ends with what came of it.
+//!
+//! In: flags, or a file. Out: a session of the cluster; progress on standard error; on standard output where the dataset is, whether it
+//! is whole, and its report, from the objects themselves where the caller can read them, otherwise from the session's status.
+//! Ctrl-C asks the session to stop and waits for it; again, it is left alone.
+
+mod selector;
+mod spec;
+
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use crds::conditions::{self, session as condition};
+use crds::{Phase, TraceSession, TraceSessionStatus};
+
+use crate::cluster::Cluster;
+use crate::follow::{self, Interrupts, OnInterrupt};
+use crate::location::{self, Access};
+use crate::output::{self, Format, paint, phase_style, plain};
+use crate::sessions::{Scope, Sessions};
+use crate::{program, runtime, say, verify, view};
+
+/// Left alone before it was over.
+pub(crate) const LEFT: u8 = 130;
+/// Over, and something that was asked for is missing.
+const NOT_WHOLE: u8 = 3;
+/// Nothing could be collected.
+const NOTHING: u8 = 4;
+/// A store that is not reached in this time is none that can be read from here.
+const OPENING: Duration = Duration::from_secs(30);
+
+const STATUSES: &str = "Exit status:
+  0    completed: everything that was asked for was collected and lies in the store
+  1    an error, or the dataset is not what its manifests say
+  3    over, but something is missing: a node, a collector, or events that were lost
+  4    nothing could be collected
+  130  left alone by Ctrl-C before it was over";
+
+/// Arguments of `tracelake run`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = STATUSES)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    scope: Scope,
+    #[command(flatten)]
+    spec: spec::Flags,
+    /// A file with the TraceSession, as YAML or JSON, instead of flags; `-` is standard input.
+    #[arg(short, long, value_name = "FILE", conflicts_with = "flags")]
+    file: Option<PathBuf>,
+    /// Print the TraceSession instead of making it.
+    #[arg(long)]
+    dry_run: bool,
+    /// Make it, and do not wait for its end.
+    #[arg(long, conflicts_with = "dry_run")]
+    no_wait: bool,
+    /// At the end, do not read the dataset: it is neither checked nor reported on.
+    #[arg(long)]
+    no_verify: bool,
+    /// At the end, check the dataset and print no report.
+    #[cfg(feature = "sql")]
+    #[arg(long)]
+    no_report: bool,
+    #[command(flatten)]
+    access: Access,
+}
+
+/// Runs a session.
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let mut object = match &args.file {
+        Some(file) => spec::read(file)?,
+        None => args.spec.object()?,
+    };
+    let metadata = &mut object["metadata"];
+    if let Some(namespace) = &args.scope.namespace {
+        let other = metadata["namespace"].as_str().filter(|other| other != namespace);
+        ensure!(
+            other.is_none(),
+            "the file says namespace {:?}, and -n says {namespace:?}",
+            other.unwrap_or_default()
+        );
+        metadata["namespace"] = namespace.as_str().into();
+    }
+    let namespace = metadata["namespace"].as_str().map(str::to_owned);
+    if args.dry_run {
+        output::print(&Format::Yaml.document(&object)?.unwrap_or_default())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (status, whole) = runtime()?.block_on(follow_one(args, object, namespace))?;
+    #[cfg(feature = "sql")]
+    if let Some((namespace, name)) = whole.filter(|_| !args.no_report) {
+        let place =
+            location::Place::session(&namespace, &name, args.scope.context.clone(), args.access.clone());
+        if let Err(error) = crate::report::print(place) {
+            let again = format!("{} report {namespace}/{name}", program());
+            say(&format!("there is no report ({}): `{again}` tries again\n", plain(&format!("{error:#}"))));
+        }
+    }
+    #[cfg(not(feature = "sql"))]
+    drop(whole);
+    Ok(status)
+}
+
+/// Namespace and name.
+type Named = (String, String);
+
+/// Makes the session and follows it to its end; and which one it is, if its dataset was read and is whole.
+async fn follow_one(
+    args: &Args,
+    mut object: serde_json::Value,
+    namespace: Option<String>,
+) -> Result<(ExitCode, Option<Named>)> {
+    let cluster = args.access.connect(args.scope.context.as_deref()).await?;
+    let sessions = Sessions::of(&cluster, namespace.as_deref())?;
+    object["metadata"]["namespace"] = sessions.namespace.as_str().into();
+    let mut interrupts = Interrupts::listen()?;
+    let made = tokio::select! {
+        made = sessions.create(&object) => made?,
+        () = interrupts.next() => {
+            say(&format!(
+                "interrupted before the API server answered: `{} list -n {}` says whether there is a session\n",
+                program(), sessions.namespace
+            ));
+            return Ok((ExitCode::from(LEFT), None));
+        }
+    };
+    let title = view::title(&made);
+    if args.no_wait {
+        output::print(&format!("{title} was made\n"))?;
+        return Ok((ExitCode::SUCCESS, None));
+    }
+    say(&format!("{}: {title} was made; Ctrl-C stops it\n", program()));
+    let name = made.metadata.name.context("the API server gave it no name")?;
+    let over = follow::follow(&sessions, &name, &mut interrupts, OnInterrupt::Stop).await?;
+    let Some(session) = over else { return Ok((ExitCode::from(LEFT), None)) };
+    output::print(&ending(&session))?;
+    let status = exit_code(&view::status(&session));
+    if args.no_verify || view::status(&session).dataset.is_none_or(|dataset| dataset.manifest.is_none()) {
+        return Ok((status, None));
+    }
+    tokio::select! {
+        found = check(&args.access, &cluster, &sessions.namespace, &name) => Ok(match found? {
+            Some(true) => (status, Some((sessions.namespace, name))),
+            Some(false) => (ExitCode::FAILURE, None),
+            None => (status, None),
+        }),
+        () = interrupts.next() => {
+            say(&format!("the dataset was not checked: `{} verify {title}` does\n", program()));
+            Ok((ExitCode::from(LEFT), None))
+        }
+    }
+}
+
+/// Whether the dataset is what its manifests say; none where it cannot be read from here, and is not known to be wrong.
+async fn check(access: &Access, cluster: &Cluster, namespace: &str, name: &str) -> Result<Option<bool>> {
+    let title = format!("{namespace}/{name}");
+    let later = |why: &str| {
+        say(&format!(
+            "the dataset was not read from here ({why}): `{} verify {title}` checks every object, with credentials of its \
+             store (AWS_...) or --via-operator\n",
+            program()
+        ));
+        Ok(None)
+    };
+    if !access.via_operator && !location::has_credentials() {
+        return later("no credentials of its store");
+    }
+    let opened = async {
+        let location = access.open(cluster, namespace, name).await?;
+        let contents = location.contents().await?;
+        anyhow::Ok((location, contents))
+    };
+    match tokio::time::timeout(OPENING, opened).await {
+        Err(_) => later(&format!("its store did not answer within {OPENING:?}")),
+        Ok(Err(error)) => later(&plain(&format!("{error:#}"))),
+        Ok(Ok((location, contents))) => {
+            output::print(&verify::tables(&contents))?;
+            verify::check(&location, &contents).await.map(Some)
+        }
+    }
+}
+
+/// What came of a session, for people.
+pub(crate) fn ending(session: &TraceSession) -> String {
+    let status = view::status(session);
+    let phase = status.phase.map_or_else(String::new, |phase| format!("{phase:?}"));
+    let short = status.phase == Some(Phase::Completed) && !view::is_whole(&status);
+    let style = if short { output::WARNING } else { phase_style(status.phase) };
+    let mut text = format!("{}: {}\n", view::title(session), paint(style, &phase));
+    // Writing to a string does not fail.
+    let mut line = |line: &str| _ = writeln!(text, "{line}");
+    if status.phase == Some(Phase::Failed)
+        && let Some(why) = conditions::get(&status.conditions, condition::COLLECTING)
+    {
+        line(&plain(&why.message));
+    }
+    for trouble in view::troubles(&status) {
+        line(&format!("{}: {}", paint(output::WARNING, &trouble.reason), plain(&trouble.message)));
+    }
+    for node in &status.failing_nodes {
+        line(&format!("node {}: {}: {}", plain(&node.name), plain(&node.reason), plain(&node.message)));
+    }
+    if status.phase == Some(Phase::Failed) && status.dataset.is_none() {
+        return text;
+    }
+    let nodes = status.nodes.clone().unwrap_or_default();
+    line(&format!("{} of {} nodes are done", nodes.done, nodes.expected));
+    line(&view::account(&status));
+    let place = status.dataset.as_ref().map(|dataset| plain(&dataset.uri)).unwrap_or_default();
+    line(&format!("{}: {place}", view::stored(&status)));
+    text
+}
+
+/// Whether it has all that was asked for, as [`STATUSES`] says.
+pub(crate) fn exit_code(status: &TraceSessionStatus) -> ExitCode {
+    match status.phase {
+        _ if view::is_whole(status) => ExitCode::SUCCESS,
+        Some(Phase::Failed) => ExitCode::from(NOTHING),
+        _ => ExitCode::from(NOT_WHOLE),
+    }
+}

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! `tracelake stop`: a session ends now instead of with its window; its nodes upload what they have.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::follow::{self, Interrupts, OnInterrupt};
+use crate::sessions::Named;
+use crate::{output, run, runtime, view};
+
+/// Arguments of `tracelake stop`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    session: Named,
+    /// Do not wait until everything is uploaded.
+    #[arg(long)]
+    no_wait: bool,
+}
+
+/// Asks the session to end, and waits until it is over.
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    runtime()?.block_on(async {
+        let (sessions, name) = args.session.find().await?;
+        let session = sessions.stop(&name).await?;
+        if args.no_wait {
+            output::print(&format!("{} was asked to stop\n", view::title(&session)))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let mut interrupts = Interrupts::listen()?;
+        match follow::follow(&sessions, &name, &mut interrupts, OnInterrupt::Leave).await? {
+            Some(session) => {
+                output::print(&run::ending(&session))?;
+                Ok(run::exit_code(&view::status(&session)))
+            }
+            None => Ok(ExitCode::from(run::LEFT)),
+        }
+    })
+}

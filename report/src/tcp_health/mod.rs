@@ -1,0 +1,342 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! TCP health: how well the targets' TCP does, by pod and altogether, with every term of the score.
+//!
+//! In: `tcp_receive`, `tcp_connections`, `tcp_retransmits`, `packet_drops`, `tcp_listen_queue`, and for suspects of leaks
+//! `tcp_states` ([`inputs`]). Out: [`TcpHealth`]. The formula is in [`score`], what follows from it in [`advice`].
+
+mod advice;
+mod inputs;
+pub mod score;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+pub use self::inputs::Handshake;
+pub(crate) use self::inputs::SEGMENTS;
+use self::inputs::{Connections, FAILED, Inputs, Pod, Receive};
+use self::score::{Health, LeftOut, Term, VERSION};
+use crate::engine::{Engine, ReportError, ask};
+use crate::format::Unit;
+use crate::scope::{Scope, Section, pod};
+use crate::view::{Advice, Cell, Change, Chart, Figure, Level, Table, View};
+
+/// Its collectors; one of them is enough.
+const COLLECTORS: [&str; 5] =
+    ["tcpReceive", "tcpConnections", "tcpRetransmits", "packetDrops", "tcpListenQueue"];
+/// Pods that are listed, worst first.
+const MOST_PODS: usize = 25;
+/// Targets of failed attempts that are listed.
+const MOST_TARGETS: usize = 10;
+
+/// The section.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TcpHealth {
+    /// Of the formula.
+    pub version: &'static str,
+    /// All pods together.
+    pub all: Health,
+    /// What to look at next, for all pods together.
+    pub advice: Vec<Advice>,
+    /// Each pod, worst first.
+    pub pods: Vec<PodHealth>,
+    /// Pods that are not listed.
+    pub other_pods: u64,
+    /// Segments received, by outcome.
+    pub outcomes: BTreeMap<String, u64>,
+    /// Targets to which most attempts failed.
+    pub failed_targets: Vec<FailedTarget>,
+    /// Inputs that are missing, with the reason.
+    pub missing: Vec<String>,
+}
+
+/// One pod.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PodHealth {
+    /// Its name; none for what `tracelake record` recorded.
+    pub pod: Option<String>,
+    /// Its health.
+    #[serde(flatten)]
+    pub health: Health,
+    /// What to look at next there.
+    pub advice: Vec<Advice>,
+}
+
+/// Attempts to one target that failed in one way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedTarget {
+    /// Who tried.
+    pub pod: Option<String>,
+    /// Address.
+    pub raddr: String,
+    /// Port.
+    pub rport: i32,
+    /// Error number.
+    pub error: i32,
+    /// How often.
+    pub attempts: u64,
+}
+
+/// Reads the section.
+pub(crate) async fn read(engine: &impl Engine, scope: &Scope<'_>) -> Result<Section<TcpHealth>, ReportError> {
+    let absent: Vec<(&str, String)> = COLLECTORS
+        .into_iter()
+        .chain(["tcpStates", "nodeInfo"])
+        .filter_map(|collector| Some((collector, scope.has(collector).err()?)))
+        .collect();
+    if COLLECTORS.iter().all(|collector| absent.iter().any(|(name, _)| name == collector)) {
+        let why = "none of its collectors traced anything: ".to_owned()
+            + &absent
+                .iter()
+                .take(COLLECTORS.len())
+                .map(|(_, why)| why.as_str())
+                .collect::<Vec<_>>()
+                .join("; ");
+        return Ok(Section::Absent(why));
+    }
+    let left_out = LeftOut {
+        drops: inputs::left_out(scope, "packetDrops"),
+        connections: inputs::left_out(scope, "tcpConnections"),
+        retransmits: inputs::left_out(scope, "tcpRetransmits"),
+        states: inputs::left_out(scope, "tcpStates"),
+        absent: absent.clone(),
+    };
+    let by_pod = inputs::read(engine, scope).await?;
+    let mut all = sum(by_pod.values());
+    inputs::fill(scope, &mut all);
+    all.handshake = inputs::handshake(engine).await?;
+    let health = score::health(&all, &left_out);
+    let mut pods: Vec<PodHealth> = by_pod
+        .iter()
+        .map(|((_, name), inputs): (&Pod, &Inputs)| {
+            let health = score::health(inputs, &left_out);
+            let advice = advice::advise(inputs, &health);
+            PodHealth { pod: name.clone(), health, advice }
+        })
+        .collect();
+    pods.sort_by_key(|pod| pod.health.score.unwrap_or(u32::MAX));
+    let other_pods = pods.len().saturating_sub(MOST_PODS) as u64;
+    pods.truncate(MOST_PODS);
+    let sql = format!(
+        "SELECT pod, raddr, rport, error, sum(weight) AS attempts FROM tcp_connections WHERE {FAILED} \
+         GROUP BY pod, raddr, rport, error ORDER BY attempts DESC, raddr, rport, error, pod NULLS FIRST LIMIT {MOST_TARGETS}"
+    );
+    let partly = COLLECTORS.iter().filter_map(|collector| scope.partly(collector));
+    Ok(Section::Data(TcpHealth {
+        version: VERSION,
+        advice: advice::advise(&all, &health),
+        all: health,
+        pods,
+        other_pods,
+        outcomes: all.receive.map(|receive| receive.outcomes).unwrap_or_default(),
+        failed_targets: ask(engine, &sql).await?,
+        missing: absent.into_iter().map(|(_, why)| why).chain(partly).collect(),
+    }))
+}
+
+/// All pods' inputs together. What one pod lacks, the sum lacks.
+fn sum<'a>(pods: impl Iterator<Item = &'a Inputs>) -> Inputs {
+    fn add<T: Clone>(sum: Option<T>, more: Option<&T>, join: impl Fn(&mut T, &T)) -> Option<T> {
+        match (sum, more) {
+            (Some(mut sum), Some(more)) => {
+                join(&mut sum, more);
+                Some(sum)
+            }
+            (sum, more) => sum.or_else(|| more.cloned()),
+        }
+    }
+    pods.fold(Inputs::default(), |sum, pod| Inputs {
+        receive: add(sum.receive, pod.receive.as_ref(), |sum: &mut Receive, pod| {
+            pod.outcomes.iter().for_each(|(name, n)| *sum.outcomes.entry(name.clone()).or_default() += n);
+            sum.partial |= pod.partial;
+            sum.counted = Some(sum.counted.unwrap_or(0) + pod.counted.unwrap_or(0))
+                .filter(|_| sum.counted.is_some() && pod.counted.is_some());
+        }),
+        drops: add(sum.drops, pod.drops.as_ref(), |sum, pod| {
+            pod.iter().for_each(|(name, n)| *sum.entry(name.clone()).or_default() += n);
+        }),
+        connections: add(sum.connections, pod.connections.as_ref(), Connections::add),
+        retransmits: add(sum.retransmits, pod.retransmits.as_ref(), |sum, pod| {
+            sum.data += pod.data;
+            sum.handshake += pod.handshake;
+        }),
+        listen: add(sum.listen, pod.listen.as_ref(), |sum, pod| {
+            sum.drops += pod.drops;
+            sum.overflows = match (sum.overflows, pod.overflows) {
+                (Some(a), Some(b)) => Some(a + b),
+                // A pod without listeners, too, has none of them: it takes nothing away.
+                (a, b) => a.or(b),
+            };
+        }),
+        leaks: add(sum.leaks, pod.leaks.as_ref(), |sum, pod| *sum += pod),
+        windows_closed: add(sum.windows_closed, pod.windows_closed.as_ref(), |sum, pod| *sum += pod),
+        handshake: None,
+    })
+}
+
+impl TcpHealth {
+    /// As it is shown.
+    pub(crate) fn view(&self, view: &mut View) {
+        let score = |health: &Health| match health.score {
+            Some(score) => Cell::number(Unit::Count, u64::from(score)).marked(worst(&health.terms)),
+            None => Cell::text("–"),
+        };
+        let v0 = Cell {
+            text: format!("{:.0}", self.all.tcp_health_v0),
+            value: Some(self.all.tcp_health_v0),
+            level: None,
+        };
+        view.figures = vec![
+            Figure::cell("Health, of 100", score(&self.all), Change::Points),
+            Figure::cell("Share of the score with data", Cell::ratio(self.all.coverage), Change::Share),
+            Figure::cell("Older formula (tcp_health_v0)", v0, Change::Points),
+        ];
+        view.figures.extend(self.all.terms.iter().map(|term| {
+            let change = if score::is_number(term.name) { Change::Points } else { Change::Share };
+            Figure::cell(term.name, value(term), change)
+        }));
+        view.advice.clone_from(&self.advice);
+        view.notes.push(format!(
+            "{VERSION}: a hundred points, less what each term takes off between its two bounds, over the share of weights with data."
+        ));
+        view.notes.extend(self.missing.iter().map(|why| format!("Missing: {why}.")));
+        if let Some(given_up) = self.all.given_up.filter(|given_up| *given_up > 0) {
+            view.notes.push(format!(
+                "{given_up} attempts were given up by the program itself before there was an answer: they are neither success nor failure."
+            ));
+        }
+        if let Some(again) = self.all.handshake_retransmits.filter(|again| *again > 0) {
+            view.notes.push(format!("{again} SYN and SYN-ACK segments were sent again; they are of handshakes, not of data, and in no ratio."));
+        }
+        view.tables.push(terms(&self.all.terms));
+        let mut pods =
+            Table::new("By pod, worst first", &["pod", "health", "with data", "terms past a bound"]);
+        for one in &self.pods {
+            let past: Vec<String> = one
+                .health
+                .terms
+                .iter()
+                .filter(|term| term.level >= Some(Level::Warn))
+                .map(|term| format!("{} {}", term.name, value(term).text))
+                .collect();
+            let past = if past.is_empty() { "none".to_owned() } else { past.join(", ") };
+            pods.rows.push(vec![
+                Cell::text(pod(one.pod.as_deref())),
+                score(&one.health),
+                Cell::ratio(one.health.coverage),
+                Cell::text(past),
+            ]);
+        }
+        if self.other_pods > 0 {
+            pods.note = format!("{} other pods, none with a lower score.", self.other_pods);
+        }
+        view.tables.push(pods);
+        self.handshakes(view);
+        if !self.failed_targets.is_empty() {
+            let mut table = Table::new("Where attempts failed most", &["pod", "target", "error", "attempts"]);
+            table.rows.extend(self.failed_targets.iter().map(|target| {
+                vec![
+                    Cell::text(pod(target.pod.as_deref())),
+                    Cell::text(peer(&target.raddr, target.rport)),
+                    Cell::text(advice::errno(target.error.into())),
+                    Cell::number(Unit::Count, target.attempts),
+                ]
+            }));
+            view.tables.push(table);
+        }
+        if !self.outcomes.is_empty() {
+            let mut bars: Vec<(String, f64)> =
+                self.outcomes.iter().map(|(name, n)| (name.clone(), *n as f64)).collect();
+            bars.sort_by(|a, b| b.1.total_cmp(&a.1));
+            view.charts.push(Chart::Bars {
+                title: "What became of received segments".to_owned(),
+                unit: Unit::Count,
+                bars,
+            });
+        }
+    }
+
+    fn handshakes(&self, view: &mut View) {
+        let mut table = Table::new(
+            "Handshakes of active connections",
+            &["pod", "handshakes", "p50", "p95", "p99", "slowest"],
+        );
+        let row = |name: String, of: &Handshake| {
+            let ns = |value: u64| Cell::number(Unit::Nanoseconds, value);
+            let count = Cell::number(Unit::Count, of.count);
+            vec![Cell::text(name), count, ns(of.p50_ns), ns(of.p95_ns), ns(of.p99_ns), ns(of.max_ns)]
+        };
+        table.rows.extend(self.all.handshake.map(|all| row("all".to_owned(), &all)));
+        if self.pods.len() > 1 {
+            table.rows.extend(
+                self.pods.iter().filter_map(|one| Some(row(pod(one.pod.as_deref()), &one.health.handshake?))),
+            );
+        }
+        if !table.rows.is_empty() {
+            table.note = "Quantiles are rounded down to three digits. Accepted connections have no socket during their handshake, \
+                          so its time is not measured there."
+                .to_owned();
+            view.tables.push(table);
+        }
+    }
+}
+
+/// The worst level of scored terms, which is the score's own.
+fn worst(terms: &[Term]) -> Level {
+    terms.iter().filter(|term| term.weight > 0).filter_map(|term| term.level).max().unwrap_or(Level::Info)
+}
+
+fn value(term: &Term) -> Cell {
+    let Some(value) = term.value else { return Cell::text("–") };
+    // A number is read as such, whatever it is a share of.
+    let cell = match term.numerator {
+        Some(number) if score::is_number(term.name) => Cell::number(Unit::Count, number),
+        _ => Cell::ratio(value),
+    };
+    match term.level {
+        Some(level) if term.weight > 0 => cell.marked(level),
+        _ => cell,
+    }
+}
+
+fn terms(terms: &[Term]) -> Table {
+    let columns = [
+        "term",
+        "value",
+        "numerator",
+        "denominator",
+        "warn",
+        "crit",
+        "weight",
+        "taken off",
+        "what is counted",
+    ];
+    let mut table = Table::new("Every term of the score", &columns);
+    for term in terms {
+        let bound = |bound: Option<f64>| bound.map_or_else(|| Cell::text("–"), Cell::ratio);
+        let taken = Cell { text: format!("{:.1}", term.taken), value: Some(term.taken), level: None };
+        let counted = match &term.null_because {
+            Some(why) => format!("null: {why}"),
+            None => format!("{} / {}", term.counts, term.of),
+        };
+        table.rows.push(vec![
+            Cell::text(term.name),
+            value(term),
+            Cell::maybe(Unit::Count, term.numerator),
+            Cell::maybe(Unit::Count, term.denominator),
+            bound(term.warn),
+            bound(term.crit),
+            Cell::number(Unit::Count, u64::from(term.weight)),
+            if term.weight == 0 { Cell::text("–") } else { taken },
+            Cell::text(counted),
+        ]);
+    }
+    table
+}
+
+/// Address and port as one writes them.
+fn peer(address: &str, port: i32) -> String {
+    if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
+}

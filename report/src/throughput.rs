@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Throughput: how much payload each pod received and sent over TCP, with whom, and how much of it twice.
+//!
+//! In: `tcp_throughput`. Out: [`Throughput`]. Sums are exact: what is beyond a window's busiest connections is in rows of its
+//! own, which count for their pod and name no peer.
+
+use serde::{Deserialize, Serialize};
+
+use crate::engine::{Engine, ReportError, ask};
+use crate::format::{Unit, things};
+use crate::scope::{Scope, Section, pod};
+use crate::series::{bin, middle, rates, window_us};
+use crate::view::{Cell, Change, Chart, Figure, Series, Table, View};
+
+const COLLECTOR: &str = "tcpThroughput";
+/// Rows of each table.
+const MOST: usize = 20;
+
+/// The section.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Throughput {
+    /// All of them together.
+    pub all: Moved,
+    /// By pod, most first.
+    pub pods: Vec<PodMoved>,
+    /// Pods that are not listed.
+    pub other_pods: u64,
+    /// By peer, most first.
+    pub peers: Vec<PeerMoved>,
+    /// Beginning of the series, microseconds since 1970.
+    pub from_us: i64,
+    /// Length of their intervals.
+    pub step_us: i64,
+    /// Bits received per second, by pod.
+    pub received: Vec<Series>,
+    /// Bits sent per second, by pod.
+    pub sent: Vec<Series>,
+}
+
+/// Payload, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moved {
+    /// Received in order.
+    pub rx_bytes: u64,
+    /// Handed to IP.
+    pub tx_bytes: u64,
+    /// Of those, again.
+    pub retrans_bytes: u64,
+}
+
+/// Of one pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodMoved {
+    /// Its name.
+    pub pod: Option<String>,
+    /// Its sums.
+    #[serde(flatten)]
+    pub moved: Moved,
+    /// The most bits per second, both directions, in any window.
+    pub peak_bps: u64,
+}
+
+/// With one peer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerMoved {
+    /// Whose.
+    pub pod: Option<String>,
+    /// Address.
+    pub raddr: String,
+    /// The lower of both ports, as a server's is.
+    pub port: i32,
+    /// The sums.
+    #[serde(flatten)]
+    pub moved: Moved,
+}
+
+/// Reads the section.
+pub(crate) async fn read(
+    engine: &impl Engine,
+    scope: &Scope<'_>,
+) -> Result<Section<Throughput>, ReportError> {
+    if let Err(why) = scope.has(COLLECTOR) {
+        return Ok(Section::Absent(why));
+    }
+    let sums = "coalesce(sum(rx_bytes), 0) AS rx_bytes, coalesce(sum(tx_bytes), 0) AS tx_bytes, \
+                coalesce(sum(retrans_bytes), 0) AS retrans_bytes";
+    let all = format!("SELECT {sums} FROM tcp_throughput");
+    // A pod's rate in a window is that of all its rows of that window, on all nodes that have it: one.
+    let pods = format!(
+        "WITH windows AS (SELECT pod, sum(rx_bytes) AS rx, sum(tx_bytes) AS tx, sum(retrans_bytes) AS again, \
+             sum(rx_bps + tx_bps) AS bps FROM tcp_throughput GROUP BY pod, node, ts_ns) \
+         SELECT pod, sum(rx) AS rx_bytes, sum(tx) AS tx_bytes, sum(again) AS retrans_bytes, \
+             CAST(round(coalesce(max(bps), 0)) AS BIGINT) AS peak_bps, sum(rx + tx) AS moved FROM windows GROUP BY pod \
+         ORDER BY moved DESC, pod NULLS FIRST LIMIT {MOST}"
+    );
+    #[derive(Deserialize)]
+    struct Count {
+        pods: u64,
+    }
+    let count = "SELECT count(*) AS pods FROM (SELECT pod FROM tcp_throughput GROUP BY pod) AS p";
+    let peers = format!(
+        "SELECT pod, raddr, least(lport, rport) AS port, {sums}, sum(rx_bytes + tx_bytes) AS moved FROM tcp_throughput WHERE raddr IS NOT NULL \
+         GROUP BY pod, raddr, least(lport, rport) \
+         ORDER BY moved DESC, raddr, port, pod NULLS FIRST LIMIT {MOST}"
+    );
+    let step_us = scope.bin_us(window_us(engine, "tcp_throughput").await?);
+    let over_time = |bytes: &str| {
+        format!(
+            "WITH rows_at AS (SELECT pod, {at} AS since_us, {bytes} AS bytes FROM tcp_throughput) \
+             SELECT pod AS name, {bin} AS bin, sum(bytes) * 8 AS value FROM rows_at GROUP BY pod, {bin} \
+             ORDER BY pod NULLS FIRST, bin",
+            at = middle(scope),
+            bin = bin(step_us)
+        )
+    };
+    let all: Vec<Moved> = ask(engine, &all).await?;
+    let pods: Vec<PodMoved> = ask(engine, &pods).await?;
+    let count: Vec<Count> = ask(engine, count).await?;
+    Ok(Section::Data(Throughput {
+        all: all.first().copied().unwrap_or_default(),
+        other_pods: count.first().map_or(0, |count| count.pods).saturating_sub(pods.len() as u64),
+        pods,
+        peers: ask(engine, &peers).await?,
+        from_us: scope.from_us,
+        step_us,
+        received: rates(engine, scope, step_us, &over_time("rx_bytes"), "other pods").await?,
+        sent: rates(engine, scope, step_us, &over_time("tx_bytes"), "other pods").await?,
+    }))
+}
+
+impl Throughput {
+    /// As it is shown.
+    pub(crate) fn view(&self, scope: &Scope<'_>, view: &mut View) {
+        let all = &self.all;
+        let seconds = (scope.to_us - scope.from_us) as f64 / 1e6;
+        let mean = |bytes: u64| (seconds > 0.0).then(|| bytes as f64 * 8.0 / seconds);
+        view.figures = vec![
+            Figure::number("Received", Unit::Bytes, all.rx_bytes),
+            Figure::maybe("On average", Unit::BitsPerSecond, mean(all.rx_bytes)),
+            Figure::number("Sent", Unit::Bytes, all.tx_bytes),
+            Figure::maybe("Sent on average", Unit::BitsPerSecond, mean(all.tx_bytes)),
+            Figure::cell("Sent again", Cell::share(all.retrans_bytes, all.tx_bytes), Change::Share),
+        ];
+        view.notes.push(
+            "Payload of TCP, without headers. What one traced pod sends to another is sent by the one and received by the other."
+                .to_owned(),
+        );
+        let chart = |title: &str, series: &[Series]| Chart::Series {
+            title: title.to_owned(),
+            unit: Unit::BitsPerSecond,
+            from_us: self.from_us,
+            step_us: self.step_us,
+            series: series.to_vec(),
+        };
+        view.charts.push(chart("Received, by pod", &self.received));
+        view.charts.push(chart("Sent, by pod", &self.sent));
+        let columns = ["pod", "received", "sent", "sent again", "share of sent", "busiest window"];
+        let mut pods = Table::new("By pod", &columns);
+        pods.rows.extend(self.pods.iter().map(|one| {
+            let mut row = vec![Cell::text(pod(one.pod.as_deref()))];
+            row.extend(moved(&one.moved));
+            row.push(Cell::number(Unit::BitsPerSecond, one.peak_bps));
+            row
+        }));
+        let rest = rest(all, self.pods.iter().map(|one| &one.moved));
+        if self.other_pods > 0 {
+            pods.note = format!("{}: {rest}.", things(self.other_pods, "other pod", "other pods"));
+        }
+        view.tables.push(pods);
+        let columns = ["peer", "server's port", "pod", "received", "sent", "sent again", "share of sent"];
+        let mut peers = Table::new("By peer", &columns);
+        peers.rows.extend(self.peers.iter().map(|one| {
+            let mut row = vec![
+                Cell::text(&one.raddr),
+                Cell::id(i64::from(one.port)),
+                Cell::text(pod(one.pod.as_deref())),
+            ];
+            row.extend(moved(&one.moved));
+            row
+        }));
+        let rest = self::rest(all, self.peers.iter().map(|one| &one.moved));
+        if !rest.is_empty() {
+            peers.note = format!("Other peers, and connections beyond topN, which name none: {rest}.");
+        }
+        view.tables.push(peers);
+    }
+}
+
+fn moved(moved: &Moved) -> [Cell; 4] {
+    let bytes = |value: u64| Cell::number(Unit::Bytes, value);
+    [
+        bytes(moved.rx_bytes),
+        bytes(moved.tx_bytes),
+        bytes(moved.retrans_bytes),
+        Cell::share(moved.retrans_bytes, moved.tx_bytes),
+    ]
+}
+
+/// What is not listed; empty if nothing.
+fn rest<'a>(all: &Moved, listed: impl Iterator<Item = &'a Moved>) -> String {
+    let (rx, tx) = listed.fold((0, 0), |(rx, tx), one| (rx + one.rx_bytes, tx + one.tx_bytes));
+    let (rx, tx) = (all.rx_bytes.saturating_sub(rx), all.tx_bytes.saturating_sub(tx));
+    let bytes = |value: u64| Unit::Bytes.format(value as f64);
+    if rx + tx == 0 { String::new() } else { format!("{} received, {} sent", bytes(rx), bytes(tx)) }
+}

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Part `harness` of `cargo xtask test`: clusters come, are found again, and leave nothing behind.
+//!
+//! For each provider that this machine has: after Ctrl-C in the middle of a start, after a start that fails, and after `down`,
+//! the processes, network namespaces, network devices and mounts are those before; a second `up` finds the first;
+//! `status` tells the truth. Processes are told by a mark in their environment, which children inherit: whatever else runs
+//! on this machine comes and goes meanwhile.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process_group};
+
+use crate::{cache, exec};
+
+const MARK: &str = "TRACELAKE_HARNESS_TEST";
+/// From the command to a process of the cluster that runs; what has to be built is built by the first start.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+pub(crate) fn run() -> Result<()> {
+    // Nobody else's cluster may come or go meanwhile.
+    let _lock = cache::lock("cluster-in-use")?;
+    let status = output(&["cluster", "status"])?;
+    ensure!(
+        status.starts_with("no usable cluster"),
+        "a cluster runs: end it with `cargo xtask cluster down`"
+    );
+    for provider in ["kind", "vm"] {
+        cache::step(&format!("harness: {provider}"), || of(provider)).with_context(|| provider.to_owned())?;
+    }
+    Ok(())
+}
+
+fn of(provider: &str) -> Result<()> {
+    let up = ["cluster", "up", "--cluster", provider];
+    // Everything is built by this one.
+    let before = Lists::now()?;
+    exec::quiet(&mut xtask(&up))?;
+    let first = output(&["cluster", "status"])?;
+    ensure!(first.contains("export KUBECONFIG=") && !first.contains("stopped"), "status says:\n{first}");
+    ensure!(before.same().is_err(), "a cluster runs, and the lists do not show it");
+    let started = Instant::now();
+    exec::quiet(&mut xtask(&up))?;
+    let second = output(&["cluster", "status"])?;
+    ensure!(first == second, "a second `up` changed the cluster:\n{first}\n{second}");
+    println!("harness: {provider} found again ({:.1} s)", started.elapsed().as_secs_f32());
+    exec::quiet(&mut xtask(&["cluster", "down"]))?;
+    before.same().context("after `down`")?;
+    let gone = output(&["cluster", "status"])?;
+    ensure!(gone.starts_with("no usable cluster"), "after `down` status says:\n{gone}");
+
+    let start = group(&up)?;
+    // In the middle: something runs, and not all of it.
+    let deadline = Instant::now() + PATIENCE;
+    while processes()?.len() < 4 {
+        ensure!(Instant::now() < deadline, "nothing of the cluster runs after {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    interrupt(start)?;
+    before.same().context("after Ctrl-C in the middle of `up`")?;
+
+    // Where the API server's address is taken, no cluster can be of use; Docker chooses another one.
+    let taken = TcpListener::bind("127.0.0.1:6443").context("this test needs the port itself")?;
+    let failed = xtask(&up).output().context("cannot start `cluster up`")?;
+    drop(taken);
+    if failed.status.success() {
+        ensure!(crate::image::has_docker() && provider == "kind", "`up` succeeded without its port");
+        exec::quiet(&mut xtask(&["cluster", "down"]))?;
+    }
+    before.same().context("after a start that failed")
+}
+
+/// What a cluster could leave behind.
+struct Lists {
+    namespaces: BTreeSet<String>,
+    devices: BTreeSet<String>,
+    mounts: BTreeSet<String>,
+}
+
+impl Lists {
+    fn now() -> Result<Self> {
+        let lines = |text: String, column: usize| -> BTreeSet<String> {
+            text.lines().filter_map(|line| line.split_whitespace().nth(column)).map(str::to_owned).collect()
+        };
+        Ok(Self {
+            namespaces: lines(exec::output(&mut exec::command("ip", ["netns", "list"]))?, 0),
+            devices: lines(exec::output(&mut exec::command("ip", ["-o", "link"]))?, 1),
+            mounts: lines(fs::read_to_string("/proc/self/mountinfo")?, 4),
+        })
+    }
+
+    /// Whether the lists are these, and no process of the cluster runs. The ones that the kernel takes away a moment after their
+    /// last user get that moment.
+    fn same(&self) -> Result<()> {
+        let mut last = String::new();
+        for _ in 0..20 {
+            let (now, processes) = (Self::now()?, processes()?);
+            let more = |before: &BTreeSet<String>, now: &BTreeSet<String>| {
+                now.symmetric_difference(before).cloned().collect::<Vec<_>>().join(", ")
+            };
+            // The folder of named namespaces becomes a mount with the first one, whoever makes it, and stays.
+            let mounts = more(&self.mounts, &now.mounts).replace("/run/netns", "");
+            let found = [
+                ("processes", processes.join(", ")),
+                ("namespaces", more(&self.namespaces, &now.namespaces)),
+                ("devices", more(&self.devices, &now.devices)),
+                ("mounts", mounts),
+            ];
+            let left = found.iter().filter(|(_, left)| !left.is_empty());
+            last = left.map(|(what, left)| format!("{what}: {left}")).collect::<Vec<_>>().join("; ");
+            if last.is_empty() {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        bail!("not as before: {last}")
+    }
+}
+
+/// Processes that this test's commands started, and theirs.
+fn processes() -> Result<Vec<String>> {
+    let mark = format!("{MARK}={}", std::process::id());
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let path = entry?.path();
+        // What ends meanwhile has none.
+        let environment = fs::read(path.join("environ")).unwrap_or_default();
+        if environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes()) {
+            let command = fs::read(path.join("cmdline")).unwrap_or_default();
+            let words = command.split(|byte| *byte == 0).take(3).map(String::from_utf8_lossy);
+            found.push(words.collect::<Vec<_>>().join(" "));
+        }
+    }
+    Ok(found)
+}
+
+fn xtask(arguments: &[&str]) -> Command {
+    let mut command = exec::command(std::env::current_exe().unwrap_or_default(), arguments);
+    command.env(MARK, std::process::id().to_string());
+    command
+}
+
+fn output(arguments: &[&str]) -> Result<String> {
+    exec::output(&mut xtask(arguments))
+}
+
+/// Starts the command as a terminal does: as a group of its own.
+fn group(arguments: &[&str]) -> Result<Child> {
+    let mut command = xtask(arguments);
+    command.process_group(0).stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().context("cannot start `cluster up`")
+}
+
+/// Ctrl-C.
+fn interrupt(mut child: Child) -> Result<()> {
+    kill_process_group(Pid::from_child(&child), Signal::INT)?;
+    child.wait()?;
+    // Its guard is no longer a child of anybody here, and has to do now what the command did not come to.
+    let deadline = Instant::now() + PATIENCE;
+    while !processes()?.is_empty() {
+        ensure!(Instant::now() < deadline, "after {PATIENCE:?} there still run: {}", processes()?.join(", "));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}
