@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use dataset::reader::Contents;
-use dataset::{reader, render};
+use dataset::{check, reader, render};
 
 use crate::location::{Location, Place};
 use crate::{output, runtime};
@@ -42,7 +42,7 @@ pub(crate) fn verify(args: &Args) -> Result<ExitCode> {
 /// # Errors
 /// When the store fails.
 pub(crate) async fn check(location: &Location, contents: &Contents) -> Result<bool> {
-    let findings = reader::verify(location.store.as_ref(), contents).await?;
+    let findings = check::verify(location.store.as_ref(), contents).await?;
     let mut text = String::new();
     for finding in &findings {
         text += &format!("{}: {finding}\n", if finding.is_error() { "error" } else { "note" });

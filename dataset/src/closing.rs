@@ -16,11 +16,10 @@ use std::sync::Arc;
 use futures::{StreamExt, stream};
 use object_store::ObjectStore;
 
+use crate::check::{Listed, compare_node};
 use crate::key::{Boot, INTERNAL, Key, SessionPrefix};
 use crate::manifest::{Manifest, ManifestNode, NodeManifest, Totals};
-use crate::reader::{
-    Finding, Listed, Named, READERS, ReadError, check_version, compare_node, own, plain, read_json,
-};
+use crate::reader::{Finding, Named, READERS, ReadError, check_version, own, plain, read_json};
 
 /// A manifest takes at most so many times its length: its text once; rows of a ledger of empty words, which take 2.6 times
 /// the text that they are made of, in a vector that has grown to twice what it needs; and the keys that were compared.

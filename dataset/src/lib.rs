@@ -29,7 +29,7 @@
 //! 4. **Every event has one name.** The [`ledger`] balances for every node, table and agent process, or says that a
 //!    process crashed and its count is not known. The [`coverage`] says from when to when each target was traced.
 //! 5. **Nothing is believed.** Before writing a manifest the operator lists the folder and compares keys and lengths, in
-//!    memory that what lies there does not decide ([`closing`]); [`reader::verify`] also reads every object.
+//!    memory that what lies there does not decide ([`closing`]); [`check::verify`] also reads every object.
 //!
 //! # Parquet
 //! Types are what every engine reads: signed integers, UTF-8 with dictionaries, timestamps in microseconds UTC. Each row
@@ -43,6 +43,7 @@
 
 pub mod bookkeeping;
 pub mod catalogue;
+pub mod check;
 pub mod closing;
 pub mod compact;
 pub mod coverage;

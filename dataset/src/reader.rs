@@ -1,39 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Opens a session from any store, reads its tables, and checks that what manifests say is true.
+//! Opens a session from any store, reads its tables, and creates its objects.
 //!
-//! In: a store and the session's folder. Out: [`Contents`] (what lies there, whatever its state),
-//! rows of a table, and [`Finding`]s. Nothing is believed: JSON has a size limit, a node manifest
-//! counts only under its own key, and lengths come from the store's listing.
+//! In: a store and the session's folder. Out: [`Contents`] (what lies there, whatever its state) and
+//! rows of a table. Nothing is believed: JSON has a size limit, a node manifest
+//! counts only under its own key, and lengths come from the store's listing. Whether they are true is for [`check`](crate::check).
 //!
 //! Of a boot that was compacted there may be several node manifests for a while; [`Named`] says which one counts. The others are not
 //! read, and a listing that changes while it is followed is begun again.
 //!
-//! Two depths: [`Contents::compare`] needs the listing alone, [`verify`] also reads every object: its
-//! SHA-256, its rows, its weight. Both hold a session's whole list; who must not grow with what lies in a
-//! store uses [`closing`](crate::closing).
+//! A session's whole list is held; who must not grow with what lies in a store uses [`closing`](crate::closing).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
+use std::io::Read;
 use std::sync::Arc;
 
 use arrow_array::RecordBatch;
-use arrow_array::cast::AsArray;
-use arrow_array::types::Int64Type;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use object_store::{GetResultPayload, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde::de::DeserializeOwned;
-use sha2::{Digest, Sha256};
 
-use crate::catalogue;
 use crate::finding::SHOWN;
 pub use crate::finding::{Finding, plain};
 use crate::key::{Boot, Key, SessionPrefix};
-use crate::ledger::Term;
-use crate::manifest::{FORMAT_VERSION, Manifest, NodeManifest, ObjectEntry, SessionFile, Totals};
+use crate::manifest::{FORMAT_VERSION, Manifest, NodeManifest, ObjectEntry, SessionFile};
 
 /// The largest JSON file that is read: a node manifest of 100,000 objects has about 25 MB.
 pub(crate) const MAX_JSON_BYTES: u64 = 64 << 20;
@@ -281,84 +274,30 @@ async fn read_limited(
     }
     // The length is the store's word.
     let mut content = Vec::with_capacity(usize::try_from(got.meta.size).unwrap_or_default().min(FIRST_BYTES));
-    let mut chunks = got.into_stream();
-    while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(failed)?;
-        if (content.len() + chunk.len()) as u64 > limit {
-            return Err(invalid(format!("it goes on after {limit} bytes, which is the limit")));
+    let too_long = || invalid(format!("it goes on after {limit} bytes, which is the limit"));
+    match got.payload {
+        // In one go: as a stream it would come in some KiB, each from another thread.
+        GetResultPayload::File(file, _) => {
+            let read = move || file.take(limit.saturating_add(1)).read_to_end(&mut content).map(|_| content);
+            let read = tokio::task::spawn_blocking(read).await.map_err(std::io::Error::from).flatten();
+            content = read.map_err(|error| {
+                failed(object_store::Error::Generic { store: "LocalFileSystem", source: Box::new(error) })
+            })?;
+            if content.len() as u64 > limit {
+                return Err(too_long());
+            }
         }
-        content.extend_from_slice(&chunk);
+        GetResultPayload::Stream(mut chunks) => {
+            while let Some(chunk) = chunks.next().await {
+                let chunk = chunk.map_err(failed)?;
+                if (content.len() + chunk.len()) as u64 > limit {
+                    return Err(too_long());
+                }
+                content.extend_from_slice(&chunk);
+            }
+        }
     }
     Ok(content)
-}
-
-/// Where an object that a node manifest lists stands in its store.
-pub(crate) enum Listed {
-    /// This manifest has it twice.
-    Twice,
-    /// The store does not list it.
-    Missing,
-    /// The store lists it with this length.
-    Stored(u64),
-}
-
-/// Compares what one node manifest lists with what its store does, and checks its ledger.
-pub(crate) fn compare_node(
-    manifest: &Key,
-    node: &NodeManifest,
-    mut find: impl FnMut(&Key) -> Listed,
-    mut report: impl FnMut(Finding),
-) {
-    let foreign = |key: &str| Finding::Foreign { manifest: manifest.relative(), key: key.to_owned() };
-    let mut sums: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
-    for object in &node.objects {
-        let key = match Key::parse(&object.key) {
-            Ok(key @ Key::Segment { .. }) => key,
-            _ => {
-                report(foreign(&object.key));
-                continue;
-            }
-        };
-        let Key::Segment { node: owner, boot, .. } = &key else { continue };
-        if **owner != node.node || boot.as_str() != node.boot {
-            report(foreign(&object.key));
-            continue;
-        }
-        match find(&key) {
-            Listed::Twice => {
-                report(foreign(&object.key));
-                continue;
-            }
-            Listed::Missing => report(Finding::Missing { key: object.key.clone() }),
-            Listed::Stored(stored) if stored != object.bytes => {
-                report(Finding::Length { key: object.key.clone(), listed: object.bytes, stored });
-            }
-            Listed::Stored(_) => {}
-        }
-        let table = object.key.split_once('/').map_or("", |(table, _)| table);
-        let sum = sums.entry(table).or_default();
-        *sum = (sum.0.saturating_add(object.weight), sum.1.saturating_add(object.rows));
-    }
-    node.ledger.iter().filter_map(|row| row.check().err()).map(Finding::Ledger).for_each(&mut report);
-    let mut accounts: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
-    for row in &node.ledger {
-        let account = accounts.entry(&row.table).or_default();
-        account.0 = account.0.saturating_add(row.terms.get(Term::Exported));
-        account.1 = account.1.saturating_add(row.rows);
-    }
-    // The bookkeeping tables are not events: no ledger row speaks of them.
-    for table in crate::bookkeeping::TABLES {
-        sums.remove(table.name);
-    }
-    let names: BTreeSet<&str> = sums.keys().chain(accounts.keys()).copied().collect();
-    for table in names {
-        let (ledger, objects) =
-            (accounts.get(table).copied().unwrap_or_default(), sums.get(table).copied().unwrap_or_default());
-        if ledger != objects {
-            let manifest = manifest.relative();
-            report(Finding::Exported { manifest, table: table.to_owned(), ledger, objects });
-        }
-    }
 }
 
 impl Contents {
@@ -383,37 +322,6 @@ impl Contents {
             }
         }
         tables
-    }
-
-    /// Whether a node manifest does not count, because another one of its boot does.
-    pub fn is_left_over(&self, key: &Key) -> bool {
-        matches!(key, Key::NodeManifest { .. })
-            && !self.nodes.contains_key(key)
-            && self.unreadable.iter().all(|(unreadable, _)| unreadable != key)
-    }
-
-    /// Compares what node manifests list with what the store lists, and checks their ledgers.
-    pub fn compare(&self) -> Vec<Finding> {
-        let mut findings = Vec::new();
-        let mut listed = BTreeSet::new();
-        for (key, node) in &self.nodes {
-            let find = |key: &Key| match (listed.insert(key.clone()), self.objects.get(key)) {
-                (false, _) => Listed::Twice,
-                (true, None) => Listed::Missing,
-                (true, Some(stored)) => Listed::Stored(*stored),
-            };
-            compare_node(key, node, find, |finding| findings.push(finding));
-        }
-        for (key, reason) in &self.unreadable {
-            findings.push(Finding::Content { key: key.relative(), reason: reason.clone() });
-        }
-        let left = self.objects.keys().filter(|key| match key {
-            Key::Segment { .. } => !listed.contains(*key),
-            _ => self.is_left_over(key),
-        });
-        findings.extend(left.map(|key| Finding::Unlisted { key: key.relative() }));
-        findings.extend(self.unknown.iter().map(|key| Finding::Unknown { key: key.clone() }));
-        findings
     }
 }
 
@@ -466,141 +374,6 @@ fn batches(key: &str, content: Bytes) -> Result<Vec<RecordBatch>, ReadError> {
         .map_err(|error| invalid(error.to_string()))?
         .collect::<Result<_, _>>()
         .map_err(|error| invalid(error.to_string()))
-}
-
-/// Reads every object and compares it with its manifest, on top of [`Contents::compare`].
-///
-/// # Errors
-/// When the store fails. What is wrong with the dataset is not an error but a [`Finding`].
-pub async fn verify(store: &dyn ObjectStore, contents: &Contents) -> Result<Vec<Finding>, ReadError> {
-    let mut findings = contents.compare();
-    if contents.session.is_none() {
-        findings.push(Finding::Missing { key: Key::Session.relative() });
-    }
-    match &contents.manifest {
-        None => findings.push(Finding::Missing { key: Key::manifest(1).relative() }),
-        Some(manifest) => findings.extend(compare_manifest(contents, manifest)),
-    }
-    let stored = contents.nodes.values().flat_map(|node| &node.objects).filter(|object| {
-        Key::parse(&object.key).is_ok_and(|key| contents.objects.get(&key) == Some(&object.bytes))
-    });
-    let mut read = stream::iter(stored)
-        .map(
-            |object| async move { (object, fetch(store, &contents.prefix, &object.key, object.bytes).await) },
-        )
-        .buffer_unordered(READERS);
-    while let Some((object, content)) = read.next().await {
-        let checked = match content {
-            Ok(content) => check_object(object, content),
-            Err(ReadError::Invalid { reason, .. }) => Err(reason),
-            Err(error) => return Err(error),
-        };
-        if let Err(reason) = checked {
-            findings.push(Finding::Content { key: object.key.clone(), reason });
-        }
-    }
-    drop(read);
-    for (key, node) in &contents.nodes {
-        for (table, rows) in [
-            ("ledger", node.ledger.len()),
-            ("coverage", node.coverage.len()),
-            ("session_nodes", node.incarnations.len()),
-        ] {
-            let stored: u64 = node
-                .objects
-                .iter()
-                .filter(|o| o.key.split_once('/').is_some_and(|(t, _)| t == table))
-                .map(|o| o.rows)
-                .sum();
-            if stored != rows as u64 {
-                let reason = format!("table {table} has {stored} rows, the node manifest {rows}");
-                findings.push(Finding::Content { key: key.relative(), reason });
-            }
-        }
-    }
-    Ok(findings)
-}
-
-pub(crate) fn compare_manifest(contents: &Contents, manifest: &Manifest) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    let listed: BTreeSet<&str> =
-        manifest.nodes.iter().flat_map(|node| &node.manifests).map(String::as_str).collect();
-    let present: BTreeSet<String> = contents.nodes.keys().map(Key::relative).collect();
-    for key in &listed {
-        if !present.contains(*key) {
-            findings.push(Finding::Missing { key: (*key).to_owned() });
-        }
-    }
-    let mut totals = Totals::default();
-    for (_, node) in contents.nodes.iter().filter(|(key, _)| listed.contains(key.relative().as_str())) {
-        totals.merge(&node.totals());
-    }
-    if totals != manifest.totals {
-        findings.push(Finding::Manifest {
-            reason: format!("its totals {:?} are not the nodes' {totals:?}", manifest.totals),
-        });
-    }
-    findings
-}
-
-/// Checks an object's content against its entry, in memory of some rows of it.
-pub(crate) fn check_object(object: &ObjectEntry, content: Bytes) -> Result<(), String> {
-    check_digest(object, &content)?;
-    let readable = |error: &dyn fmt::Display| format!("it is not readable: {error}");
-    let reader = ParquetRecordBatchReaderBuilder::try_new(content).map_err(|error| readable(&error))?;
-    let table = object.key.split_once('/').map_or("", |(table, _)| table);
-    if let Some(schema) = crate::schema(table).filter(|_| reader.metadata().file_metadata().num_rows() > 0) {
-        // A newer writer may have added columns; those that are known may not have changed.
-        for field in schema.fields() {
-            match reader.schema().field_with_name(field.name()) {
-                Ok(found) if found.data_type() == field.data_type() => {}
-                Ok(found) => return Err(format!("its column {} is {}", field.name(), found.data_type())),
-                Err(_) => return Err(format!("it has no column {}", field.name())),
-            }
-        }
-    }
-    let (mut rows, mut weights) = (0, 0);
-    for batch in reader.build().map_err(|error| readable(&error))? {
-        let batch = batch.map_err(|error| readable(&error))?;
-        rows += batch.num_rows() as u64;
-        weights += weight(&batch);
-    }
-    check_counts(object, table, rows, weights)
-}
-
-/// Checks an object's content against the checksum of its entry.
-pub(crate) fn check_digest(object: &ObjectEntry, content: &[u8]) -> Result<(), String> {
-    let sha256 = hex(&Sha256::digest(content));
-    if sha256 == object.sha256 {
-        return Ok(());
-    }
-    Err(format!("its SHA-256 is {sha256}, the manifest says {}", object.sha256))
-}
-
-/// Checks what was counted in an object's rows, and what they stand for, against its entry.
-pub(crate) fn check_counts(object: &ObjectEntry, table: &str, rows: u64, weights: i64) -> Result<(), String> {
-    if rows != object.rows {
-        return Err(format!("it has {rows} rows, the manifest says {}", object.rows));
-    }
-    if is_weighted(table) && weights as u64 != object.weight {
-        return Err(format!("its rows stand for {weights} events, the manifest says {}", object.weight));
-    }
-    Ok(())
-}
-
-/// Whether rows of a table say how many events they stand for.
-fn is_weighted(table: &str) -> bool {
-    catalogue::table(table).is_some_and(|table| table.columns.iter().any(|column| column.name == "weight"))
-}
-
-/// How many events some rows stand for, if they say so.
-pub(crate) fn weight(rows: &RecordBatch) -> i64 {
-    let column = rows.column_by_name("weight").and_then(|column| column.as_primitive_opt::<Int64Type>());
-    column.into_iter().flat_map(|column| column.iter().flatten()).sum()
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Creates a JSON file of a session, never overwriting another one. A file that is already there with the same content

@@ -168,7 +168,7 @@ async fn a_dataset_is_read_back_as_it_was_written(store: &Arc<dyn ObjectStore>) 
     assert_eq!(close(store, &prefix, &["node-1"]).await, Verdict::Complete);
     let contents = reader::open(store, &prefix).await.unwrap();
     assert_eq!(contents.nodes.values().collect::<Vec<_>>(), [&node]);
-    assert_eq!(reader::verify(store.as_ref(), &contents).await.unwrap(), []);
+    assert_eq!(dataset::check::verify(store.as_ref(), &contents).await.unwrap(), []);
     let ledger = reader::read_table(store.as_ref(), &contents, "ledger").await.unwrap();
     assert_eq!(ledger[0], bookkeeping::ledger_batch(&node.ledger));
     let shown = dataset::render::dataset(store.as_ref(), &contents, 5).await.unwrap();
@@ -194,7 +194,7 @@ async fn a_damaged_dataset_is_found_out(store: &Arc<dyn ObjectStore>) {
     store.put(&prefix.object(&stray), PutPayload::from_static(b"x")).await.unwrap();
 
     let contents = reader::open(store, &prefix).await.unwrap();
-    let findings = reader::verify(store.as_ref(), &contents).await.unwrap();
+    let findings = dataset::check::verify(store.as_ref(), &contents).await.unwrap();
     let missing = Finding::Missing { key: missing.key.clone() };
     let longer = Finding::Length { key: longer.key.clone(), listed: longer.bytes, stored: 7 };
     assert!(findings.contains(&missing) && findings.contains(&longer), "{findings:?}");

@@ -83,7 +83,7 @@ impl Dataset {
 
     /// Reads every object and fails when one is not what the manifests say, or a ledger does not balance.
     pub async fn verify(&self) -> Result<()> {
-        let findings = reader::verify(self.store.as_ref(), &self.contents).await?;
+        let findings = dataset::check::verify(self.store.as_ref(), &self.contents).await?;
         let wrong: Vec<String> =
             findings.iter().filter(|finding| finding.is_error()).map(ToString::to_string).collect();
         ensure!(wrong.is_empty(), "the dataset does not verify:\n{}", wrong.join("\n"));

@@ -210,7 +210,7 @@ fn wrong_credentials_collect_nothing_until_the_secret_is_mended() -> Result<()> 
         ensure!(condition(&now, "Collecting").is_none_or(|(status, _)| status != "True"), "it collects");
         let uid = now.metadata.uid.context("a session has a UID")?;
         ensure!(
-            tracelake_e2e::store::keys(&env.store).await?.iter().all(|key| !key.contains(&uid)),
+            store::keys(&env.store).await?.iter().all(|key| !key.contains(&uid)),
             "something was collected"
         );
 

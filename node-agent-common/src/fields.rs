@@ -107,6 +107,16 @@ fields! {
 }
 
 fields! {
+    /// What a pass over tasks reads to tell a process by the number that its reader knows it by.
+    pub PID_FIELDS, declare_pid_fields {
+        TASK_THREAD_PID: "task_struct", "thread_pid";
+        PID_LEVEL: "pid", "level";
+        PID_NUMBER: "pid", "numbers.nr";
+        UPID_NS: "upid", "ns";
+    }
+}
+
+fields! {
     /// What the hooks of `processes` read of a task.
     pub TASK_FIELDS, declare_task_fields {
         TASK_TGID: "task_struct", "tgid";

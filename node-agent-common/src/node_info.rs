@@ -379,7 +379,7 @@ pub struct NetNamespace {
     pub netns: u64,
     /// When a process that lives in it began, nanoseconds since boot.
     pub start_ns: u64,
-    /// That process, as the node's first namespace of process ids numbers it.
+    /// That process, by the number that it has in the agent's /proc.
     pub pid: u64,
 }
 

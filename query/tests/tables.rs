@@ -78,7 +78,7 @@ async fn the_files_of_all_nodes_are_one_table_and_what_no_manifest_lists_is_none
     let late = folder.path().join("tcp_connections/a_0123456789abcdef0123456789abcdef_000099.parquet");
     std::fs::copy(listed, late).unwrap();
     let (store, contents) = contents(folder.path()).await;
-    let errors = reader::verify(store.as_ref(), &contents).await.unwrap();
+    let errors = dataset::check::verify(store.as_ref(), &contents).await.unwrap();
     assert!(errors.iter().all(|finding| !finding.is_error()), "{errors:?}");
     assert!(query::notes(&contents).is_empty());
     let listed: u64 = contents.tables()["tcp_connections"].iter().map(|object| object.rows).sum();

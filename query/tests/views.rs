@@ -153,7 +153,7 @@ async fn written(folder: &Path) -> SessionContext {
     session.finish(&[]).await;
     let store: Arc<dyn ObjectStore> = Arc::new(LocalFileSystem::new_with_prefix(folder).unwrap());
     let contents = reader::load(store.as_ref(), &SessionPrefix::root("").unwrap()).await.unwrap();
-    let findings = reader::verify(store.as_ref(), &contents).await.unwrap();
+    let findings = dataset::check::verify(store.as_ref(), &contents).await.unwrap();
     assert!(findings.is_empty(), "{findings:?}");
     query::open(store, &contents, &Limits::default()).await.unwrap()
 }

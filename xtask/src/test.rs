@@ -37,6 +37,9 @@ pub(crate) struct Args {
     /// Where the nodes of cluster tests come from, unless the part says so itself.
     #[arg(long, value_enum, conflicts_with = "kubeconfig")]
     cluster: Option<cluster::Choice>,
+    /// Of parts that run in a cluster, only these suites: names of files in e2e/tests.
+    #[arg(long, value_name = "NAME", requires = "parts", value_delimiter = ',')]
+    suites: Vec<String>,
 }
 
 struct Part {
@@ -169,6 +172,16 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         }
     });
     let chosen: Vec<&Part> = chosen.collect();
+    for suite in &args.suites {
+        let suites = chosen.iter().filter_map(|part| match part.run {
+            Run::Cluster(_, suites) => Some(suites),
+            _ => None,
+        });
+        ensure!(
+            suites.flatten().any(|(name, _)| name == suite),
+            "no part that was named has a suite {suite}; suites are files of e2e/tests"
+        );
+    }
     let mut failed = Vec::new();
     // Neighbours that run beside each other are one group.
     for group in chosen.chunk_by(|a, b| matches!((a.run, b.run), (Run::Vm(..), Run::Vm(..)))) {
@@ -203,7 +216,17 @@ fn passes(part: &Part, args: &Args) -> bool {
     let result = match part.run {
         Run::Alone(run) => run(),
         Run::Vm(machine, tests) => in_vm(part.name, machine, tests),
-        Run::Cluster(choice, suites) => e2e(&args.existing, choice.or(args.cluster), suites),
+        Run::Cluster(choice, suites) => {
+            let chosen =
+                |(name, _): &&Suite| args.suites.is_empty() || args.suites.iter().any(|one| one == name);
+            let suites: Vec<Suite> = suites.iter().filter(chosen).copied().collect();
+            if suites.is_empty() {
+                // A cluster would take minutes to come up for nothing.
+                Err(anyhow::anyhow!("it has none of the suites {}", args.suites.join(", ")))
+            } else {
+                e2e(&args.existing, choice.or(args.cluster), &suites)
+            }
+        }
     };
     let seconds = start.elapsed().as_secs_f32();
     match &result {
@@ -269,16 +292,20 @@ fn clippy() -> Result<()> {
     exec::loud(cargo(["clippy"])?.args(WORKSPACE).arg("--all-targets").args(strict))?;
     // Tests that a plain `cargo test` leaves out are no part of "all targets", and have to be named without it.
     let mut named = cargo(["clippy"])?;
-    named.args(WORKSPACE).args([
-        "--test",
-        "examples",
-        "--test",
-        "faults_in_report",
-        "--test",
-        "ground_truth",
-    ]);
-    named.args(CLUSTER_TESTS.iter().chain(&SLOW_CLUSTER_TESTS).flat_map(|(test, _)| ["--test", test]));
+    named.args(WORKSPACE).args(named_tests()?.iter().flat_map(|test| ["--test", test]));
     exec::loud(named.args(strict))
+}
+
+/// The tests that run by name only (`test = false`), as cargo knows them.
+fn named_tests() -> Result<Vec<String>> {
+    let arguments = ["metadata", "--locked", "--no-deps", "--format-version", "1"];
+    let metadata: serde_json::Value = serde_json::from_str(&exec::output(&mut cargo(arguments)?)?)?;
+    let targets = metadata["packages"].as_array().into_iter().flatten();
+    let targets = targets.flat_map(|package| package["targets"].as_array().into_iter().flatten());
+    let by_name = targets.filter(|target| target["kind"][0] == "test" && target["test"] == false);
+    let names: Vec<_> = by_name.filter_map(|target| target["name"].as_str()).map(str::to_owned).collect();
+    ensure!(names.iter().any(|name| name == "ground_truth"), "cargo's metadata names no test of ours");
+    Ok(names)
 }
 
 fn clippy_bpf() -> Result<()> {

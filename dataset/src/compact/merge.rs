@@ -23,9 +23,10 @@ use sha2::{Digest, Sha256};
 use super::plan::{Part, Plan};
 use super::{CompactError, Progress};
 use crate::catalogue::Table;
+use crate::check::{check_counts, check_digest, check_object, hex, weight};
 use crate::key::{Key, SessionPrefix};
 use crate::manifest::ObjectEntry;
-use crate::reader::{self, ReadError, check_counts, check_digest, check_object, hex, weight};
+use crate::reader::{self, ReadError};
 use crate::schema::{self, FileInfo, META, ROW_GROUP_BYTES, ROW_GROUP_ROWS, SORTED_BY};
 use crate::sort::sorted;
 

@@ -9,9 +9,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::CompactError;
 use crate::catalogue::{self, Table};
+use crate::check::compare_manifest;
 use crate::key::Key;
 use crate::manifest::{Manifest, ObjectEntry};
-use crate::reader::{Contents, Finding, compare_manifest};
+use crate::reader::{Contents, Finding};
 
 /// What is to be done.
 #[derive(Debug)]

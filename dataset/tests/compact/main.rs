@@ -98,7 +98,7 @@ async fn rows(store: &Arc<dyn ObjectStore>) -> BTreeMap<String, Vec<String>> {
 }
 
 async fn findings(store: &Arc<dyn ObjectStore>) -> Vec<Finding> {
-    reader::verify(store.as_ref(), &load(store).await).await.unwrap()
+    dataset::check::verify(store.as_ref(), &load(store).await).await.unwrap()
 }
 
 async fn errors(store: &Arc<dyn ObjectStore>) -> Vec<Finding> {

@@ -21,6 +21,8 @@
 //! restarts in between writes the same ones.
 
 mod books;
+mod node;
+mod recorder;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,158 +33,21 @@ use dataset::coverage::{CoverageKind, CoverageRow};
 use dataset::key::Boot;
 use dataset::ledger::Term;
 use dataset::manifest::{FORMAT_VERSION, Incarnation, NodeManifest, Totals};
-use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, error, info, warn};
 
-use crate::budget::Excess;
-use crate::engine::{
-    CollectorOutcome, CollectorState, Engine, EngineError, SessionSpec, TableCounters, TargetCoverage,
-    TargetSpec,
-};
+use crate::engine::{CollectorOutcome, CollectorState, EngineError, SessionSpec, TargetCoverage, TargetSpec};
 use crate::kernel::clock;
-use crate::metrics::Metrics;
-use crate::pipeline::segment::{Sink, Sinks, write_table};
-use crate::pipeline::spool::{BootSpool, Fate, Spool, SpoolError};
-use crate::pipeline::upload::{UploadError, UploadHealth, Uploader};
+use crate::pipeline::segment::{Sink, write_table};
+use crate::pipeline::spool::{BootSpool, Fate, SpoolError};
+use crate::pipeline::upload::{UploadError, UploadHealth};
+pub use node::{Node, Uname, uname};
+pub use recorder::Recorder;
+
 use books::{Account, Checkpoint, Checkpoints, Ended, coverage_row, entry, kernel_terms, nobody, utc_us};
 
 /// How often a recording session's counters are written down.
 const CHECKPOINT: Duration = Duration::from_secs(1);
-
-/// What records: the engine.
-pub trait Recorder: Send {
-    /// See [`Engine::open`].
-    ///
-    /// # Errors
-    /// As there.
-    fn open(&mut self, spec: SessionSpec) -> Result<Vec<CollectorOutcome>, EngineError>;
-    /// See [`Engine::set_targets`].
-    ///
-    /// # Errors
-    /// As there.
-    fn set_targets(&mut self, session: &str, targets: &[TargetSpec]) -> Result<(), EngineError>;
-    /// See [`Engine::mend`].
-    ///
-    /// # Errors
-    /// As there.
-    fn mend(&mut self) -> Result<(), EngineError>;
-    /// See [`Engine::govern`].
-    fn govern(&mut self) -> Vec<(String, Excess)> {
-        Vec::new()
-    }
-    /// See [`Engine::close`].
-    fn close(&mut self, session: &str, names: bool);
-    /// See [`Engine::learn`].
-    fn learn(&mut self, targets: &[TargetSpec]);
-    /// See [`Engine::counters`].
-    fn counters(&self, session: &str) -> Vec<TableCounters>;
-    /// See [`Engine::coverage`].
-    fn coverage(&self, session: &str) -> Vec<TargetCoverage>;
-    /// See [`Engine::unattributed`].
-    fn unattributed(&self) -> Vec<(&'static str, u64)> {
-        Vec::new()
-    }
-}
-
-impl Recorder for Engine {
-    fn open(&mut self, spec: SessionSpec) -> Result<Vec<CollectorOutcome>, EngineError> {
-        Engine::open(self, spec)
-    }
-
-    fn set_targets(&mut self, session: &str, targets: &[TargetSpec]) -> Result<(), EngineError> {
-        Engine::set_targets(self, session, targets)
-    }
-
-    fn mend(&mut self) -> Result<(), EngineError> {
-        Engine::mend(self)
-    }
-
-    fn govern(&mut self) -> Vec<(String, Excess)> {
-        Engine::govern(self)
-    }
-
-    fn close(&mut self, session: &str, names: bool) {
-        Engine::close(self, session, names);
-    }
-
-    fn learn(&mut self, targets: &[TargetSpec]) {
-        Engine::learn(self, targets);
-    }
-
-    fn counters(&self, session: &str) -> Vec<TableCounters> {
-        Engine::counters(self, session)
-    }
-
-    fn coverage(&self, session: &str) -> Vec<TargetCoverage> {
-        Engine::coverage(self, session)
-    }
-
-    fn unattributed(&self) -> Vec<(&'static str, u64)> {
-        Engine::unattributed(self)
-    }
-}
-
-/// Who this process is, and the parts that all its sessions share.
-#[derive(Clone)]
-pub struct Node {
-    /// Kubernetes name of the node.
-    pub name: Arc<str>,
-    /// This boot.
-    pub boot: Boot,
-    /// This process, 32 hexadecimal digits.
-    pub incarnation: Arc<str>,
-    /// `uname -r`.
-    pub kernel: String,
-    /// `uname -m`.
-    pub arch: String,
-    /// Sealed files.
-    pub spool: Spool,
-    /// Where the segment thread looks sessions up.
-    pub sinks: Sinks,
-    /// Puts files into the store.
-    pub uploader: Arc<Uploader>,
-    /// Runs uploads.
-    pub runtime: Handle,
-    /// Counts.
-    pub metrics: Arc<Metrics>,
-}
-
-impl Node {
-    /// The boot id of the running kernel.
-    ///
-    /// # Errors
-    /// When /proc does not tell.
-    pub fn current_boot() -> anyhow::Result<Boot> {
-        const PATH: &str = "/proc/sys/kernel/random/boot_id";
-        let text =
-            std::fs::read_to_string(PATH).map_err(|error| anyhow::anyhow!("cannot read {PATH}: {error}"))?;
-        Ok(text.trim().replace('-', "").parse()?)
-    }
-
-    /// A name for one life of one process: 32 hexadecimal digits.
-    pub fn new_incarnation() -> Arc<str> {
-        uuid::Uuid::new_v4().simple().to_string().into()
-    }
-}
-
-/// What `uname` tells.
-#[derive(Clone, Debug)]
-pub struct Uname {
-    /// `uname -n`.
-    pub node: String,
-    /// `uname -r`.
-    pub release: String,
-    /// `uname -m`.
-    pub machine: String,
-}
-
-/// The running kernel's names.
-pub fn uname() -> Uname {
-    let uname = rustix::system::uname();
-    let text = |text: &std::ffi::CStr| text.to_string_lossy().into_owned();
-    Uname { node: text(uname.nodename()), release: text(uname.release()), machine: text(uname.machine()) }
-}
 
 /// What the session does in this process.
 enum Phase {

@@ -114,17 +114,19 @@ fn python() -> Command {
 type Asked = (&'static str, Vec<i64>);
 /// Rows by question.
 type Answers = BTreeMap<String, Vec<Row>>;
+/// What came of a run, and everything that it printed.
+type Run = (Answers, String);
 
 /// Answers of an example, and everything that it prints. It runs once, however many tests ask.
-fn run(example: &'static str, sessions: &[i64]) -> Arc<(Answers, String)> {
-    static RUNS: LazyLock<Mutex<BTreeMap<Asked, Arc<(Answers, String)>>>> = LazyLock::new(Mutex::default);
+fn run(example: &'static str, sessions: &[i64]) -> Arc<Run> {
+    static RUNS: LazyLock<Mutex<BTreeMap<Asked, Arc<Run>>>> = LazyLock::new(Mutex::default);
     LazyLock::force(&WORLD);
     let mut runs = RUNS.lock().unwrap_or_else(PoisonError::into_inner);
     let run = runs.entry((example, sessions.to_vec()));
     run.or_insert_with(|| Arc::new(run_now(example, sessions))).clone()
 }
 
-fn run_now(example: &str, sessions: &[i64]) -> (Answers, String) {
+fn run_now(example: &str, sessions: &[i64]) -> Run {
     let place = tempfile::tempdir().unwrap();
     let answers = place.path().join("answers.json");
     let mut command = python();

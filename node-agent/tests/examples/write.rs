@@ -80,7 +80,7 @@ pub(crate) async fn session(store: &Arc<dyn ObjectStore>, session: i64) -> Conte
     let contents = close(store, &prefix, None).await;
     assert_eq!(contents.manifest.as_ref().unwrap().number, EARLIER + 1);
     assert_eq!(contents.manifest.as_ref().unwrap().verdict, Verdict::Complete);
-    assert_eq!(reader::verify(store.as_ref(), &contents).await.unwrap(), []);
+    assert_eq!(dataset::check::verify(store.as_ref(), &contents).await.unwrap(), []);
     leave_what_no_manifest_lists(store, &contents).await;
     contents
 }

@@ -147,7 +147,7 @@ async fn record(store: &Arc<dyn ObjectStore>, prefix: &SessionPrefix, node: u64,
 }
 
 fn collector(table: &str) -> &'static str {
-    let of = |info: &&catalogue::CollectorInfo| info.tables.iter().any(|one| one.name == table);
+    let of = |info: &&&catalogue::CollectorInfo| info.tables.iter().any(|one| one.name == table);
     catalogue::COLLECTORS.iter().find(of).map_or("", |info| info.name)
 }
 

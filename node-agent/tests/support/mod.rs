@@ -567,6 +567,6 @@ pub(crate) async fn close_and_verify(
     let manifest = closing.manifest;
     dataset::reader::create_json(store, prefix, &Key::manifest(manifest.number), &manifest).await.unwrap();
     let contents = dataset::reader::load(store, prefix).await.unwrap();
-    assert_eq!(dataset::reader::verify(store, &contents).await.unwrap(), []);
+    assert_eq!(dataset::check::verify(store, &contents).await.unwrap(), []);
     contents
 }

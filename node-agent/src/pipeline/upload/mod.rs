@@ -15,30 +15,27 @@
 //! no proof that ours won. A put that may or may not have arrived needs no case of its own: the next
 //! one finds out. Grant URLs are secrets: no error text and no log line has one.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::path::{Path, PathBuf};
+mod grant;
+mod put;
+
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use dataset::key::{Key, KeyError, SessionPrefix};
-use futures::future::BoxFuture;
-use futures::stream;
-use http::{HeaderMap, StatusCode, header};
-use md5::{Digest, Md5};
-use node_api::egress::{AddressRefused, Guard};
+use dataset::key::{Key, SessionPrefix};
 use node_api::lanes::Lanes;
 use object_store::ObjectStore;
 use rand::Rng;
-use reqwest::{Body, Certificate, Client, Url};
-use tokio::io::AsyncReadExt;
+use reqwest::Client;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument, debug, info, warn};
+use tracing::{Instrument, debug, warn};
 
+pub use self::grant::{Grant, GrantError, GrantRequest, GrantSource, ObjectName, UploadError};
+pub use self::put::Content;
+use self::put::{ClientKey, server};
 use super::spool::{BootSpool, SealedSegment};
 use crate::metrics::Metrics;
 
@@ -53,81 +50,9 @@ const CONCURRENT_PER_BOOT: usize = 2;
 const CONCURRENT_PER_STORE: usize = 2;
 /// A grant holds for at least five minutes; one that waited so long for its turn is asked for again.
 const GRANT_FRESH: Duration = Duration::from_secs(60);
-const CHUNK: usize = 256 << 10;
-/// HTTP clients that are kept, each with its connections.
-const CLIENTS_MAX: usize = 64;
-/// The slowest store that is waited for.
-const MIN_BYTES_PER_SECOND: u64 = 64 << 10;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// S3's name for the checksum, in requests and answers.
-const CHECKSUM: &str = "x-amz-checksum-sha256";
-const ENCRYPTION: &str = "x-amz-server-side-encryption";
-
-/// One object that is to be created below a session's prefix, as the agent names it; the key is the other side's to compose.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GrantRequest {
-    /// UID of the session.
-    pub session: Arc<str>,
-    /// The boot during which the content was made: 32 hex digits.
-    pub boot: Arc<str>,
-    /// Which object.
-    pub object: ObjectName,
-    /// Of the content, in bytes.
-    pub length: u64,
-    /// SHA-256 of the content.
-    pub sha256: [u8; 32],
-}
-
-/// The two kinds of objects that an agent creates.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ObjectName {
-    /// `<table>/<node>_<boot>_<sequence>.parquet`
-    Segment {
-        /// The table's name.
-        table: String,
-        /// Rising per session, table and boot.
-        sequence: u64,
-    },
-    /// `_tracelake/<node>_<boot>.json`
-    NodeManifest,
-}
-
-/// Leave to create one object, for a few minutes.
-#[derive(Clone)]
-pub struct Grant {
-    /// Presigned; never logged.
-    pub put_url: String,
-    /// To send with the PUT, exactly: they are signed.
-    pub put_headers: BTreeMap<String, String>,
-    /// Presigned HEAD of the same key; never logged.
-    pub head_url: String,
-    /// PEM certificates to trust for this store besides the public ones; empty: none.
-    pub ca_bundle: String,
-    /// Relative to the session's prefix.
-    pub key: String,
-    /// What may not be connected to: a tenant's store may be anywhere that its DNS says.
-    pub guard: Option<Guard>,
-}
-
-/// Why there is no grant now. Both kinds are asked for again, with backoff: what is over is said by the plan alone.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum GrantError {
-    /// The operator cannot be reached or has no answer now.
-    #[error("the operator cannot be reached for an upload grant: {0}")]
-    Unavailable(String),
-    /// The operator answered no.
-    #[error("the operator refused an upload grant: {0}")]
-    Refused(String),
-}
-
-/// Whoever hands out grants: the operator's client.
-pub trait GrantSource: Send + Sync + 'static {
-    /// Asks for leave to create one object.
-    fn grant<'a>(&'a self, request: &'a GrantRequest) -> BoxFuture<'a, Result<Grant, GrantError>>;
-}
 
 /// Where objects go.
 #[derive(Clone)]
@@ -144,87 +69,6 @@ pub enum Destination {
     /// A store that only presigned requests reach: the agent.
     Granted(Arc<dyn GrantSource>),
 }
-
-/// What is uploaded.
-#[derive(Clone, Debug)]
-pub enum Content {
-    /// A file of the spool.
-    File(PathBuf),
-    /// Something small in memory.
-    Bytes(Bytes),
-}
-
-/// Why an attempt did not end with an acknowledgement.
-#[derive(Clone, Debug, thiserror::Error, strum::IntoStaticStr, strum::VariantNames)]
-pub enum UploadError {
-    /// No grant.
-    #[error(transparent)]
-    Grant(#[from] GrantError),
-    /// The store cannot be reached, or its answer did not come.
-    #[error("the store cannot be reached: {0}")]
-    StoreUnreachable(String),
-    /// The store is where a tenant's may not be.
-    #[error("nothing is sent: {0}")]
-    AddressRefused(#[from] AddressRefused),
-    /// The disk that the data go to is full.
-    #[error("no room is left where the data go")]
-    StoreFull,
-    /// The store answered with an error.
-    #[error("the store answered {status}{code}")]
-    StoreError {
-        /// The HTTP status.
-        status: StatusCode,
-        /// The store's own code, if it sent one, after a space.
-        code: String,
-    },
-    /// The store says that it stored something else.
-    #[error("the store's checksum of {key} is not ours")]
-    ChecksumMismatch {
-        /// Relative to the session's folder.
-        key: String,
-    },
-    /// Another object has our key. It is never overwritten.
-    #[error("{key} exists in the store with other content: two nodes may have one name and boot id")]
-    ObjectConflict {
-        /// Relative to the session's folder.
-        key: String,
-    },
-    /// The file cannot be read.
-    #[error("cannot read the spooled file: {0}")]
-    SpoolRead(String),
-    /// The grant or the configuration is not usable.
-    #[error("{0}")]
-    Invalid(String),
-}
-
-impl From<KeyError> for UploadError {
-    fn from(error: KeyError) -> Self {
-        Self::Invalid(error.to_string())
-    }
-}
-
-/// Without the URL, which is a secret.
-fn unreachable(error: reqwest::Error) -> UploadError {
-    let error = error.without_url();
-    if let Some(refused) = AddressRefused::find(&error) {
-        return refused.clone().into();
-    }
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(&error);
-    while let Some(cause) = source {
-        text += &format!(": {cause}");
-        source = cause.source();
-    }
-    UploadError::StoreUnreachable(text)
-}
-
-/// The server that a URL is of: scheme, name and port, where several buckets may be.
-fn server(url: &str) -> String {
-    Url::parse(url).map(|url| url.origin().ascii_serialization()).unwrap_or_default()
-}
-
-/// Certificates to trust besides the public ones, and what may not be connected to.
-type ClientKey = (String, Option<Guard>);
 
 /// Uploads for all sessions.
 pub struct Uploader {
@@ -316,120 +160,6 @@ impl Uploader {
         let turn = self.granting.acquire().await;
         let _turn = turn.map_err(|error| UploadError::Invalid(error.to_string()))?;
         Ok(source.grant(request).await?)
-    }
-
-    async fn put(&self, grant: &Grant, request: &GrantRequest, content: &Content) -> Result<(), UploadError> {
-        let client = self.client(grant)?;
-        let mut headers = HeaderMap::new();
-        for (name, value) in &grant.put_headers {
-            let bad = || UploadError::Invalid(format!("the grant's header {name:?} is not one"));
-            let name = header::HeaderName::try_from(name).map_err(|_| bad())?;
-            headers.insert(name, header::HeaderValue::try_from(value).map_err(|_| bad())?);
-        }
-        headers.insert(header::CONTENT_LENGTH, request.length.into());
-        let timeout = self.patience + Duration::from_secs(request.length / MIN_BYTES_PER_SECOND);
-        let put = client
-            .put(&grant.put_url)
-            .headers(headers)
-            .timeout(timeout)
-            .body(content.body(request.length).await?);
-        let answer = put.send().await.map_err(unreachable)?;
-        let (status, sent) = (answer.status(), answer.headers().get(CHECKSUM).cloned());
-        match status {
-            status if status.is_success() => match sent {
-                Some(sum) if sum.as_bytes() != BASE64.encode(request.sha256).as_bytes() => {
-                    Err(UploadError::ChecksumMismatch { key: grant.key.clone() })
-                }
-                _ => Ok(()),
-            },
-            StatusCode::PRECONDITION_FAILED => self.compare(&client, grant, request, content).await,
-            status => {
-                let body = tokio::time::timeout(CONNECT_TIMEOUT, limited(answer)).await.unwrap_or_default();
-                Err(UploadError::StoreError { status, code: store_code(&body) })
-            }
-        }
-    }
-
-    /// Finds out whether the object that is there already is ours.
-    async fn compare(
-        &self,
-        client: &Client,
-        grant: &Grant,
-        request: &GrantRequest,
-        content: &Content,
-    ) -> Result<(), UploadError> {
-        let head = || client.head(&grant.head_url).timeout(self.patience).send();
-        let answer = match head().await {
-            // A store that refuses before it has read the body closes the connection, which may be the one that was
-            // just taken for this request.
-            Err(error) if !error.is_timeout() => head().await,
-            answer => answer,
-        }
-        .map_err(unreachable)?;
-        if !answer.status().is_success() {
-            // Absent after all, or not to be seen now: the next attempt tells.
-            return Err(UploadError::StoreError { status: answer.status(), code: String::new() });
-        }
-        let conflict = || UploadError::ObjectConflict { key: grant.key.clone() };
-        let text = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok());
-        if text("content-length").and_then(|length| length.parse().ok()) != Some(request.length) {
-            return Err(conflict());
-        }
-        if let Some(sum) = text(CHECKSUM) {
-            return if sum == BASE64.encode(request.sha256) { Ok(()) } else { Err(conflict()) };
-        }
-        if text(ENCRYPTION).is_some_and(|kind| kind.starts_with("aws:")) {
-            // Encrypted with a managed key, where the ETag is not of the content. The key is ours alone (it names node,
-            // boot and sequence) and every put for it was bound to a checksum, so equal length is what can be asked.
-            return Ok(());
-        }
-        let md5 = content.md5().await?;
-        match text("etag") {
-            Some(etag) if etag.trim_matches('"').eq_ignore_ascii_case(&md5) => {
-                info!(key = grant.key, "an earlier upload had got through");
-                Ok(())
-            }
-            _ => Err(conflict()),
-        }
-    }
-
-    /// A client that trusts the public roots and this bundle. It follows no redirect: a store that sends one elsewhere
-    /// would send our data with it. An administrator's store is behind the environment's proxy, if there is one (`HTTPS_PROXY`
-    /// and the like); a tenant's never is, since the proxy would be asked for the address that is to be checked.
-    fn client(&self, grant: &Grant) -> Result<Client, UploadError> {
-        let Grant { ca_bundle, guard, put_url, head_url, .. } = grant;
-        if let Some(guard) = guard {
-            for url in [put_url, head_url] {
-                let url = Url::parse(url)
-                    .map_err(|error| UploadError::Invalid(format!("the grant's URL: {error}")))?;
-                guard.admit(url.host_str().unwrap_or_default())?;
-            }
-        }
-        let key = (ca_bundle.clone(), guard.clone());
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, client)) = clients.iter().find(|(known, _)| *known == key) {
-            return Ok(client.clone());
-        }
-        let invalid = |error: reqwest::Error| {
-            UploadError::Invalid(format!("the store's CA bundle is not usable: {error}"))
-        };
-        let mut roots = Certificate::from_pem_bundle(ca_bundle.as_bytes()).map_err(invalid)?;
-        for root in webpki_root_certs::TLS_SERVER_ROOT_CERTS {
-            roots.push(Certificate::from_der(root).map_err(invalid)?);
-        }
-        let mut builder = Client::builder()
-            .tls_certs_only(roots)
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT_TIMEOUT);
-        if let Some(guard) = guard {
-            builder = builder.no_proxy().dns_resolver(guard.resolver());
-        }
-        let client = builder.build().map_err(invalid)?;
-        if clients.len() == CLIENTS_MAX {
-            clients.pop_front();
-        }
-        clients.push_back((key, client.clone()));
-        Ok(client)
     }
 
     /// Uploads what a boot of a session has sealed and what it will seal, until cancelled.
@@ -604,80 +334,6 @@ impl Backoff {
         let bound = self.0;
         self.0 = (bound * 2).min(LONGEST_PAUSE);
         bound.mul_f64(0.5 + 0.5 * rand::rng().random::<f64>())
-    }
-}
-
-impl Content {
-    async fn read(&self) -> Result<Bytes, UploadError> {
-        match self {
-            Self::Bytes(bytes) => Ok(bytes.clone()),
-            Self::File(path) => {
-                tokio::fs::read(path).await.map(Bytes::from).map_err(|error| spool_read(path, &error))
-            }
-        }
-    }
-
-    async fn body(&self, length: u64) -> Result<Body, UploadError> {
-        match self {
-            Self::Bytes(bytes) => Ok(Body::from(bytes.clone())),
-            Self::File(path) => {
-                let file = tokio::fs::File::open(path).await.map_err(|error| spool_read(path, &error))?;
-                let chunks = stream::try_unfold(file.take(length), |mut file| async move {
-                    let mut chunk = Vec::with_capacity(CHUNK);
-                    let read = (&mut file).take(CHUNK as u64).read_to_end(&mut chunk).await?;
-                    Ok::<_, std::io::Error>((read > 0).then(|| (Bytes::from(chunk), file)))
-                });
-                Ok(Body::wrap_stream(chunks))
-            }
-        }
-    }
-
-    async fn md5(&self) -> Result<String, UploadError> {
-        let mut md5 = Md5::new();
-        match self {
-            Self::Bytes(bytes) => md5.update(bytes),
-            Self::File(path) => {
-                let failed = |error: std::io::Error| spool_read(path, &error);
-                let mut file = tokio::fs::File::open(path).await.map_err(failed)?;
-                let mut chunk = vec![0; CHUNK];
-                loop {
-                    match file.read(&mut chunk).await.map_err(failed)? {
-                        0 => break,
-                        read => md5.update(&chunk[..read]),
-                    }
-                }
-            }
-        }
-        Ok(hex::encode(md5.finalize()))
-    }
-}
-
-fn spool_read(path: &Path, error: &std::io::Error) -> UploadError {
-    UploadError::SpoolRead(format!("{}: {error}", path.display()))
-}
-
-/// The beginning of an answer's body; the rest of a hostile one is not read.
-async fn limited(mut answer: reqwest::Response) -> Vec<u8> {
-    let mut body = Vec::new();
-    while let Ok(Some(chunk)) = answer.chunk().await {
-        body.extend_from_slice(&chunk);
-        if body.len() > 4096 {
-            break;
-        }
-    }
-    body
-}
-
-/// S3's error code (`AccessDenied`) out of its XML, after a space; nothing else of the body is shown.
-fn store_code(body: &[u8]) -> String {
-    let text = String::from_utf8_lossy(body);
-    let code =
-        text.split_once("<Code>").and_then(|(_, rest)| rest.split_once("</Code>")).map(|(code, _)| code);
-    match code {
-        Some(code) if code.len() <= 64 && code.bytes().all(|byte| byte.is_ascii_alphanumeric()) => {
-            format!(" {code}")
-        }
-        _ => String::new(),
     }
 }
 

@@ -2,13 +2,19 @@
 
 //! How grants are used: what is trusted, what is refused, what goes through a proxy.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::process::Stdio;
 
 use axum::extract::Request;
+use futures::future::BoxFuture;
+use http::StatusCode;
+use node_api::egress::Guard;
+use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
+use super::put::store_code;
 use super::*;
 use crate::agent::OperatorLink;
 use crate::operator;

@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Whether what manifests say is true.
+//!
+//! In: a session's [`Contents`]. Out: [`Finding`]s. Two depths: [`Contents::compare`] needs the listing alone, [`verify`] also
+//! reads every object: its SHA-256, its columns, its rows, its weight.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use arrow_array::RecordBatch;
+use arrow_array::cast::AsArray;
+use arrow_array::types::Int64Type;
+use bytes::Bytes;
+use futures::{StreamExt, stream};
+use object_store::ObjectStore;
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use sha2::{Digest, Sha256};
+
+use crate::catalogue;
+use crate::finding::Finding;
+use crate::key::Key;
+use crate::ledger::Term;
+use crate::manifest::{Manifest, NodeManifest, ObjectEntry, Totals};
+use crate::reader::{Contents, READERS, ReadError, fetch};
+
+/// Where an object that a node manifest lists stands in its store.
+pub(crate) enum Listed {
+    /// This manifest has it twice.
+    Twice,
+    /// The store does not list it.
+    Missing,
+    /// The store lists it with this length.
+    Stored(u64),
+}
+
+/// Compares what one node manifest lists with what its store does, and checks its ledger.
+pub(crate) fn compare_node(
+    manifest: &Key,
+    node: &NodeManifest,
+    mut find: impl FnMut(&Key) -> Listed,
+    mut report: impl FnMut(Finding),
+) {
+    let foreign = |key: &str| Finding::Foreign { manifest: manifest.relative(), key: key.to_owned() };
+    let mut sums: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+    for object in &node.objects {
+        let key = match Key::parse(&object.key) {
+            Ok(key @ Key::Segment { .. }) => key,
+            _ => {
+                report(foreign(&object.key));
+                continue;
+            }
+        };
+        let Key::Segment { node: owner, boot, .. } = &key else { continue };
+        if **owner != node.node || boot.as_str() != node.boot {
+            report(foreign(&object.key));
+            continue;
+        }
+        match find(&key) {
+            Listed::Twice => {
+                report(foreign(&object.key));
+                continue;
+            }
+            Listed::Missing => report(Finding::Missing { key: object.key.clone() }),
+            Listed::Stored(stored) if stored != object.bytes => {
+                report(Finding::Length { key: object.key.clone(), listed: object.bytes, stored });
+            }
+            Listed::Stored(_) => {}
+        }
+        let table = object.key.split_once('/').map_or("", |(table, _)| table);
+        let sum = sums.entry(table).or_default();
+        *sum = (sum.0.saturating_add(object.weight), sum.1.saturating_add(object.rows));
+    }
+    node.ledger.iter().filter_map(|row| row.check().err()).map(Finding::Ledger).for_each(&mut report);
+    let mut accounts: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+    for row in &node.ledger {
+        let account = accounts.entry(&row.table).or_default();
+        account.0 = account.0.saturating_add(row.terms.get(Term::Exported));
+        account.1 = account.1.saturating_add(row.rows);
+    }
+    // The bookkeeping tables are not events: no ledger row speaks of them.
+    for table in crate::bookkeeping::TABLES {
+        sums.remove(table.name);
+    }
+    let names: BTreeSet<&str> = sums.keys().chain(accounts.keys()).copied().collect();
+    for table in names {
+        let (ledger, objects) =
+            (accounts.get(table).copied().unwrap_or_default(), sums.get(table).copied().unwrap_or_default());
+        if ledger != objects {
+            let manifest = manifest.relative();
+            report(Finding::Exported { manifest, table: table.to_owned(), ledger, objects });
+        }
+    }
+}
+
+impl Contents {
+    /// Whether a node manifest does not count, because another one of its boot does.
+    pub fn is_left_over(&self, key: &Key) -> bool {
+        matches!(key, Key::NodeManifest { .. })
+            && !self.nodes.contains_key(key)
+            && self.unreadable.iter().all(|(unreadable, _)| unreadable != key)
+    }
+
+    /// Compares what node manifests list with what the store lists, and checks their ledgers.
+    pub fn compare(&self) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        let mut listed = BTreeSet::new();
+        for (key, node) in &self.nodes {
+            let find = |key: &Key| match (listed.insert(key.clone()), self.objects.get(key)) {
+                (false, _) => Listed::Twice,
+                (true, None) => Listed::Missing,
+                (true, Some(stored)) => Listed::Stored(*stored),
+            };
+            compare_node(key, node, find, |finding| findings.push(finding));
+        }
+        for (key, reason) in &self.unreadable {
+            findings.push(Finding::Content { key: key.relative(), reason: reason.clone() });
+        }
+        let left = self.objects.keys().filter(|key| match key {
+            Key::Segment { .. } => !listed.contains(*key),
+            _ => self.is_left_over(key),
+        });
+        findings.extend(left.map(|key| Finding::Unlisted { key: key.relative() }));
+        findings.extend(self.unknown.iter().map(|key| Finding::Unknown { key: key.clone() }));
+        findings
+    }
+}
+
+/// Reads every object and compares it with its manifest, on top of [`Contents::compare`].
+///
+/// # Errors
+/// When the store fails. What is wrong with the dataset is not an error but a [`Finding`].
+pub async fn verify(store: &dyn ObjectStore, contents: &Contents) -> Result<Vec<Finding>, ReadError> {
+    let mut findings = contents.compare();
+    if contents.session.is_none() {
+        findings.push(Finding::Missing { key: Key::Session.relative() });
+    }
+    match &contents.manifest {
+        None => findings.push(Finding::Missing { key: Key::manifest(1).relative() }),
+        Some(manifest) => findings.extend(compare_manifest(contents, manifest)),
+    }
+    let stored = contents.nodes.values().flat_map(|node| &node.objects).filter(|object| {
+        Key::parse(&object.key).is_ok_and(|key| contents.objects.get(&key) == Some(&object.bytes))
+    });
+    let mut read = stream::iter(stored)
+        .map(|object| async move {
+            let content = match fetch(store, &contents.prefix, &object.key, object.bytes).await {
+                Ok(content) => content,
+                Err(ReadError::Invalid { reason, .. }) => return Ok((object, Err(reason))),
+                Err(error) => return Err(error),
+            };
+            // Each on a thread of its own: a digest takes longer than to read from a disk.
+            let entry = object.clone();
+            let checked = tokio::task::spawn_blocking(move || check_object(&entry, content)).await;
+            Ok((object, checked.unwrap_or_else(|error| Err(format!("it cannot be checked: {error}")))))
+        })
+        .buffer_unordered(READERS);
+    while let Some(checked) = read.next().await {
+        let (object, checked) = checked?;
+        if let Err(reason) = checked {
+            findings.push(Finding::Content { key: object.key.clone(), reason });
+        }
+    }
+    drop(read);
+    for (key, node) in &contents.nodes {
+        for (table, rows) in [
+            ("ledger", node.ledger.len()),
+            ("coverage", node.coverage.len()),
+            ("session_nodes", node.incarnations.len()),
+        ] {
+            let stored: u64 = node
+                .objects
+                .iter()
+                .filter(|o| o.key.split_once('/').is_some_and(|(t, _)| t == table))
+                .map(|o| o.rows)
+                .sum();
+            if stored != rows as u64 {
+                let reason = format!("table {table} has {stored} rows, the node manifest {rows}");
+                findings.push(Finding::Content { key: key.relative(), reason });
+            }
+        }
+    }
+    Ok(findings)
+}
+
+pub(crate) fn compare_manifest(contents: &Contents, manifest: &Manifest) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let listed: BTreeSet<&str> =
+        manifest.nodes.iter().flat_map(|node| &node.manifests).map(String::as_str).collect();
+    let present: BTreeSet<String> = contents.nodes.keys().map(Key::relative).collect();
+    for key in &listed {
+        if !present.contains(*key) {
+            findings.push(Finding::Missing { key: (*key).to_owned() });
+        }
+    }
+    let mut totals = Totals::default();
+    for (_, node) in contents.nodes.iter().filter(|(key, _)| listed.contains(key.relative().as_str())) {
+        totals.merge(&node.totals());
+    }
+    if totals != manifest.totals {
+        findings.push(Finding::Manifest {
+            reason: format!("its totals {:?} are not the nodes' {totals:?}", manifest.totals),
+        });
+    }
+    findings
+}
+
+/// Checks an object's content against its entry. Of the rows only those of the column that says what they stand for are decoded:
+/// with this SHA-256 the rest is what the writer made.
+pub(crate) fn check_object(object: &ObjectEntry, content: Bytes) -> Result<(), String> {
+    check_digest(object, &content)?;
+    let readable = |error: &dyn fmt::Display| format!("it is not readable: {error}");
+    let reader = ParquetRecordBatchReaderBuilder::try_new(content).map_err(|error| readable(&error))?;
+    let table = object.key.split_once('/').map_or("", |(table, _)| table);
+    if let Some(schema) = crate::schema(table).filter(|_| reader.metadata().file_metadata().num_rows() > 0) {
+        // A newer writer may have added columns; those that are known may not have changed.
+        for field in schema.fields() {
+            match reader.schema().field_with_name(field.name()) {
+                Ok(found) if found.data_type() == field.data_type() => {}
+                Ok(found) => return Err(format!("its column {} is {}", field.name(), found.data_type())),
+                Err(_) => return Err(format!("it has no column {}", field.name())),
+            }
+        }
+    }
+    let weight_only = ProjectionMask::columns(reader.parquet_schema(), ["weight"]);
+    let (mut rows, mut weights) = (0, 0);
+    for batch in reader.with_projection(weight_only).build().map_err(|error| readable(&error))? {
+        let batch = batch.map_err(|error| readable(&error))?;
+        rows += batch.num_rows() as u64;
+        weights += weight(&batch);
+    }
+    check_counts(object, table, rows, weights)
+}
+
+/// Checks an object's content against the checksum of its entry.
+pub(crate) fn check_digest(object: &ObjectEntry, content: &[u8]) -> Result<(), String> {
+    let sha256 = hex(&Sha256::digest(content));
+    if sha256 == object.sha256 {
+        return Ok(());
+    }
+    Err(format!("its SHA-256 is {sha256}, the manifest says {}", object.sha256))
+}
+
+/// Checks what was counted in an object's rows, and what they stand for, against its entry.
+pub(crate) fn check_counts(object: &ObjectEntry, table: &str, rows: u64, weights: i64) -> Result<(), String> {
+    if rows != object.rows {
+        return Err(format!("it has {rows} rows, the manifest says {}", object.rows));
+    }
+    if is_weighted(table) && weights as u64 != object.weight {
+        return Err(format!("its rows stand for {weights} events, the manifest says {}", object.weight));
+    }
+    Ok(())
+}
+
+/// Whether rows of a table say how many events they stand for.
+fn is_weighted(table: &str) -> bool {
+    catalogue::table(table).is_some_and(|table| table.columns.iter().any(|column| column.name == "weight"))
+}
+
+/// How many events some rows stand for, if they say so.
+pub(crate) fn weight(rows: &RecordBatch) -> i64 {
+    let column = rows.column_by_name("weight").and_then(|column| column.as_primitive_opt::<Int64Type>());
+    column.into_iter().flat_map(|column| column.iter().flatten()).sum()
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
