@@ -36,8 +36,8 @@ pub async fn dev_store(client: &Client, namespace: &str) -> Result<Arc<dyn Objec
     at(client, namespace, address).await
 }
 
-/// The bucket of a server at this address with the dev store's own keys.
-pub async fn at(client: &Client, namespace: &str, address: SocketAddr) -> Result<Arc<dyn ObjectStore>> {
+/// The dev store's keys: the access key's id and its secret.
+pub async fn credentials(client: &Client, namespace: &str) -> Result<(String, String)> {
     let secret =
         Api::<Secret>::namespaced(client.clone(), namespace).get(SECRET).await.with_context(|| {
             format!("no Secret {namespace}/{SECRET}: is the chart installed with devStore.enabled?")
@@ -47,13 +47,19 @@ pub async fn at(client: &Client, namespace: &str, address: SocketAddr) -> Result
         let bytes = data.get(key).with_context(|| format!("Secret {namespace}/{SECRET} has no {key}"))?;
         Ok(String::from_utf8(bytes.0.clone())?)
     };
+    Ok((value("accessKeyId")?, value("secretAccessKey")?))
+}
+
+/// The bucket of a server at this address with the dev store's own keys.
+pub async fn at(client: &Client, namespace: &str, address: SocketAddr) -> Result<Arc<dyn ObjectStore>> {
+    let (id, secret) = credentials(client, namespace).await?;
     let store = AmazonS3Builder::new()
         .with_endpoint(format!("http://{address}"))
         .with_allow_http(true)
         .with_region("us-east-1")
         .with_bucket_name(BUCKET)
-        .with_access_key_id(value("accessKeyId")?)
-        .with_secret_access_key(value("secretAccessKey")?)
+        .with_access_key_id(id)
+        .with_secret_access_key(secret)
         .build()?;
     Ok(Arc::new(store))
 }

@@ -4,9 +4,10 @@
 //!
 //! Here is what they stand on: a Python of their own with the versions that `examples/requirements.txt` names, Java for
 //! Spark, `tracelake` itself, and SeaweedFS on ports of its own, or the store that `AWS_ENDPOINT_URL` and the other variables
-//! name, in the bucket `TRACELAKE_EXAMPLES_BUCKET`: a cluster's, by a forwarded port. The known sessions, and what is compared,
-//! are `node-agent/tests/examples`; in somebody's store they stay, below `examples-<seconds since 1970>/`.
+//! name, in the bucket `TRACELAKE_EXAMPLES_BUCKET`: so `e2e/tests/engines.rs` gives the cluster's. The known sessions, and what is
+//! compared, are `node-agent/tests/examples`; in somebody's store they stay, below `examples-<seconds since 1970>/`.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -16,30 +17,65 @@ use anyhow::{Context, Result, bail};
 
 use crate::{cache, exec, test, tools};
 
+/// The tests and all that they need but a store; a folder of its own is gone with it.
+pub(crate) struct Prepared {
+    /// The tests.
+    pub(crate) binary: PathBuf,
+    /// What they find the programs by, and Spark its settings.
+    pub(crate) environment: Vec<(&'static str, OsString)>,
+    folder: PathBuf,
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        _ = cache::remove(&self.folder);
+    }
+}
+
 pub(crate) fn run() -> Result<()> {
+    let prepared = prepare()?;
+    let store = match std::env::var("AWS_ENDPOINT_URL") {
+        Ok(_) => None,
+        Err(_) => Some(Store::start(&prepared.folder)?),
+    };
+    // One after the other: Spark takes the whole machine.
+    let mut tests = exec::command(&prepared.binary, ["--test-threads=1"]);
+    tests.envs(prepared.environment.iter().map(|(name, value)| (name, value)));
+    tests.envs(store.iter().flat_map(|store| &store.environment).map(|(name, value)| (name, value)));
+    exec::loud(&mut tests).with_context(|| {
+        let log = fs::read_to_string(prepared.folder.join("log")).unwrap_or_default();
+        format!("the last that the store wrote:\n{}\n", exec::tail(&log, 10))
+    })
+}
+
+/// Builds and installs what the tests need.
+pub(crate) fn prepare() -> Result<Prepared> {
     let python = python()?;
     // The tests of `sql` need `tracelake`, which is built with them and what the others are built of.
     let built =
         test::binaries(&mut test::cargo(["test"])?, &["examples", "sql"], &["examples", "tracelake"])?;
-    let [tests, program] = &built[..] else { bail!("cargo built {} binaries, not two", built.len()) };
+    let [binary, program] = &built[..] else { bail!("cargo built {} binaries, not two", built.len()) };
     let folder = cache::dir().join("examples").join(std::process::id().to_string());
-    let store = match std::env::var("AWS_ENDPOINT_URL") {
-        Ok(_) => Store { child: None, environment: spark(&folder)?, folder },
-        Err(_) => Store::start(folder)?,
-    };
-    // One after the other: Spark takes the whole machine.
-    let mut tests = exec::command(tests, ["--test-threads=1"]);
-    // The backtrace of a failed comparison would hide it.
-    tests
-        .env("TRACELAKE_PYTHON", python)
-        .env("TRACELAKE_CLI", program)
-        .env("TRACELAKE_DUCKDB", tools::duckdb()?)
-        .env("RUST_BACKTRACE", "0");
-    tests.envs(store.environment.iter().map(|(name, value)| (name, value)));
-    exec::loud(&mut tests).with_context(|| {
-        let log = fs::read_to_string(store.folder.join("log")).unwrap_or_default();
-        format!("the last that the store wrote:\n{}\n", exec::tail(&log, 10))
-    })
+    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    // Jars that Spark fetches are kept, nobody looks at its pages, and two thousand files are few: not a task for each.
+    let settings = [
+        format!("spark.jars.ivy {}", cache::dir().join("ivy").display()),
+        "spark.ui.enabled false".to_owned(),
+        "spark.ui.showConsoleProgress false".to_owned(),
+        "spark.sql.shuffle.partitions 4".to_owned(),
+        "spark.sql.sources.parallelPartitionDiscovery.parallelism 8".to_owned(),
+    ];
+    fs::write(folder.join("spark-defaults.conf"), settings.join("\n"))?;
+    let environment = vec![
+        ("TRACELAKE_PYTHON", python.into()),
+        ("TRACELAKE_CLI", program.into()),
+        ("TRACELAKE_DUCKDB", tools::duckdb()?.into()),
+        // The backtrace of a failed comparison would hide it.
+        ("RUST_BACKTRACE", "0".into()),
+        ("SPARK_LOCAL_IP", "127.0.0.1".into()),
+        ("SPARK_CONF_DIR", folder.clone().into()),
+    ];
+    Ok(Prepared { binary: binary.clone(), environment, folder })
 }
 
 /// A Python with the packages of the examples.
@@ -66,31 +102,15 @@ pub(crate) fn python() -> Result<PathBuf> {
     Ok(entry.join("bin/python"))
 }
 
-/// What Spark is to do on this machine, in a folder of its own.
-fn spark(folder: &Path) -> Result<Vec<(&'static str, String)>> {
-    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    // Jars that Spark fetches are kept, nobody looks at its pages, and two thousand files are few: not a task for each.
-    let settings = [
-        format!("spark.jars.ivy {}", cache::dir().join("ivy").display()),
-        "spark.ui.enabled false".to_owned(),
-        "spark.ui.showConsoleProgress false".to_owned(),
-        "spark.sql.shuffle.partitions 4".to_owned(),
-        "spark.sql.sources.parallelPartitionDiscovery.parallelism 8".to_owned(),
-    ];
-    fs::write(folder.join("spark-defaults.conf"), settings.join("\n"))?;
-    Ok(vec![("SPARK_LOCAL_IP", "127.0.0.1".to_owned()), ("SPARK_CONF_DIR", folder.display().to_string())])
-}
-
-/// SeaweedFS with an empty folder, as long as this lives; or somebody's store, which the environment names already.
+/// SeaweedFS with an empty folder, as long as this lives.
 struct Store {
-    child: Option<Child>,
-    folder: PathBuf,
+    child: Child,
     /// What the tests and the examples find it by.
-    environment: Vec<(&'static str, String)>,
+    environment: [(&'static str, String); 4],
 }
 
 impl Store {
-    fn start(folder: PathBuf) -> Result<Self> {
+    fn start(folder: &Path) -> Result<Self> {
         const KEY: &str = "test-access-key";
         const SECRET: &str = "test-secret-key";
         let weed = tools::weed()?;
@@ -103,7 +123,6 @@ impl Store {
         }]});
         let config = folder.join("s3.json");
         fs::write(&config, identities.to_string())?;
-        let mut environment = spark(&folder)?;
         let ports = free_ports()?;
         let names = ["master", "volume", "filer", "s3"];
         let mut command =
@@ -117,24 +136,21 @@ impl Store {
         command.arg(format!("-dir={}", data.display())).arg(format!("-s3.config={}", config.display()));
         let log = File::create(folder.join("log"))?;
         let child = command.stdout(Stdio::null()).stderr(log).spawn().context("cannot start SeaweedFS")?;
-        environment.extend([
+        let environment = [
             ("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{}", ports[3])),
             ("AWS_REGION", "us-east-1".to_owned()),
             ("AWS_ACCESS_KEY_ID", KEY.to_owned()),
             ("AWS_SECRET_ACCESS_KEY", SECRET.to_owned()),
-        ]);
-        Ok(Self { child: Some(child), folder, environment })
+        ];
+        Ok(Self { child, environment })
     }
 }
 
 impl Drop for Store {
     fn drop(&mut self) {
         // SeaweedFS takes up to 26 s to end by SIGTERM, and its data are thrown away.
-        if let Some(child) = &mut self.child {
-            _ = child.kill();
-            _ = child.wait();
-        }
-        _ = cache::remove(&self.folder);
+        _ = self.child.kill();
+        _ = self.child.wait();
     }
 }
 

@@ -16,7 +16,8 @@ use anyhow::{Context, Result, bail};
 use crate::{cache, cluster, debian, exec, tools};
 
 /// What `tracelake/shop:dev` holds: the workloads of tests and demos.
-const SHOP_PACKAGES: &[&str] = &["nginx-light", "procps", "redis-server"];
+const SHOP_PACKAGES: &[&str] =
+    &["iperf3", "netcat-openbsd", "nginx-light", "procps", "redis-server", "redis-tools"];
 
 /// What the images and the demo run.
 const STATIC_BINARIES: &[&str] =

@@ -18,7 +18,7 @@ use crate::{cache, exec, tools};
 /// What our own images are called.
 const REPOSITORY: &str = "tracelake";
 /// Where the chart goes.
-const NAMESPACE: &str = "tracelake-system";
+pub(crate) const NAMESPACE: &str = "tracelake-system";
 /// Helm waits this long for Deployments and DaemonSets, on emulated nodes that are there.
 const TIMEOUT: Duration = Duration::from_secs(8 * 60);
 
@@ -86,7 +86,7 @@ impl Access {
             .env("KUBECONFIG", &self.kubeconfig)
             .env("TRACELAKE_NAMESPACE", NAMESPACE)
             .env("TRACELAKE_HELM", &self.helm)
-            .env("TRACELAKE_SHOP_IMAGE", format!("{}/shop:{}", self.repository, self.tag));
+            .env("TRACELAKE_SHOP_IMAGE", self.shop_image());
         if let Some(kubectl) = &self.kubectl {
             command.env("TRACELAKE_KUBECTL", kubectl);
         }
@@ -94,6 +94,19 @@ impl Access {
             command.env("TRACELAKE_NODE_COMMAND", format!("{} cluster node", xtask.display()));
         }
         Ok(())
+    }
+
+    /// kubectl for this cluster.
+    pub(crate) fn kubectl(&self) -> Command {
+        let mut kubectl =
+            exec::command(self.kubectl.clone().unwrap_or_else(|| "kubectl".into()), [] as [&str; 0]);
+        kubectl.env("KUBECONFIG", &self.kubeconfig);
+        kubectl
+    }
+
+    /// The image with the programs that tests and demos run.
+    pub(crate) fn shop_image(&self) -> String {
+        format!("{}/shop:{}", self.repository, self.tag)
     }
 
     /// Installs or upgrades the chart and waits until everything is available.

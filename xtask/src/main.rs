@@ -47,9 +47,6 @@ enum Command {
     BenchLoad(bench::load::Args),
     /// Record real programs and write a page of each: what they say, what the report says.
     Work(work::Args),
-    /// The program of `work` that is bound by memory.
-    #[command(hide = true)]
-    WorkLookups(work::lookups::Args),
     /// Install what a cluster with the product needs and this machine lacks; does nothing where everything is there.
     Tools,
     /// Run a static program under one of the supported kernels, in a VM of its own.
@@ -68,7 +65,6 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::main(&args),
         Command::BenchLoad(args) => bench::load::main(&args),
         Command::Work(args) => work::main(&args),
-        Command::WorkLookups(args) => work::lookups::main(&args),
         Command::Tools => tools::install_all(),
         Command::Vm(args) => vm::main(&args),
         Command::Cluster(command) => cluster::main(&command),

@@ -8,6 +8,8 @@
 //! cannot be made ends the program with an error. Only the resolution of the server's name is tried
 //! again, before the counted work starts; the harness waits for the server's pod to be ready.
 
+mod lookups;
+
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
@@ -27,6 +29,7 @@ const USAGE: &str = "usage: workload shop NGINX:PORT REDIS:PORT
        workload spawn COUNT PROGRAM
        workload account PAGES NAPS
        workload busy PAGES NAPS
+       workload lookups
        workload sleep";
 
 fn main() -> Result<()> {
@@ -48,6 +51,8 @@ fn main() -> Result<()> {
         ["refused", address, count] => refused(resolve(address)?, count.parse().context("COUNT")?)?,
         ["account", pages, naps] => account(pages, naps)?,
         ["busy", pages, naps] => busy(pages.parse().context("PAGES")?, naps.parse().context("NAPS")?),
+        // Says what it did in lines of its own.
+        ["lookups"] => return lookups::main(),
         ["sleep"] => loop {
             thread::park();
         },

@@ -3,12 +3,12 @@
 //! `cargo xtask work`: real programs under `tracelake record`, a page for each in `docs/work`.
 //!
 //! In: the four kinds of run that the notebooks before this project made ([`runs`]): a key-value store under load, a stream, a
-//! port where nobody listens, a program bound by memory ([`lookups`]). Out: a page each ([`page`]), with what the program says
+//! port where nobody listens, a program bound by memory (`e2e/workload/src/lookups.rs`). Out: a page each ([`page`]), with what the program says
 //! of itself, the whole report, both compared number by number, and what the notebook's report said of the same kind of run.
-//! Each runs in a network and in process ids of its own, so that every number is the run's. A number that has to be equal and
-//! is not makes the command fail, after the page was written.
+//! Each runs in a network and in process ids of its own, so that every number is the run's; with `--cluster` as a pod, which has
+//! both ([`cluster`]). A number that has to be equal and is not makes the command fail, after the page was written.
 
-pub(crate) mod lookups;
+mod cluster;
 mod page;
 mod runs;
 
@@ -29,6 +29,9 @@ const APART: [&str; 6] = ["unshare", "--net", "--pid", "--fork", "--kill-child",
 pub(crate) struct Args {
     /// Runs, by the names of their pages; all when none is named.
     names: Vec<String>,
+    /// Run them as pods of a cluster, ours or a new one, under a TraceSession each.
+    #[arg(long)]
+    cluster: bool,
 }
 
 /// A kind of run.
@@ -40,7 +43,7 @@ struct Work {
     about: &'static str,
     /// Of Debian.
     packages: &'static [&'static str],
-    /// What is recorded, with `$LOOKUPS` for this command's own program.
+    /// What is recorded.
     script: &'static str,
     /// What the program and the tables say of the same thing.
     checks: fn(&Recorded) -> Result<Vec<Check>>,
@@ -119,7 +122,6 @@ impl Recorded {
 }
 
 pub(crate) fn main(args: &Args) -> Result<()> {
-    ensure!(rustix::process::geteuid().is_root(), "recording needs root");
     let names: Vec<&str> = runs::ALL.iter().map(|work| work.name).collect();
     for name in &args.names {
         ensure!(names.contains(&name.as_str()), "no run is named {name}; the runs are {}", names.join(", "));
@@ -127,21 +129,34 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     let chosen = runs::ALL
         .iter()
         .filter(|work| args.names.is_empty() || args.names.iter().any(|name| name == work.name));
-    let tracelake = tracelake()?;
+    let (tracelake, workload) = (program("tracelake")?, program("workload")?);
     let pages = cache::repository().join("docs/work");
     fs::create_dir_all(&pages).with_context(|| format!("cannot make {}", pages.display()))?;
+    if args.cluster {
+        return cluster::main(&chosen.collect::<Vec<_>>(), &tracelake, &pages.join("cluster.md"));
+    }
+    ensure!(rustix::process::geteuid().is_root(), "recording needs root");
     let mut wrong = Vec::new();
     for work in chosen {
         println!("== {}", work.name);
         tools::debian(work.packages)?;
-        let recorded = record(work, &tracelake)?;
+        let recorded = record(work, &tracelake, &workload)?;
         let checks = (work.checks)(&recorded)?;
         let path = pages.join(work.name).with_extension("md");
         fs::write(&path, page::page(work, &recorded, &checks)?)
             .with_context(|| format!("cannot write {}", path.display()))?;
         println!("{}", page::checks(&checks));
-        wrong.extend(checks.iter().filter(|check| !check.holds()).map(|check| (work.name, check.what)));
+        wrong.extend(apart(work, &checks));
     }
+    agree(&wrong)
+}
+
+/// What has to be equal and is not.
+fn apart(work: &Work, checks: &[Check]) -> Vec<(&'static str, &'static str)> {
+    checks.iter().filter(|check| !check.holds()).map(|check| (work.name, check.what)).collect()
+}
+
+fn agree(wrong: &[(&str, &str)]) -> Result<()> {
     ensure!(
         wrong.is_empty(),
         "the program and the tables do not agree: {wrong:?}; the pages in docs/work say both"
@@ -149,24 +164,31 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// The command line as a developer compiles it: what is compared are counts, not speed, of which `bench` has the page.
-fn tracelake() -> Result<PathBuf> {
+/// A program of ours as a developer compiles it: what is compared are counts, not speed, of which `bench` has the page.
+fn program(name: &str) -> Result<PathBuf> {
     tools::packages()?;
     tools::rust()?;
     tools::bpf_linker()?;
     let mut cargo = cache::cargo()?;
     cargo.args(["build", "--locked", "--workspace", "--exclude", "tracelake-node-agent-ebpf"]);
-    exec::loud(cargo.args(["--bin", "tracelake"]))?;
-    Ok(cache::target_dir().join("debug/tracelake"))
+    exec::loud(cargo.args(["--bin", name]))?;
+    Ok(cache::target_dir().join("debug").join(name))
 }
 
-fn record(work: &Work, tracelake: &Path) -> Result<Recorded> {
+fn record(work: &Work, tracelake: &Path, workload: &Path) -> Result<Recorded> {
     let data = std::env::temp_dir().join(format!("tracelake-work-{}-{}", std::process::id(), work.name));
     let mut record =
         exec::command(tracelake, ["record", "--quiet", "--interval", "1", "-c", COLLECTORS, "-o"]);
-    record.arg(&data).arg("--").args(APART).args(["sh", "-ec", &format!("{}\n{}", runs::BEGIN, work.script)]);
-    let this = std::env::current_exe().context("finding this program")?;
-    record.env("LOOKUPS", format!("{} work-lookups", this.display())).env("LC_ALL", "C");
+    let script = format!("{}\n{}\n{}", runs::LOOPBACK, runs::BEGIN, work.script);
+    record.arg(&data).arg("--").args(APART).args(["sh", "-ec", &script]);
+    let folders = std::env::join_paths(
+        workload
+            .parent()
+            .into_iter()
+            .map(Path::to_owned)
+            .chain(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())),
+    )?;
+    record.env("PATH", folders).env("LC_ALL", "C");
     let recorded = (|| {
         let printed = exec::output(&mut record)?;
         let report = exec::output(Command::new(tracelake).arg("report").arg(&data))?;

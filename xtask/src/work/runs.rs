@@ -10,13 +10,14 @@ use anyhow::Result;
 
 use super::{Check, Recorded, Work};
 
-/// Has `ip`, which every script needs.
+/// Has `ip`, which every script needs that has a network of its own.
 pub(super) const TOOLS: &str = "iproute2";
+/// What such a network begins with, unlike a pod's.
+pub(super) const LOOPBACK: &str = "ip link set lo up";
 
-/// What every script begins with: loopback, and a word for what the network itself has counted. The recorder looks at that once a
-/// second: it has time to do so before anything happens, and after.
+/// What every script begins with: a word for what the network itself has counted. The recorder looks at that once a second: it
+/// has time to do so before anything happens, and after.
 pub(super) const BEGIN: &str = r#"
-ip link set lo up
 sleep 1.2
 counted() {
     sleep 1.2
@@ -121,9 +122,9 @@ and in another run of the kind a failure rate of 900 % and a score of 50 of 100,
         name: "memory",
         title: "A program bound by memory",
         about: "A single thread that looks cross sections up in 250 MiB of tables, at random: XSBench's kernel in its smallest size, written anew \
-                in `xtask/src/work/lookups.rs`, since no package has XSBench. No network at all.",
+                in `e2e/workload/src/lookups.rs`, since no package has XSBench. No network at all.",
         packages: &[TOOLS],
-        script: "\n$LOOKUPS\n",
+        script: "\nworkload lookups\n",
         checks: memory,
         notebook: r#"
 Of XSBench it said: 1,284 packets received, 0.70 % dropped, 21.7 % slow path, and in a run of the second notebook, with 19 packets,
@@ -225,7 +226,7 @@ fn refused(run: &Recorded) -> Result<Vec<Check>> {
 }
 
 fn memory(run: &Recorded) -> Result<Vec<Check>> {
-    let own = "FROM processes WHERE kind = 'exit' AND comm = 'xtask'";
+    let own = "FROM processes WHERE kind = 'exit' AND comm = 'workload'";
     let most = run.said("VmHWM")? * 1_024;
     Ok(vec![
         run.near(
@@ -241,7 +242,7 @@ fn memory(run: &Recorded) -> Result<Vec<Check>> {
             "VmHWM in /proc/self/status",
             most,
             "SELECT max(bytes) FROM (SELECT ts_ns, sum(peak_bytes) AS bytes FROM memory_rss \
-             WHERE comm = 'xtask' AND member <> 'swap' GROUP BY ts_ns)",
+             WHERE comm = 'workload' AND member <> 'swap' GROUP BY ts_ns)",
             16 << 20,
             "pages of files that did not change are in an earlier row",
         )?,
@@ -249,7 +250,7 @@ fn memory(run: &Recorded) -> Result<Vec<Check>> {
             "page faults without I/O",
             "getrusage, before it prints",
             run.said("minor faults")?,
-            "SELECT sum(minor) FROM page_faults WHERE comm = 'xtask'",
+            "SELECT sum(minor) FROM page_faults WHERE comm = 'workload'",
             100,
             "those of its end come after",
         )?,
@@ -257,7 +258,7 @@ fn memory(run: &Recorded) -> Result<Vec<Check>> {
             "page faults with I/O",
             "getrusage, before it prints",
             run.said("major faults")?,
-            "SELECT sum(major) FROM page_faults WHERE comm = 'xtask'",
+            "SELECT sum(major) FROM page_faults WHERE comm = 'workload'",
             10,
             "those of its end come after",
         )?,

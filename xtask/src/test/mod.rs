@@ -5,7 +5,9 @@
 //! A part passes or fails; there is no third outcome. What a machine lacks is installed or makes the
 //! part fail with the name of what is missing. The last line is `N passed, N failed`.
 
-use std::fs;
+mod bless;
+mod suites;
+
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,9 +15,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::install::{Access, Existing};
+use self::suites::{CLUSTER_TESTS, SLOW_CLUSTER_TESTS, Suite};
+use crate::install::Existing;
 use crate::kernel::Kernel;
-use crate::{cache, chart, cluster, examples, exec, harness, image, install, previous, schemas, tools, vm};
+use crate::{cache, chart, cluster, examples, exec, harness, tools, vm};
 
 /// Run every check, or those named.
 #[derive(clap::Args)]
@@ -68,9 +71,6 @@ enum Run {
     /// Tests in a cluster, from where is chosen by the user or here.
     Cluster(Option<cluster::Choice>, &'static [Suite]),
 }
-
-/// Tests in a cluster: a target of `e2e`, and how many of its tests run side by side.
-type Suite = (&'static str, u32);
 
 const fn part(name: &'static str, checks: &'static str, run: Run) -> Part {
     Part { name, checks, when: When::Always, run }
@@ -162,7 +162,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         );
     }
     if let Some(reason) = &args.bless {
-        return bless(&args.parts, reason);
+        return bless::bless(&args.parts, reason);
     }
     let chosen = PARTS.iter().filter(|part| {
         if args.parts.is_empty() {
@@ -224,7 +224,7 @@ fn passes(part: &Part, args: &Args) -> bool {
                 // A cluster would take minutes to come up for nothing.
                 Err(anyhow::anyhow!("it has none of the suites {}", args.suites.join(", ")))
             } else {
-                e2e(&args.existing, choice.or(args.cluster), &suites)
+                suites::run(&args.existing, choice.or(args.cluster), &suites)
             }
         }
     };
@@ -254,39 +254,6 @@ fn format() -> Result<()> {
 /// Everything but the kernel programs, which only the BPF target compiles. Always the whole workspace: see
 /// [`crate::image::static_binary`].
 const WORKSPACE: [&str; 4] = ["--locked", "--workspace", "--exclude", "tracelake-node-agent-ebpf"];
-/// The cluster tests of every run, in the order of their runs and with the number that run side by side.
-const CLUSTER_TESTS: [Suite; 9] = [
-    ("input", 4),
-    ("collect", 4),
-    ("collectors", 2),
-    ("neighbours", 2),
-    ("schedule", 2),
-    (TENANTS, 2),
-    (CLI, 1),
-    ("failures", 1),
-    ("replicas", 1),
-];
-/// Those that break what others share, or take long, each alone; the last one uninstalls.
-const SLOW_CLUSTER_TESTS: [Suite; 8] = [
-    ("identity", 1),
-    (KERNELS, 1),
-    ("churn", 1),
-    ("disruption", 1),
-    ("lifecycle", 1),
-    (UPGRADE, 1),
-    (CHART, 1),
-    ("uninstall", 1),
-];
-/// Runs the ground truth tests on the nodes, and is told where they are.
-const KERNELS: &str = "kernels";
-/// Tenants use the command line, as its own test does; both are told where it is.
-const TENANTS: &str = "tenants";
-const CLI: &str = "cli";
-/// Installs every values file, and is told where kinds are that some need.
-const CHART: &str = "chart";
-/// Comes from the version before, and is told where its chart is.
-const UPGRADE: &str = "upgrade";
-
 fn clippy() -> Result<()> {
     let strict = ["--", "-D", "warnings"];
     exec::loud(cargo(["clippy"])?.args(WORKSPACE).arg("--all-targets").args(strict))?;
@@ -377,48 +344,6 @@ fn ground_truth_in(machine: vm::Machine, command: &str, output: &mut dyn FnMut(&
     vm::run(machine, &files, command, VM_TIMEOUT, output)
 }
 
-/// Writes what the verifiers of these VMs say now to the file that `ground_truth/verifier.rs` compares with.
-fn bless(parts: &[String], reason: &str) -> Result<()> {
-    ensure!(!reason.trim().is_empty() && !reason.contains('\n'), "the reason is one line of text");
-    let path = cache::repository().join("node-agent/tests/ground_truth/verifier.txt");
-    let vms = PARTS.iter().filter_map(|part| match part.run {
-        Run::Vm(machine, "") if parts.is_empty() || parts.iter().any(|name| name == part.name) => {
-            Some((part.name, machine))
-        }
-        _ => None,
-    });
-    let vms: Vec<_> = vms.collect();
-    let other = parts.iter().find(|part| vms.iter().all(|(name, _)| name != part));
-    ensure!(other.is_none(), "{} is no VM with all of ground truth", other.map_or("", String::as_str));
-    let day = exec::output(&mut exec::command("date", ["-u", "+%F"]))?;
-    for (environment, machine) in vms {
-        // Fails where it differs, and names every program with its number then.
-        let command = format!(
-            "TRACELAKE_BLESS=1 TRACELAKE_ENVIRONMENT={environment} /ground_truth --test-threads=1 every_collector_does_here"
-        );
-        let mut found: Vec<String> = Vec::new();
-        let mine = format!("{environment} ");
-        ground_truth_in(machine, &command, &mut |line| {
-            print!("{environment}: {line}");
-            if line.starts_with(&mine) {
-                found.push(line.trim().to_owned());
-            }
-        })?;
-        ensure!(!found.is_empty(), "{environment} named no program");
-        let old = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let others = old
-            .lines()
-            .filter(|line| !line.starts_with(&mine) && !line.starts_with(&format!("# {environment}, ")));
-        let mut lines: Vec<String> = others.map(str::to_owned).collect();
-        lines.push(format!("# {environment}, {}: {}", day.trim(), reason.trim()));
-        lines.append(&mut found);
-        fs::write(&path, lines.join("\n") + "\n")
-            .with_context(|| format!("cannot write {}", path.display()))?;
-        println!("== {environment}: renewed in {}", path.display());
-    }
-    Ok(())
-}
-
 /// Builds the ground truth tests, static, so that one binary runs on every kernel, and returns it.
 fn ground_truth() -> Result<PathBuf> {
     let mut build = cargo(["test", "--target", tools::MUSL_TARGET])?;
@@ -442,63 +367,4 @@ pub(crate) fn binaries(cargo: &mut Command, tests: &[&str], names: &[&str]) -> R
         binary.map(PathBuf::from).with_context(|| format!("cargo named no binary of {name}"))
     };
     names.iter().map(find).collect()
-}
-
-/// Installs the product in a cluster and runs these tests: in the one that is named, else the one of ours that runs, else
-/// one that is brought up for it.
-fn e2e(existing: &Existing, choice: Option<cluster::Choice>, suites: &[Suite]) -> Result<()> {
-    image::prepare()?;
-    if let Some(access) = existing.access()? {
-        let binaries = cluster_tests(suites)?;
-        access.install()?;
-        return run_suites(&access, suites, &binaries);
-    }
-    // Everything is compiled before emulated nodes want the same CPUs.
-    let mut images = image::build_all()?;
-    if suites.iter().any(|(test, _)| *test == UPGRADE) {
-        images.extend(previous::images()?);
-    }
-    let binaries = cluster_tests(suites)?;
-    let options = cluster::Options { choice, ..cluster::Options::default() };
-    let keep = std::env::var_os("TRACELAKE_KEEP").is_some();
-    install::in_ours(&options, &images, keep, |_| Ok(()), |access| run_suites(access, suites, &binaries))
-}
-
-fn cluster_tests(suites: &[Suite]) -> Result<Vec<PathBuf>> {
-    if suites.iter().any(|(test, _)| *test == KERNELS) {
-        ground_truth()?;
-    }
-    test_binaries(&mut cargo(["test"])?, &suites.iter().map(|(test, _)| *test).collect::<Vec<_>>())
-}
-
-/// Runs all of them, also after one that failed: each failure is worth knowing.
-fn run_suites(access: &Access, suites: &[Suite], binaries: &[PathBuf]) -> Result<()> {
-    let mut failed = Vec::new();
-    for ((test, threads), binary) in suites.iter().zip(binaries) {
-        let mut tests =
-            exec::command(binary, ["--nocapture".to_owned(), format!("--test-threads={threads}")]);
-        access.apply_to(&mut tests)?;
-        // A backtrace of an error that a test returns ends in the test harness, and hides the error above it.
-        tests.env("RUST_LIB_BACKTRACE", "0");
-        if *test == KERNELS {
-            tests.env("TRACELAKE_GROUND_TRUTH", ground_truth()?);
-        }
-        if [TENANTS, CLI].contains(test) {
-            tests.env("TRACELAKE_CLI", image::static_binary("tracelake")?);
-        }
-        if *test == UPGRADE {
-            tests.env("TRACELAKE_PREVIOUS_CHART", previous::chart()?);
-            tests.env("TRACELAKE_PREVIOUS_TAG", previous::TAG);
-        }
-        if *test == CHART {
-            let definitions = std::env::join_paths(schemas::monitoring_definitions()?)?;
-            tests.env("TRACELAKE_MONITORING_DEFINITIONS", definitions);
-        }
-        if let Err(error) = exec::loud(&mut tests) {
-            println!("{test}: {error:#}");
-            failed.push(*test);
-        }
-    }
-    ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
-    Ok(())
 }

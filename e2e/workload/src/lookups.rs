@@ -22,10 +22,6 @@ const LOOKUPS: u64 = 1_500_000;
 /// Energy and five cross sections.
 type Point = [f64; 6];
 
-/// `cargo xtask work-lookups`
-#[derive(clap::Args)]
-pub(crate) struct Args {}
-
 /// A generator by Marsaglia (xorshift): the same sequence in every run.
 struct Random(u64);
 
@@ -85,7 +81,8 @@ impl Grids {
     }
 }
 
-pub(crate) fn main(_: &Args) -> Result<()> {
+/// Makes the grids, looks them up, and prints both with what the kernel says of this process.
+pub(crate) fn main() -> Result<()> {
     let mut random = Random(0x5eed_1234_5678_9abc);
     let began = Instant::now();
     let grids = Grids::new(&mut random);
