@@ -48,6 +48,7 @@ impl Existing {
             repository: self.image_repository.clone(),
             tag: self.image_tag.clone(),
             ours: false,
+            side_by_side: true,
         }))
     }
 }
@@ -64,6 +65,8 @@ pub(crate) struct Access {
     tag: String,
     /// Its nodes can be stopped and started.
     ours: bool,
+    /// Several tests at once are no more than its CPUs can do.
+    pub(crate) side_by_side: bool,
 }
 
 impl Access {
@@ -76,6 +79,7 @@ impl Access {
             repository: REPOSITORY.to_owned(),
             tag: TAG.to_owned(),
             ours: true,
+            side_by_side: !cluster.is_emulated_whole(),
         }
     }
 

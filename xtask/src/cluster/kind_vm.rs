@@ -58,6 +58,8 @@ impl Provider for KindVm {
         for name in NODES.into_iter().filter(|name| !node_runs(name)) {
             self.node(name, Action::Start)?;
         }
+        // Everything waits for the API server, which is one container among others to the VM's kernel.
+        exec::quiet(&mut script(&format!("docker update --cpu-shares 8192 {}", NODES[0])))?;
         cache::step("cluster: nodes Ready, DNS Available", || {
             wait("the cluster does not become ready", RESTORED * 3, || all_ready(control_plane::kubectl))
         })

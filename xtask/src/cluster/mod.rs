@@ -282,6 +282,11 @@ pub(crate) fn current() -> Result<Cluster> {
 }
 
 impl Cluster {
+    /// Whether all of it, control plane and nodes, runs on emulated CPUs: what is done side by side there is late.
+    pub(crate) fn is_emulated_whole(&self) -> bool {
+        self.provider == Source::KindVm
+    }
+
     /// Starts nodes that are stopped, and waits until all are Ready and names are resolved.
     pub(crate) fn complete(&self) -> Result<()> {
         self.provider.provider().complete()

@@ -83,6 +83,7 @@ fn cluster_tests(suites: &[Suite]) -> Result<Vec<PathBuf>> {
 fn run_suites(access: &Access, suites: &[Suite], binaries: &[PathBuf]) -> Result<()> {
     let mut failed = Vec::new();
     for ((test, threads), binary) in suites.iter().zip(binaries) {
+        let threads = if access.side_by_side { *threads } else { 1 };
         let mut tests =
             exec::command(binary, ["--nocapture".to_owned(), format!("--test-threads={threads}")]);
         access.apply_to(&mut tests)?;
