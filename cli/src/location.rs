@@ -3,7 +3,7 @@
 //! Where a dataset is: a folder, an `s3://bucket/prefix` URL, or a session of a cluster.
 //!
 //! S3 is reached with the caller's own credentials, in the way other tools do: `AWS_ACCESS_KEY_ID`,
-//! `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT`, `AWS_ALLOW_HTTP`, or the machine's role. For a session that a cluster
+//! `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT`, or the machine's role. For a session that a cluster
 //! names, what the environment leaves out is as its status says. With `--via-operator` no credentials of the store are needed.
 
 use std::path::Path;
@@ -254,11 +254,15 @@ impl Location {
             if unset(&builder, AmazonS3ConfigKey::Endpoint)
                 && let Some(endpoint) = &dataset.endpoint
             {
-                builder = builder
-                    .with_endpoint(endpoint)
-                    .with_allow_http(endpoint.starts_with("http://"))
-                    .with_virtual_hosted_style_request(!dataset.path_style);
+                builder =
+                    builder.with_endpoint(endpoint).with_virtual_hosted_style_request(!dataset.path_style);
             }
+        }
+        // Whoever names such an endpoint means it: object_store wants AWS_ALLOW_HTTP besides, and says nothing of that.
+        let plain =
+            |key| builder.get_config_value(&key).is_some_and(|endpoint| endpoint.starts_with("http://"));
+        if plain(AmazonS3ConfigKey::Endpoint) || plain(AmazonS3ConfigKey::S3Endpoint) {
+            builder = builder.with_allow_http(true);
         }
         if use_ == Use::Write && std::env::var_os("AWS_TIMEOUT").is_none() {
             builder = builder.with_config(AmazonS3ConfigKey::Client(ClientConfigKey::Timeout), WRITING);

@@ -97,7 +97,7 @@ async fn a_store_that_refuses_the_caller_is_no_fault_of_the_dataset() {
     server.world().statuses = [completed()].into();
     let mut command = server.command("run --all-pods");
     // The API server of the test is no store: it answers 404 in its own words.
-    command.env("AWS_ACCESS_KEY_ID", "a").env("AWS_SECRET_ACCESS_KEY", "b").env("AWS_ALLOW_HTTP", "true");
+    command.env("AWS_ACCESS_KEY_ID", "a").env("AWS_SECRET_ACCESS_KEY", "b");
     command.env("AWS_ENDPOINT", &server.address);
     let ran = said(command).await;
     assert_eq!(ran.code, Some(0), "{ran:?}");

@@ -215,7 +215,10 @@ impl Forwarded {
         let mut child =
             forward.stdout(Stdio::piped()).spawn().context("cannot start kubectl port-forward")?;
         let mut line = String::new();
-        BufReader::new(child.stdout.take().context("is piped")?).read_line(&mut line)?;
+        let mut output = BufReader::new(child.stdout.take().context("is piped")?);
+        output.read_line(&mut line)?;
+        // It says each connection, and ends where nobody listens.
+        std::thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink()));
         let port = line.split(" -> ").next().and_then(|address| address.rsplit(':').next());
         let port = port.filter(|port| port.parse::<u16>().is_ok());
         let endpoint = format!("http://127.0.0.1:{}", port.with_context(|| format!("it said {line:?}"))?);
