@@ -3,7 +3,8 @@
 //! Other engines, as the notebooks and programs of `examples/` use them, over sessions in the cluster's own store, beside `tracelake sql`.
 //!
 //! What is written, run and compared is `node-agent/tests/examples`, whose binary `TRACELAKE_EXAMPLES` names; what that needs
-//! stands in the environment already. Here is the store, by a forwarded port and with its own keys.
+//! stands in the environment already. Here is the store, by a forwarded port and with its own keys. Spark is left out: it opens
+//! two thousand files many times, which `cargo xtask test examples` has it do with a server that is not emulated.
 
 use std::process::Command;
 
@@ -11,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use tracelake_e2e::{in_namespace, store};
 
 #[test]
-fn every_example_answers_from_the_clusters_store_as_sql_does() -> Result<()> {
+fn examples_answer_from_the_clusters_store_as_sql_does() -> Result<()> {
     in_namespace("examples", |env, _| async move {
         let binary = std::env::var_os("TRACELAKE_EXAMPLES").context(
             "TRACELAKE_EXAMPLES names the tests of the examples: `cargo xtask test e2e-slow` sets it",
@@ -19,9 +20,8 @@ fn every_example_answers_from_the_clusters_store_as_sql_does() -> Result<()> {
         let address = store::dev_store_address(&env.client, &env.system).await?;
         let (id, secret) = store::credentials(&env.client, &env.system).await?;
         let mut tests = Command::new(binary);
-        // One after the other: Spark takes the whole machine.
         tests
-            .arg("--test-threads=1")
+            .args(["--test-threads=1", "--skip", "spark", "--skip", "every_engine"])
             .env("AWS_ENDPOINT_URL", format!("http://{address}"))
             .env("AWS_REGION", "us-east-1")
             .env("AWS_ACCESS_KEY_ID", id)
