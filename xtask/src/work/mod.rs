@@ -192,6 +192,9 @@ fn record(work: &Work, tracelake: &Path, workload: &Path) -> Result<Recorded> {
     let recorded = (|| {
         let printed = exec::output(&mut record)?;
         let report = exec::output(Command::new(tracelake).arg("report").arg(&data))?;
+        // Where it lies on this machine is of no account; columns stay as wide.
+        let path = workload.to_string_lossy();
+        let report = report.replace(&*path, &format!("{:<1$}", "workload", path.len()));
         Ok(Recorded { tracelake: tracelake.to_owned(), data: data.clone(), printed, report })
     })();
     if recorded.is_err() {
