@@ -30,8 +30,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     let images = image::build_all()?;
     // The shop's servers start while the chart does, on both nodes; the program that shows it all applies them again.
     let servers = cache::repository().join("e2e/shop/servers.yaml");
-    let meanwhile =
-        |cluster: &cluster::Cluster| exec::quiet(cluster.kubectl().args(["apply", "-f"]).arg(&servers));
+    let meanwhile = |access: &Access| exec::quiet(access.kubectl().args(["apply", "-f"]).arg(&servers));
     install::in_ours(&args.cluster, &images, args.keep, meanwhile, show)
 }
 

@@ -23,6 +23,14 @@ where
     command
 }
 
+/// The same command, with its environment, as one that ends with this program, however that ends.
+pub(crate) fn bound(inner: &Command) -> Command {
+    let mut bound = command("setpriv", ["--pdeathsig", "TERM", "--"]);
+    bound.arg(inner.get_program()).args(inner.get_args());
+    bound.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    bound
+}
+
 /// Runs a command to its end and returns what it wrote to standard output.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let done = command.output().with_context(|| format!("cannot start {}", describe(command)))?;

@@ -153,11 +153,16 @@ impl Access {
 
     /// Helm, for the chart's namespace; it ends with this program, so that it can say how far it came.
     fn helm(&self, arguments: &[&str]) -> Command {
-        let mut helm = exec::command("setpriv", ["--pdeathsig", "TERM", "--"]);
-        helm.arg(&self.helm).args(arguments).args(["--namespace", NAMESPACE]);
+        let mut helm = exec::bound(&exec::command(&self.helm, arguments));
+        helm.args(["--namespace", NAMESPACE]);
         helm.env("KUBECONFIG", &self.kubeconfig);
         helm
     }
+}
+
+/// Whether whoever started this wants clusters and what failed in them kept.
+pub(crate) fn keeps() -> bool {
+    std::env::var_os("TRACELAKE_KEEP").is_some()
 }
 
 /// Puts the product into the cluster of ours that runs, or into one that it starts, and does `then` with it; `meanwhile` is
@@ -167,7 +172,7 @@ pub(crate) fn in_ours(
     options: &cluster::Options,
     images: &[Image],
     keep: bool,
-    meanwhile: impl FnOnce(&Cluster) -> Result<()> + Send,
+    meanwhile: impl FnOnce(&Access) -> Result<()> + Send,
     then: impl FnOnce(&Access) -> Result<()>,
 ) -> Result<()> {
     // One at a time: another one would restart the agents that are tested here, or take the cluster away.
@@ -184,19 +189,19 @@ fn put(
     has_images: bool,
     access: &Access,
     images: &[Image],
-    meanwhile: impl FnOnce(&Cluster) -> Result<()> + Send,
+    meanwhile: impl FnOnce(&Access) -> Result<()> + Send,
 ) -> Result<()> {
     // The cluster is gone when the error is read.
     let events = || {
         let get = ["get", "events", "--sort-by", ".lastTimestamp", "--request-timeout=10s"];
         let events =
-            exec::output(cluster.kubectl().args(get).args(["--namespace", NAMESPACE])).unwrap_or_default();
+            exec::output(access.kubectl().args(get).args(["--namespace", NAMESPACE])).unwrap_or_default();
         format!("the chart was not installed; its last events:\n{}\n", exec::tail(&events, 20))
     };
     if !has_images {
         cluster.complete()?;
         cache::step("images: loaded into the nodes", || cluster.load_images(images))?;
-        meanwhile(cluster)?;
+        meanwhile(access)?;
         access.forget_pending()?;
         access.upgrade(images, TIMEOUT, || true).with_context(events)?;
     } else {
@@ -204,7 +209,7 @@ fn put(
         let failed = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let complete = scope.spawn(|| {
-                let completed = cluster.complete().and_then(|()| meanwhile(cluster));
+                let completed = cluster.complete().and_then(|()| meanwhile(access));
                 failed.store(completed.is_err(), Ordering::Relaxed);
                 completed
             });
@@ -216,7 +221,7 @@ fn put(
     }
     // Helm does not wait for agents of nodes that joined after it looked.
     let daemonset = ["rollout", "status", "daemonset/tracelake-node-agent", "--timeout", &seconds(TIMEOUT)];
-    exec::quiet(cluster.kubectl().args(daemonset).args(["--namespace", NAMESPACE]))
+    exec::quiet(access.kubectl().args(daemonset).args(["--namespace", NAMESPACE]))
 }
 
 /// As Helm and kubectl read it.

@@ -34,11 +34,10 @@ pub(super) fn main(quick: bool) -> Result<()> {
     let latency = image::static_binary("latency")?;
     let images = image::build_all()?;
     let sessions = if quick { 5 } else { SESSIONS };
-    let keep = std::env::var_os("TRACELAKE_KEEP").is_some();
     install::in_ours(
         &cluster::Options::default(),
         &images,
-        keep,
+        install::keeps(),
         |_| Ok(()),
         |access| {
             let mut command = exec::command(&latency, [sessions.to_string()]);

@@ -264,9 +264,7 @@ impl ApiServer {
 
     /// A command in its network, with an administrator's `KUBECONFIG`; it ends with this program.
     pub(crate) fn within(&self, program: impl AsRef<OsStr>) -> std::process::Command {
-        let inside = network::within(program, [] as [&str; 0]);
-        let mut command = exec::command("setpriv", ["--pdeathsig", "TERM", "--"]);
-        command.arg(inside.get_program()).args(inside.get_args());
+        let mut command = exec::bound(&network::within(program, [] as [&str; 0]));
         command.env("KUBECONFIG", kubeconfig());
         command
     }
@@ -323,13 +321,6 @@ impl Cluster {
         let path = state_file();
         fs::write(&path, serde_json::to_vec_pretty(self)?)
             .with_context(|| format!("cannot write {}", path.display()))
-    }
-
-    /// `kubectl`, for an administrator.
-    pub(crate) fn kubectl(&self) -> std::process::Command {
-        let mut kubectl = exec::command(&self.kubectl, [] as [&str; 0]);
-        kubectl.env("KUBECONFIG", &self.kubeconfig);
-        kubectl
     }
 
     /// Prints how to use the cluster.

@@ -65,8 +65,13 @@ pub(super) fn run(existing: &Existing, choice: Option<cluster::Choice>, suites: 
     }
     let binaries = cluster_tests(suites)?;
     let options = cluster::Options { choice, ..cluster::Options::default() };
-    let keep = std::env::var_os("TRACELAKE_KEEP").is_some();
-    install::in_ours(&options, &images, keep, |_| Ok(()), |access| run_suites(access, suites, &binaries))
+    install::in_ours(
+        &options,
+        &images,
+        install::keeps(),
+        |_| Ok(()),
+        |access| run_suites(access, suites, &binaries),
+    )
 }
 
 fn cluster_tests(suites: &[Suite]) -> Result<Vec<PathBuf>> {

@@ -27,11 +27,10 @@ const PATIENCE: &str = "20m";
 pub(super) fn main(works: &[&Work], tracelake: &Path, page: &Path) -> Result<()> {
     image::prepare()?;
     let images = image::build_all()?;
-    let keep = std::env::var_os("TRACELAKE_KEEP").is_some();
     install::in_ours(
         &cluster::Options::default(),
         &images,
-        keep,
+        install::keeps(),
         |_| Ok(()),
         |access| all(access, works, tracelake, page),
     )
@@ -110,7 +109,6 @@ fn run(access: &Access, work: &Work, tracelake: &Path, store: &Forwarded) -> Res
         }),
     )?;
     wait(access, &pod, "condition=Ready")?;
-    let collectors: Vec<Value> = COLLECTORS.split(',').map(|name| json!({"name": name.trim()})).collect();
     apply(
         access,
         &json!({
@@ -119,7 +117,7 @@ fn run(access: &Access, work: &Work, tracelake: &Path, store: &Forwarded) -> Res
             "metadata": {"name": name, "namespace": NAMESPACE},
             "spec": {
                 "target": {"podSelector": {"matchLabels": {"work": name}}},
-                "collectors": every_second(collectors),
+                "collectors": collectors(),
                 "duration": "1h",
             },
         }),
@@ -134,23 +132,19 @@ fn run(access: &Access, work: &Work, tracelake: &Path, store: &Forwarded) -> Res
     wait(access, &session, "jsonpath={.status.completionTime}")?;
     let uri = jsonpath(access, "tracesession", name, "{.status.dataset.uri}")?;
     let data = std::env::temp_dir().join(format!("tracelake-work-{}-{name}", std::process::id()));
-    let mut recorded =
-        Recorded { tracelake: tracelake.to_owned(), data: data.clone(), printed, report: String::new() };
+    let recorded = Recorded { tracelake: tracelake.to_owned(), data: data.clone(), printed };
     let mut pull = exec::command(tracelake, ["pull", uri.trim()]);
     exec::quiet(store.apply_to(pull.arg(&data)))?;
-    recorded.report = exec::output(Command::new(tracelake).arg("report").arg(&data))?;
     Ok(recorded)
 }
 
-/// Collectors that add up by window do so by the second, as the recording of the pages does.
-fn every_second(mut collectors: Vec<Value>) -> Vec<Value> {
-    for collector in &mut collectors {
-        let by_event = ["processes", "tcpConnections"].iter().any(|name| collector["name"] == *name);
-        if !by_event {
-            collector["interval"] = "1s".into();
-        }
-    }
-    collectors
+/// All of them; those that add up by window do so by the second, as the recording of the pages does.
+fn collectors() -> Vec<Value> {
+    let one = |name| match name {
+        "processes" | "tcpConnections" => json!({"name": name}),
+        _ => json!({"name": name, "interval": "1s"}),
+    };
+    COLLECTORS.split(',').map(one).collect()
 }
 
 fn kubectl(access: &Access) -> Command {
@@ -199,12 +193,7 @@ impl Forwarded {
             ]);
             exec::output(&mut get)
         };
-        let mut forward = exec::command("setpriv", ["--pdeathsig", "TERM", "--"]);
-        let kubectl = access.kubectl();
-        forward.arg(kubectl.get_program());
-        for (name, value) in kubectl.get_envs() {
-            forward.env(name, value.unwrap_or_default());
-        }
+        let mut forward = exec::bound(&access.kubectl());
         forward.args([
             "--namespace",
             install::NAMESPACE,

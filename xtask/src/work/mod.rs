@@ -77,8 +77,6 @@ struct Recorded {
     data: PathBuf,
     /// What the program printed.
     printed: String,
-    /// What `tracelake report` prints.
-    report: String,
 }
 
 impl Recorded {
@@ -129,13 +127,14 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     let chosen = runs::ALL
         .iter()
         .filter(|work| args.names.is_empty() || args.names.iter().any(|name| name == work.name));
-    let (tracelake, workload) = (program("tracelake")?, program("workload")?);
+    let tracelake = program("tracelake")?;
     let pages = cache::repository().join("docs/work");
     fs::create_dir_all(&pages).with_context(|| format!("cannot make {}", pages.display()))?;
     if args.cluster {
         return cluster::main(&chosen.collect::<Vec<_>>(), &tracelake, &pages.join("cluster.md"));
     }
     ensure!(rustix::process::geteuid().is_root(), "recording needs root");
+    let workload = program("workload")?;
     let mut wrong = Vec::new();
     for work in chosen {
         println!("== {}", work.name);
@@ -143,7 +142,11 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         let recorded = record(work, &tracelake, &workload)?;
         let checks = (work.checks)(&recorded)?;
         let path = pages.join(work.name).with_extension("md");
-        fs::write(&path, page::page(work, &recorded, &checks)?)
+        let report = exec::output(Command::new(&tracelake).arg("report").arg(&recorded.data))?;
+        // Where the program lies on this machine is of no account; columns stay as wide.
+        let place = workload.to_string_lossy();
+        let report = report.replace(&*place, &format!("{:<1$}", "workload", place.len()));
+        fs::write(&path, page::page(work, &recorded, &report, &checks)?)
             .with_context(|| format!("cannot write {}", path.display()))?;
         println!("{}", page::checks(&checks));
         wrong.extend(apart(work, &checks));
@@ -191,11 +194,7 @@ fn record(work: &Work, tracelake: &Path, workload: &Path) -> Result<Recorded> {
     record.env("PATH", folders).env("LC_ALL", "C");
     let recorded = (|| {
         let printed = exec::output(&mut record)?;
-        let report = exec::output(Command::new(tracelake).arg("report").arg(&data))?;
-        // Where it lies on this machine is of no account; columns stay as wide.
-        let path = workload.to_string_lossy();
-        let report = report.replace(&*path, &format!("{:<1$}", "workload", path.len()));
-        Ok(Recorded { tracelake: tracelake.to_owned(), data: data.clone(), printed, report })
+        Ok(Recorded { tracelake: tracelake.to_owned(), data: data.clone(), printed })
     })();
     if recorded.is_err() {
         cache::remove(&data)?;

@@ -15,7 +15,7 @@ use crate::{cache, exec, tools};
 /// Lines of what a program prints that the page shows.
 const MOST_LINES: usize = 60;
 
-pub(super) fn page(work: &Work, recorded: &Recorded, checked: &[Check]) -> Result<String> {
+pub(super) fn page(work: &Work, recorded: &Recorded, report: &str, checked: &[Check]) -> Result<String> {
     let mut text = format!("# {}\n\n{}\n\n", work.title, work.about);
     _ = writeln!(
         text,
@@ -40,7 +40,7 @@ pub(super) fn page(work: &Work, recorded: &Recorded, checked: &[Check]) -> Resul
         _ = writeln!(text, "{};", check.sql);
     }
     text += "```\n\n## What the report says\n\n";
-    text += &block(&recorded.report);
+    text += &block(report);
     _ = write!(text, "\n## What the notebook's report said\n\n{}\n", work.notebook.trim());
     Ok(text)
 }
