@@ -7,6 +7,7 @@
 //! - s3s-fs checks signatures as strictly, but stores a body that does not match its checksum before it refuses it, and
 //!   lets several writers at once succeed.
 
+mod identity;
 mod proxy;
 #[allow(dead_code, reason = "shared with the tests of sessions, which use the rest")]
 mod servers;
@@ -181,68 +182,6 @@ async fn on_s3s_fs() {
     a_grant_creates_one_object_and_nothing_else(&server).await;
     an_expired_grant_is_refused(&server).await;
     the_probe_says_what_is_wrong(&server).await;
-}
-
-/// What `f09_an_identity_whose_token_file_expired_is_back_with_the_next_file` gives to the process that it is in a second time: an
-/// identity is the whole process's.
-const AGENT: &str = "TRACELAKE_TEST_POD_IDENTITY";
-
-#[tokio::test]
-async fn f09_an_identity_whose_token_file_expired_is_back_with_the_next_file() {
-    let Some(address) = std::env::var_os(AGENT) else {
-        let folder = tempfile::tempdir().unwrap();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut again = std::process::Command::new(std::env::current_exe().unwrap());
-        again
-            .args(["--exact", "f09_an_identity_whose_token_file_expired_is_back_with_the_next_file"])
-            .env(AGENT, format!("127.0.0.1:{port}"))
-            .env("AWS_CONTAINER_CREDENTIALS_FULL_URI", format!("http://127.0.0.1:{port}/v1/credentials"))
-            .env("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", folder.path().join("token"));
-        let output = tokio::task::spawn_blocking(move || again.output().unwrap()).await.unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(output.status.success() && text.contains("1 passed"), "{text}");
-        return;
-    };
-    // The agent of EKS Pod Identity: gives the writer's key for a token that is not over, for less time than a client keeps one.
-    // (Web identity reads its token's file alike; its service has to be https.)
-    let pod_identity = axum::Router::new().fallback(|headers: http::HeaderMap| async move {
-        let token = headers.get("authorization").and_then(|token| token.to_str().ok()).unwrap_or_default();
-        if !token.starts_with("good") {
-            return (StatusCode::BAD_REQUEST, "ExpiredTokenException".to_owned());
-        }
-        let until = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(200);
-        let credentials = format!(
-            r#"{{"AccessKeyId": "AKWRITER", "SecretAccessKey": "writer-secret", "Token": "token", "Expiration": "{until}"}}"#
-        );
-        (StatusCode::OK, credentials)
-    });
-    let listener = tokio::net::TcpListener::bind(address.to_str().unwrap()).await.unwrap();
-    tokio::spawn(async move { axum::serve(listener, pod_identity).await });
-    let file = std::env::var_os("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE").unwrap();
-    let server = Server::in_process().await;
-    let identity = tracelake_operator::store::Credential::Ambient;
-
-    std::fs::write(&file, "good-1").unwrap();
-    let store = server.store(&identity);
-    store.probe().await.unwrap();
-    assert_eq!(put(&grant(&store, 1).await, BODY, &[]).await, StatusCode::OK);
-
-    std::fs::write(&file, "expired").unwrap();
-    let deadline = Instant::now() + Duration::from_secs(30);
-    let problem = loop {
-        // A client does not ask twice within a moment.
-        match store.grant(&segment(2), BODY.len() as u64, &digest(BODY)).await {
-            Err(problem) => break problem,
-            Ok(_) => assert!(Instant::now() < deadline, "an identity that is over still signs"),
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    };
-    assert_eq!(problem.reason, reason::NO_AMBIENT_CREDENTIALS, "{problem}");
-    assert!(!problem.message.contains("ExpiredTokenException"), "what others answer is not shown: {problem}");
-
-    // The kubelet has replaced the file.
-    std::fs::write(&file, "good-2").unwrap();
-    assert_eq!(put(&grant(&store, 2).await, BODY, &[]).await, StatusCode::OK);
 }
 
 #[tokio::test]

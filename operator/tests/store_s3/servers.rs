@@ -205,6 +205,8 @@ fn program(variable: &str) -> PathBuf {
 /// An S3 server; it ends with the value.
 pub(crate) struct Server {
     pub(crate) endpoint: String,
+    /// Where it is reached by TLS as well, if it gives keys for tokens: clients of that service take no other.
+    pub(crate) by_tls: Option<String>,
     /// Of the one in this process: what is wrong with it.
     pub(crate) faults: Faults,
     process: Option<Child>,
@@ -227,6 +229,11 @@ impl Server {
         store(s3(&self.endpoint, BUCKET), credential, None).unwrap()
     }
 
+    /// The authority of SeaweedFS' certificates.
+    pub(crate) fn ca(&self) -> PathBuf {
+        self.folder.path().join("ca.crt")
+    }
+
     /// Where it is, whatever it is called.
     pub(crate) fn address(&self) -> String {
         format!("127.0.0.1:{}", self.endpoint.rsplit_once(':').unwrap().1)
@@ -239,7 +246,7 @@ impl Server {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(async move { axum::serve(listener, app).await });
-        Self { endpoint, faults, process: None, parts: Vec::new(), folder }
+        Self { endpoint, by_tls: None, faults, process: None, parts: Vec::new(), folder }
     }
 
     /// Versity's gateway over a folder, with the writer as its root and the bucket.
@@ -264,8 +271,8 @@ impl Server {
             .stderr(std::fs::File::create(folder.path().join("log")).unwrap());
         let process = command.spawn().unwrap_or_else(|error| panic!("{}: {error}", gateway.display()));
         let endpoint = format!("http://127.0.0.1:{port}");
-        let server =
-            Self { endpoint, faults: Faults::default(), process: Some(process), parts: Vec::new(), folder };
+        let (faults, process) = (Faults::default(), Some(process));
+        let server = Self { endpoint, by_tls: None, faults, process, parts: Vec::new(), folder };
         server.create_bucket().await;
         server
     }
@@ -298,7 +305,7 @@ impl Server {
         let endpoint = format!("https://{name}:{}", listener.local_addr().unwrap().port());
         let listener = Tls { listener, acceptor: TlsAcceptor::from(Arc::new(config)) };
         tokio::spawn(async move { axum::serve(listener, app).await });
-        (Self { endpoint, faults, process: None, parts: Vec::new(), folder }, ca_pem)
+        (Self { endpoint, by_tls: None, faults, process: None, parts: Vec::new(), folder }, ca_pem)
     }
 }
 
@@ -395,6 +402,15 @@ fn app(faults: &Faults) -> (axum::Router, tempfile::TempDir) {
 impl Server {
     /// SeaweedFS with a writer and a reader, and the bucket, ready for writes.
     pub(crate) async fn seaweedfs() -> Self {
+        Self::seaweedfs_of(None).await
+    }
+
+    /// The same, which also gives keys for the tokens of an issuer, as this configuration of its IAM says.
+    pub(crate) async fn seaweedfs_with(iam: &serde_json::Value) -> Self {
+        Self::seaweedfs_of(Some(iam)).await
+    }
+
+    async fn seaweedfs_of(iam: Option<&serde_json::Value>) -> Self {
         let weed = program("TRACELAKE_WEED");
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("s3.json");
@@ -413,7 +429,7 @@ impl Server {
         .unwrap();
         std::fs::write(folder.path().join("security.toml"), security(folder.path())).unwrap();
         // All at once, so that no two are the same.
-        let ports: Vec<TcpListener> = (0..8).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let ports: Vec<TcpListener> = (0..9).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let port = |at: usize| ports[at].local_addr().unwrap().port();
         let mut command = Command::new(&weed);
         command
@@ -428,16 +444,27 @@ impl Server {
             .args([format!("-master.port={}", port(0)), format!("-master.port.grpc={}", port(1))])
             .args([format!("-volume.port={}", port(2)), format!("-volume.port.grpc={}", port(3))])
             .args([format!("-filer.port={}", port(4)), format!("-filer.port.grpc={}", port(5))])
-            .args([format!("-s3.port={}", port(6)), format!("-s3.port.grpc={}", port(7))])
+            .args([format!("-s3.port={}", port(6)), format!("-s3.port.grpc={}", port(7))]);
+        if let Some(iam) = iam {
+            let path = folder.path().join("iam.json");
+            std::fs::write(&path, serde_json::to_vec(iam).unwrap()).unwrap();
+            command
+                .arg(format!("-s3.iam.config={}", path.display()))
+                .arg(format!("-s3.port.https={}", port(8)))
+                .arg(format!("-s3.cert.file={}", folder.path().join("tls.crt").display()))
+                .arg(format!("-s3.key.file={}", folder.path().join("tls.key").display()));
+        }
+        command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(std::fs::File::create(folder.path().join("weed.log")).unwrap());
         let endpoint = format!("http://127.0.0.1:{}", port(6));
         let parts = (0..6).chain([7]).map(port).collect();
+        let by_tls = iam.map(|_| format!("https://127.0.0.1:{}", port(8)));
         drop(ports);
         let process = command.spawn().unwrap_or_else(|error| panic!("{}: {error}", weed.display()));
         let faults = Faults::default();
-        let server = Self { endpoint, faults, process: Some(process), parts, folder };
+        let server = Self { endpoint, by_tls, faults, process: Some(process), parts, folder };
         server.create_bucket().await;
         server
     }
