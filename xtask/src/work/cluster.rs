@@ -24,7 +24,7 @@ const NAMESPACE: &str = "work";
 /// Emulated CPUs take some twenty times as long as real ones.
 const PATIENCE: &str = "20m";
 
-pub(super) fn main(works: &[&Work], tracelake: &Path, page: &Path) -> Result<()> {
+pub(super) fn main(works: &[&Work], tracelake: &Path, page: Option<&Path>) -> Result<()> {
     image::prepare()?;
     let images = image::build_all()?;
     install::in_ours(
@@ -36,7 +36,7 @@ pub(super) fn main(works: &[&Work], tracelake: &Path, page: &Path) -> Result<()>
     )
 }
 
-fn all(access: &Access, works: &[&Work], tracelake: &Path, page: &Path) -> Result<()> {
+fn all(access: &Access, works: &[&Work], tracelake: &Path, page: Option<&Path>) -> Result<()> {
     let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}});
     apply(access, &namespace)?;
     let store = Forwarded::start(access)?;
@@ -70,7 +70,10 @@ fn all(access: &Access, works: &[&Work], tracelake: &Path, page: &Path) -> Resul
         );
         wrong.extend(apart(work, &checks));
     }
-    fs::write(page, text).with_context(|| format!("cannot write {}", page.display()))?;
+    match page {
+        Some(page) => fs::write(page, text).with_context(|| format!("cannot write {}", page.display()))?,
+        None => println!("the page of the cluster is of all runs together, and stays as it is"),
+    }
     agree(&wrong)
 }
 

@@ -131,7 +131,8 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     let pages = cache::repository().join("docs/work");
     fs::create_dir_all(&pages).with_context(|| format!("cannot make {}", pages.display()))?;
     if args.cluster {
-        return cluster::main(&chosen.collect::<Vec<_>>(), &tracelake, &pages.join("cluster.md"));
+        let page = args.names.is_empty().then(|| pages.join("cluster.md"));
+        return cluster::main(&chosen.collect::<Vec<_>>(), &tracelake, page.as_deref());
     }
     ensure!(rustix::process::geteuid().is_root(), "recording needs root");
     let workload = program("workload")?;
