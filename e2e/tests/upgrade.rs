@@ -28,7 +28,7 @@ const LABEL: &str = "upgrade";
 /// Of the chart's default.
 const REPLICAS: i64 = 2;
 /// What this version's definitions refuse and those of the version before admit.
-const REFUSED: &str = "../crds/tests/bad/session-too-many-collectors.yaml";
+const REFUSED: &str = "../crds/tests/bad/session-pod-name-path.yaml";
 
 #[test]
 fn sessions_go_on_while_operator_and_agents_are_replaced_one_after_the_other() -> Result<()> {

@@ -53,10 +53,28 @@ struct Takeover {
     disturbed: usize,
 }
 
+/// A tenth of the large cluster.
+const QUICK: [&str; 5] = ["--nodes=500", "--pods=2000", "--sessions=20", "--idle=20", "--busy=20"];
+/// The cluster of G15: each of 200 sessions has pods on most of 100 nodes.
+const SMALL: [&str; 5] = ["--nodes=100", "--pods=20000", "--sessions=200", "--idle=300", "--busy=5"];
+
 pub(super) fn main(quick: bool) -> Result<()> {
+    let machine = machine()?;
+    let large = measure(if quick { &QUICK } else { &[] }, "scale.json")?;
+    let small = if quick { None } else { Some(measure(&SMALL, "scale-small.json")?) };
+    let page = page(&large, small.as_ref(), &machine);
+    println!("{page}");
+    if !quick {
+        let path = cache::repository().join("docs/scale.md");
+        fs::write(&path, page).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Makes a cluster of this size, measures it, and leaves the numbers in a file of this name.
+fn measure(size: &[&str], file: &str) -> Result<Outcome> {
     let (operator, scale) = (image::release("tracelake-operator")?, image::release("scale")?);
     let weed = tools::weed()?;
-    let machine = machine()?;
     let folder = std::env::temp_dir().join("tracelake-scale");
     cache::remove(&folder)?;
     fs::create_dir_all(&folder)?;
@@ -65,22 +83,12 @@ pub(super) fn main(quick: bool) -> Result<()> {
     let mut command = server.within(&scale);
     command.arg("--operator").arg(&operator).args(["--store-keys", KEYS]);
     command.args(["--store", &format!("http://127.0.0.1:{S3_PORT}")]);
-    if quick {
-        command.args(["--nodes=500", "--pods=2000", "--sessions=20", "--idle=20", "--busy=20"]);
-    }
-    let text = exec::output(command.stderr(Stdio::inherit()))?;
+    let text = exec::output(command.args(size).stderr(Stdio::inherit()))?;
     let results = cache::repository().join("target/bench");
     fs::create_dir_all(&results)?;
-    fs::write(results.join("scale.json"), &text)?;
-    let page =
-        page(&serde_json::from_str(&text).with_context(|| format!("scale printed {text:?}"))?, &machine);
-    println!("{page}");
+    fs::write(results.join(file), &text)?;
     cache::remove(&folder)?;
-    if !quick {
-        let path = cache::repository().join("docs/scale.md");
-        fs::write(&path, page).with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    Ok(())
+    serde_json::from_str(&text).with_context(|| format!("scale printed {text:?}"))
 }
 
 /// SeaweedFS, until dropped.
@@ -142,12 +150,16 @@ fn writes(cost: &Cost) -> impl Iterator<Item = (&String, &u64)> {
     cost.requests.iter().filter(move |(what, _)| writing(what) && !what.ends_with(" tokenreviews"))
 }
 
-fn page(outcome: &Outcome, machine: &BTreeMap<&'static str, String>) -> String {
+/// Those but the Lease's, while nothing is new.
+fn idle_writes(outcome: &Outcome) -> f64 {
+    let others = writes(&outcome.idle).filter(|(what, _)| !what.ends_with(" leases"));
+    others.map(|(_, count)| count).sum::<u64>() as f64
+}
+
+fn page(outcome: &Outcome, small: Option<&Outcome>, machine: &BTreeMap<&'static str, String>) -> String {
     let mut text = String::from("# The operator at scale\n\nWritten by `cargo xtask bench --scale`.\n\n");
     text += &report::machine(machine);
     let all: Vec<f64> = outcome.narrow.iter().chain(&outcome.wide).copied().collect();
-    let idle_writes: u64 =
-        writes(&outcome.idle).filter(|(what, _)| !what.ends_with(" leases")).map(|(_, count)| count).sum();
     let goal = |name, what, unit, target, floor, measured| Goal {
         name,
         what,
@@ -157,7 +169,7 @@ fn page(outcome: &Outcome, machine: &BTreeMap<&'static str, String>) -> String {
         measured,
         less: true,
     };
-    let goals = [
+    let mut goals = vec![
         goal("apply", "from apply to the plan on the last node, p99", "s", 2.0, 2.0, percentile(&all, 0.99)),
         goal(
             "G14",
@@ -167,10 +179,18 @@ fn page(outcome: &Outcome, machine: &BTreeMap<&'static str, String>) -> String {
             30.0,
             outcome.status_writes_per_session_minute,
         ),
-        goal("G15", "writes with nothing new, but the Lease", "", 0.0, 10.0, idle_writes as f64),
+        goal("idle", "writes with nothing new, but the Lease", "", 0.0, 10.0, idle_writes(outcome)),
         goal("takeover", "after a clean stop", "s", 5.0, 5.0, outcome.stopped.leads),
         goal("takeover", "after kill -9", "s", 15.0, 15.0, outcome.killed.leads),
     ];
+    if let Some(small) = small {
+        let rss_mib = mib(small.idle.operator_rss_bytes);
+        goals.extend([
+            goal("G15", "idle with 100 nodes: writes, but the Lease", "", 0.0, 10.0, idle_writes(small)),
+            goal("G15", "idle with 100 nodes: CPU, of one", "%", 1.0, 1.0, small.idle.operator_cpu),
+            goal("G15", "idle with 100 nodes: memory", "MiB", 128.0, 128.0, rss_mib),
+        ]);
+    }
     _ = writeln!(
         text,
         "\nA real API server with etcd, two processes of the operator, and {} agents: the agent's own client with its TLS, tokens and pauses, in one process, \
@@ -182,6 +202,16 @@ fn page(outcome: &Outcome, machine: &BTreeMap<&'static str, String>) -> String {
         outcome.wide_sessions,
         outcome.pods / outcome.sessions.max(1),
     );
+    if let Some(small) = small {
+        _ = writeln!(
+            text,
+            "\nThen the same with {} nodes, {} pods and {} sessions (G15), of which the idle time alone is looked at: {} s.",
+            short(small.nodes as f64),
+            short(small.pods as f64),
+            small.sessions,
+            short(small.idle.seconds),
+        );
+    }
     text += &report::goals(&goals);
     text += "\n## From apply to the plan on the last node\n\n";
     let row = |name: &str, values: &[f64]| {
