@@ -74,9 +74,10 @@ impl Release {
         run(&mut helm, "").map(drop)
     }
 
-    /// To the former values.
+    /// To the former values, also where a test has set something by kubectl, which is the chart's again then.
     pub fn back(&self) -> Result<()> {
-        run(self.upgrade_to(&self.chart).arg("-"), &self.former.to_string()).map(drop)
+        let mut helm = self.upgrade_to(&self.chart);
+        run(helm.args(["-", "--force-conflicts"]), &self.former.to_string()).map(drop)
     }
 
     /// To the former values and these, each as KEY=VALUE.
