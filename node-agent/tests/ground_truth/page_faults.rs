@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tracelake_node_agent::engine::CollectorSpec;
 
+use crate::expectations::has_fentry;
 use crate::support::{Burst, Recording, Row, TestCgroup, answer, number, usage};
 
 /// Pages that are touched at an order.
@@ -64,7 +65,7 @@ fn faults_of_a_process_and_its_children_are_those_that_the_kernel_reports() {
 /// Only where the kernel has fentry: that others say so stands in the expectations.
 #[test]
 fn faults_that_are_told_apart_are_those_that_the_kernel_reports() {
-    if !std::env::var("TRACELAKE_ENVIRONMENT").is_ok_and(|environment| environment.starts_with("vm-")) {
+    if !has_fentry() {
         return;
     }
     let cgroup = TestCgroup::new();

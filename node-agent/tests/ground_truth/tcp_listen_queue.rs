@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tracelake_node_agent::engine::CollectorSpec;
 
+use crate::expectations::has_fentry;
 use crate::support::{Burst, Recording, Row, TestCgroup, answer, number};
 use crate::tcp_connections::own_network;
 
@@ -54,9 +55,7 @@ fn a_full_queue_shows_its_length_and_what_it_dropped() {
             rows.iter().filter(|row| number(row, "lport") == port).map(|row| number(row, column)).sum()
         };
         assert_eq!((sum(late, "drops"), sum(early, "drops")), (delta("ListenDrops"), 0));
-        let environment = std::env::var("TRACELAKE_ENVIRONMENT").unwrap_or_default();
-        if environment.starts_with("vm-") {
-            // Debian's kernels have fentry.
+        if has_fentry() {
             assert_eq!((sum(late, "overflows"), sum(early, "overflows")), (TOO_MANY as i64, 0));
             // Two segments of each connection that found none or one waiting; all others found two.
             assert_eq!(lengths(&rows, late), [2 * (BACKLOG as i64 + 1), TOO_MANY as i64]);
