@@ -80,7 +80,8 @@ pub struct TraceSessionSpec {
     #[x_kube(validation = between("1s", "24h"))]
     pub duration: Interval,
 
-    /// How long the session may wait for its store before it is Failed: 1s to 24h. Left out: as long as `duration`.
+    /// How long the session may wait for its store before it is Failed: 1s to 24h. Left out: as long as `duration`. It begins later
+    /// than that where its store is fine and no operator was there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = between("1s", "24h"))]
     pub start_deadline: Option<Interval>,

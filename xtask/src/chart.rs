@@ -80,6 +80,13 @@ const MISTAKES: &[(&[&str], &str)] = &[
     (&["proxy.https=proxy.example.com:3128"], "https"),
     (&["proxy.noProxy[0]=.internal"], "proxy.noProxy needs proxy.http or proxy.https"),
     (&["limits.duration=an hour"], "duration"),
+    (&["limits.duration=5m1h"], "duration"),
+    (&["operator.refusedNetworks[0]=10.0.0.0/99"], "refusedNetworks"),
+    (&["operator.webIdentity.roleArn=tracelake"], "roleArn"),
+    (
+        &["operator.webIdentity.endpoint=https://sts.example.com"],
+        "operator.webIdentity.endpoint needs operator.webIdentity.roleArn",
+    ),
 ];
 
 /// The part `chart` of `cargo xtask test`.
@@ -266,7 +273,21 @@ impl Chart {
             let mounted =
                 mounted.clone().any(|mount| mount["name"] == "extra-ca" && mount["readOnly"] == true);
             check("the extra CA is the operator's alone", mounted != agent)?;
+            let role = variable("AWS_ROLE_ARN").is_some_and(|role| role == "arn:aws:iam::role/tracelake");
+            check("the role is the operator's alone", role != agent)?;
             if !agent {
+                let service = variable("AWS_ENDPOINT_URL_STS");
+                check("who gives keys", service.is_some_and(|url| url == "https://sts.example.internal"))?;
+                let token = json!({ "audience": "store.example.internal", "path": "token" });
+                let mut volumes = pod["volumes"].as_array().into_iter().flatten();
+                let volume = volumes
+                    .find(|volume| volume["projected"]["sources"][0]["serviceAccountToken"] == token)
+                    .context("the operator has no token for who gives keys")?;
+                let mut mounts = container["volumeMounts"].as_array().into_iter().flatten();
+                let mount = mounts.find(|mount| mount["name"] == volume["name"] && mount["readOnly"] == true);
+                let folder = mount.map_or("", |mount| text(&mount["mountPath"]));
+                let file = variable("AWS_WEB_IDENTITY_TOKEN_FILE");
+                check("its token's file", file.is_some_and(|file| file == format!("{folder}/token")))?;
                 let source = json!({ "name": "house", "items": [{ "key": "bundle.pem", "path": "ca.crt" }] });
                 let volumes = pod["volumes"].as_array().into_iter().flatten();
                 check("the extra CA", volumes.clone().any(|volume| volume["configMap"] == source))?;

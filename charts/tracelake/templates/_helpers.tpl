@@ -72,6 +72,14 @@ tolerations: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
 
+{{/* The role of the operator's web identity, if it has one by these values. */}}
+{{- define "tracelake.roleArn" -}}
+{{- with .Values.operator.webIdentity }}
+{{- if and .endpoint (not .roleArn) }}{{ fail "operator.webIdentity.endpoint needs operator.webIdentity.roleArn" }}{{ end }}
+{{- .roleArn }}
+{{- end }}
+{{- end }}
+
 {{/* What the Pod Security level `restricted` asks of a pod and of a container. */}}
 {{- define "tracelake.restrictedPod" -}}
 runAsNonRoot: true

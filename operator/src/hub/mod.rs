@@ -117,6 +117,10 @@ struct State {
 const MOST_SERIES: usize = 512;
 /// Sessions of others that one report is told to have had.
 const FOREIGN_MAX: usize = 8;
+/// Bytes of a sentence in a report; of a longer one so many letters stay as have room in any script.
+const TEXT_MAX: usize = 1 << 10;
+/// Collectors in a report of one session; a session names no more.
+const COLLECTORS_MAX: usize = 32;
 /// Objects of one table that may be granted before earlier ones are.
 const MOST_AHEAD: usize = 256;
 
@@ -457,7 +461,7 @@ impl Stream {
             .into_iter()
             // A node speaks of sessions that it was given; anything else would only take memory.
             .filter(|s| state.sessions.get(&s.uid).is_some_and(|p| p.nodes.contains_key(&self.node)))
-            .map(|session| (session.uid.clone(), session))
+            .map(|session| (session.uid.clone(), presentable(session)))
             .collect();
         for (uid, session) in &reported {
             if node.reports.get(uid) != Some(session) {
@@ -480,6 +484,22 @@ impl Drop for Stream {
             Hub::mark_all(&mut state, &self.node);
         }
     }
+}
+
+/// The report with words that a status and a manifest have room for: whoever has taken a node over may send megabytes, and the API
+/// server takes no object with them.
+fn presentable(mut report: SessionReport) -> SessionReport {
+    report.collectors.truncate(COLLECTORS_MAX);
+    let collectors = report.collectors.iter_mut();
+    let words =
+        collectors.flat_map(|collector| [&mut collector.name, &mut collector.reason, &mut collector.message]);
+    let excess = report.excess.iter_mut().flat_map(|excess| [&mut excess.budget, &mut excess.message]);
+    for text in words.chain(excess).chain([&mut report.reason, &mut report.message]) {
+        if text.len() > TEXT_MAX || text.chars().any(char::is_control) {
+            *text = text.chars().filter(|letter| !letter.is_control()).take(TEXT_MAX / 4).collect();
+        }
+    }
+    report
 }
 
 fn millis(duration: Duration) -> u64 {

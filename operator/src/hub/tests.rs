@@ -186,3 +186,37 @@ fn what_a_node_makes_up_to_be_counted_takes_no_memory() {
     let ahead = |node: &str| granted.series[node].values().map(|series| series.ahead.len()).max();
     assert_eq!((granted.series["node-1"].len(), ahead("node-2")), (MOST_SERIES, Some(MOST_AHEAD)));
 }
+
+#[tokio::test]
+async fn what_a_node_says_is_cut_to_what_a_status_has_room_for() {
+    let (hub, _due) = Hub::new();
+    hub.publish(published("a", &["node-1"]));
+    let stream = hub.connect(hello("node-1"));
+    let long = "x\u{1b}[31m\u{1F980}".repeat(1 << 20);
+    let mut said = report("a", Stage::Failed);
+    let session = &mut said.sessions[0];
+    (session.reason, session.message) = (long.clone(), long.clone());
+    session.excess =
+        Some(node_api::v1::Excess { budget: long.clone(), message: long.clone(), stopped: true });
+    let collector = node_api::v1::CollectorReport {
+        name: long.clone(),
+        reason: long.clone(),
+        message: long.clone(),
+        running: false,
+    };
+    session.collectors = vec![collector; 1_000];
+    stream.report(said);
+    let node = "node-1".to_owned();
+    let views = hub.nodes("a", [&node]);
+    let held = views[&node].report.as_ref().unwrap();
+    let excess = held.excess.as_ref().unwrap();
+    let texts = held.collectors.iter().flat_map(|one| [&one.name, &one.reason, &one.message]);
+    let mut texts = texts.chain([&held.reason, &held.message, &excess.budget, &excess.message]);
+    assert!(held.collectors.len() <= COLLECTORS_MAX && texts.all(|text| text.len() <= TEXT_MAX));
+    assert!(held.message.starts_with("x[31m\u{1F980}x") && !held.message.chars().any(char::is_control));
+    // What is short stays as it is.
+    let mut said = report("a", Stage::Failed);
+    said.sessions[0].message = "caf\u{e9}: no BTF".to_owned();
+    stream.report(said);
+    assert_eq!(hub.nodes("a", [&node])[&node].report.as_ref().unwrap().message, "caf\u{e9}: no BTF");
+}

@@ -18,6 +18,8 @@ use crate::hub::NodeView;
 /// A node without a stream for this long is lost: longer than an agent's restart, and than its longest wait before
 /// it reconnects.
 pub const LOST_AFTER: Duration = Duration::from_secs(45);
+/// `nodes.names` holds at most this many, as its kind says: of more, an operator that restarts waits for these.
+const NAMES_MAX: usize = 5_000;
 /// `failingNodes` names at most this many.
 pub const FAILING_MAX: usize = 5;
 
@@ -43,10 +45,21 @@ pub enum NodeState {
 }
 
 impl NodeState {
-    /// Whether nothing more will come from this node.
+    /// Whether this node is not waited for.
     pub fn is_settled(&self) -> bool {
         matches!(self, Self::Done | Self::Unsupported(_) | Self::Failed(..))
     }
+}
+
+/// Whether the node says that nothing more will come of the session. One that cannot record now, or has no place for it, may
+/// hold rows from before: it uploads them when it is told to drain, and says so then.
+pub fn is_done(view: &NodeView) -> bool {
+    view.report.as_ref().is_some_and(|report| report.stage() == Stage::Done)
+}
+
+/// Whether there is more of the session on this node than its failure: objects in the store, or bytes that wait for it.
+fn has_data(report: &v1::SessionReport) -> bool {
+    report.totals.as_ref().is_some_and(|totals| totals.objects_uploaded > 0 || totals.bytes_pending > 0)
 }
 
 /// What this node is doing. `expected_since` is when this process learnt that it has a pod; `last`: nobody waits longer.
@@ -55,6 +68,8 @@ pub fn state(view: &NodeView, expected_since: Instant, now: Instant, last: bool)
     match (stage, &view.report) {
         // Final, whether or not the agent is still there.
         (Some(Stage::Done), Some(report)) if report.reason.is_empty() => return NodeState::Done,
+        // What it recorded before it failed is waited for like any other's, and missed.
+        (Some(Stage::Failed), Some(report)) if last && has_data(report) => {}
         (Some(Stage::Done | Stage::Failed), Some(report))
             if report.reason == node_api::reason::UNSUPPORTED =>
         {
@@ -103,7 +118,7 @@ pub fn counts(states: &BTreeMap<String, NodeState>, views: &BTreeMap<String, Nod
     let mut counts = NodeCounts {
         expected: number(states.len()),
         ready: number(views.values().filter(|view| view.connected && view.report.is_some()).count()),
-        names: states.keys().cloned().collect(),
+        names: states.keys().take(NAMES_MAX).cloned().collect(),
         ..NodeCounts::default()
     };
     for state in states.values() {

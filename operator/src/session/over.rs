@@ -160,7 +160,7 @@ impl Pass<'_> {
             views.entry(node.clone()).or_default();
         }
         all.extend(late_states);
-        if let Some(finished) = self.close(memory, &all, store, false).await {
+        if let Some(finished) = self.close(memory, &all, store, None).await {
             let findings = Findings {
                 window: Some((start.0, end.0)),
                 states: all,

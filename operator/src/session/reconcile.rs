@@ -235,7 +235,8 @@ impl Pass<'_> {
         self.publish(valid, end, &expected, &selected.plans, store.as_ref().ok().cloned());
 
         let views = self.context.hub.nodes(&self.id.uid, &expected);
-        let last = self.now >= end + signed(valid.drain_timeout);
+        let last_moment = end + signed(valid.drain_timeout);
+        let last = self.now >= last_moment;
         let states = states(&views, &memory.expected, self.instant, last);
         let problem = match &store {
             Ok(store) => store.problem(nodes::troubled_by_store(&views)),
@@ -255,9 +256,10 @@ impl Pass<'_> {
             ..Findings::default()
         };
         if self.now >= end {
-            let settled = findings.states.values().all(NodeState::is_settled);
+            let settled = findings.views.values().all(nodes::is_done);
             if settled || last {
-                findings.finished = self.close(memory, &findings.states, store, last).await;
+                let overdue = last.then(|| until(self.now, last_moment));
+                findings.finished = self.close(memory, &findings.states, store, overdue).await;
             }
             if findings.finished.is_some() {
                 return self.conclude(memory, session, findings).await;
@@ -274,7 +276,7 @@ impl Pass<'_> {
         } else {
             self.writer().status(memory, &session, next).await?
         };
-        let boundary = if self.now < end { end } else { end + signed(valid.drain_timeout) };
+        let boundary = if self.now < end { end } else { last_moment };
         let uneasy = self.now >= end
             || matches!(findings.store, Some(StoreState::Problem(..)))
             || findings.views.values().any(|view| !view.connected);
@@ -302,7 +304,12 @@ impl Pass<'_> {
                 let report = view.report.as_ref();
                 report.and_then(|report| report.excess.as_ref()).is_some_and(|excess| excess.stopped)
             });
-        let spent = stopped || self.context.limits.bytes(valid).is_some_and(|limit| bytes >= limit);
+        let spent = match self.context.limits.bytes(valid) {
+            Some(limit) if bytes >= limit => {
+                Some(Early::Bytes { used: bytes, limit, own: valid.budget_bytes == Some(limit) })
+            }
+            _ => stopped.then_some(Early::Budget),
+        };
         let full = start + signed(valid.duration);
         let said = |type_, why| {
             crds::conditions::get(&before.conditions, type_).is_some_and(|condition| condition.reason == why)
@@ -314,10 +321,8 @@ impl Pass<'_> {
             Some(Early::Budget)
         } else if (session.spec.stop || deleted.is_some()) && (planned < full || self.now < planned) {
             Some(Early::Stopped)
-        } else if spent && self.now < planned {
-            Some(Early::Budget)
         } else {
-            None
+            spent.filter(|_| self.now < planned)
         };
         match early {
             None => (planned, None),
@@ -345,6 +350,13 @@ impl Pass<'_> {
             }
             // The API server being away says nothing about the store.
             Err(problem) if problem.reason == reason::STORE_UNAVAILABLE => memory.any_store().ok_or(problem),
+            // With a namespace its Secret goes as well, and often first; the key that it held is still good.
+            Err(problem)
+                if problem.reason == reason::SECRET_NOT_FOUND
+                    && session.metadata.deletion_timestamp.is_some() =>
+            {
+                memory.any_store().ok_or(problem)
+            }
             Err(problem) => Err(problem),
         }
     }
@@ -414,14 +426,15 @@ impl Pass<'_> {
         self.context.hub.publish(Published { id: self.id.clone(), end, nodes, store });
     }
 
-    /// Writes the manifest; none if the store fails and there is still time.
+    /// Writes the manifest; none if the store fails and there is still time. `overdue` is for how long there has been none.
     pub(super) async fn close(
         &self,
         memory: &mut Memory,
         states: &BTreeMap<String, NodeState>,
         store: Result<Arc<ResolvedStore>, StoreProblem>,
-        last_chance: bool,
+        overdue: Option<Duration>,
     ) -> Option<Finished> {
+        let last_chance = overdue.is_some();
         let written = match store {
             Ok(store) => {
                 // Who took long for nothing leaves the one place for large folders to the others for a while.
@@ -431,7 +444,12 @@ impl Pass<'_> {
                 }
                 let Some((_place, effort)) = self.context.store_places.closing(&store, memory.large) else {
                     tracing::debug!("many sessions end, this one a little later");
-                    return None;
+                    // Those that ended before it may hang; who is over lists what it has later, when they do not.
+                    return overdue.filter(|overdue| *overdue >= STORE_PATIENCE).map(|_| {
+                        let reason =
+                            "no manifest: other sessions have not come to an end on the store in time";
+                        Finished { manifest: None, reason: reason.to_owned() }
+                    });
                 };
                 let closed = async {
                     match finish::close(&store, states, self.now, effort).await {

@@ -142,8 +142,8 @@ pub(super) async fn url(
             tracing::warn!(kind = error_kind(&error), "signing failed");
             Err(StoreProblem::new(
                 reason::NO_AMBIENT_CREDENTIALS,
-                "the operator's environment gives it no credentials: annotate its ServiceAccount with a role, or name a \
-                 Secret in spec.credentials.secretRef",
+                "the operator's environment gives it no credentials, or who gives them refuses it: look at the role of its \
+                 ServiceAccount or of the chart's operator.webIdentity, or name a Secret in spec.credentials.secretRef",
             ))
         }
     }

@@ -229,6 +229,13 @@ impl Server {
         store(s3(&self.endpoint, BUCKET), credential, None).unwrap()
     }
 
+    /// Of the one in this process: nothing is stored any more.
+    pub(crate) fn empty(&self) {
+        let bucket = self.folder.path().join(BUCKET);
+        std::fs::remove_dir_all(&bucket).unwrap();
+        std::fs::create_dir(&bucket).unwrap();
+    }
+
     /// The authority of SeaweedFS' certificates.
     pub(crate) fn ca(&self) -> PathBuf {
         self.folder.path().join("ca.crt")

@@ -48,8 +48,17 @@ pub enum TargetState {
 pub enum Early {
     /// `stop` was set, or the session is being deleted.
     Stopped,
-    /// A budget is used up: the bytes, or one that a node watches.
+    /// A budget is used up that a node watches, or any one in a pass before this.
     Budget,
+    /// Its bytes are.
+    Bytes {
+        /// Uploaded, or granted to be.
+        used: u64,
+        /// After which it ends.
+        limit: u64,
+        /// The session's own limit, else the chart's.
+        own: bool,
+    },
 }
 
 /// How the session ended.
@@ -241,9 +250,14 @@ fn budget_exceeded(seen: &Observed<'_>) -> Option<(&'static str, String)> {
     if let Some(message) = excesses(true).filter(|_| stops) {
         return Some((reason::BUDGET_STOPPED, message));
     }
-    if seen.early == Some(Early::Budget) {
-        let message = "bytes: what the session may upload is used up: the window was ended".to_owned();
+    if let Some(Early::Bytes { used, limit, own }) = seen.early {
+        let whose = if own { "budget.bytes" } else { "limits.bytes of this cluster's chart" };
+        let message =
+            format!("bytes: {used} uploaded or about to be, {limit} by {whose}: the window was ended");
         return Some((reason::BUDGET_STOPPED, message));
+    }
+    if seen.early == Some(Early::Budget) {
+        return Some((reason::BUDGET_STOPPED, "a budget is used up: the window was ended".to_owned()));
     }
     excesses(false).map(|message| (reason::SAMPLING, message))
 }
