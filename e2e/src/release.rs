@@ -74,6 +74,11 @@ impl Release {
         run(&mut helm, "").map(drop)
     }
 
+    /// To the former values, as a user does it.
+    pub fn plainly_back(&self) -> Result<()> {
+        run(self.upgrade_to(&self.chart).arg("-"), &self.former.to_string()).map(drop)
+    }
+
     /// To the former values, also where a test has set something by kubectl, which is the chart's again then.
     pub fn back(&self) -> Result<()> {
         let mut helm = self.upgrade_to(&self.chart);

@@ -57,6 +57,13 @@ async fn upgraded(env: &Env, ns: &str, release: &Release) -> Result<()> {
     release.other(&chart, &previous)?;
     ready(env, REPLICAS).await?;
     admits(env, ns, true).await.context("kinds of the version before")?;
+    // As a user upgrades who has set nothing by hand; then what lies between.
+    release.plainly_back()?;
+    ready(env, REPLICAS).await?;
+    admits(env, ns, false).await.context("kinds after a plain upgrade")?;
+    release.other(&chart, &previous)?;
+    ready(env, REPLICAS).await?;
+    admits(env, ns, true).await.context("kinds after going back")?;
     let pods = Sleepers::start(env, ns).await?;
     let mut sessions = vec![begin(env, ns, "both-before").await?];
     let mut run = vec![pods.run(11).await?];

@@ -107,12 +107,10 @@ impl Owners {
             return Ok(known.clone());
         }
         let found = self.metadata::<K>(namespace, &owner.name).await?;
-        // Gone, or another of the same name: nothing is learnt of this UID, and the pod is about to go too.
-        let Some(found) = found.filter(|found| found.uid().as_deref() == Some(&owner.uid)) else {
-            return Ok(None);
-        };
-        let above =
-            controller(found.owner_references()).map(|above| (above.kind.clone(), above.name.clone()));
+        // Gone, or another of the same name: what has this UID does not come back, if it ever was there.
+        let found = found.filter(|found| found.uid().as_deref() == Some(&owner.uid));
+        let above = found.as_ref().and_then(|found| controller(found.owner_references()));
+        let above = above.map(|above| (above.kind.clone(), above.name.clone()));
         let mut remembered = self.remembered.lock().expect("no panic while held");
         if remembered.len() >= REMEMBERED_MAX {
             remembered.clear();
@@ -152,6 +150,8 @@ impl Owners {
     }
 }
 
+/// The controller, if it is of Kubernetes: others have kinds of the same names, whose objects are not what is asked for.
 fn controller(owners: &[OwnerReference]) -> Option<&OwnerReference> {
-    owners.iter().find(|owner| owner.controller == Some(true))
+    let controller = owners.iter().find(|owner| owner.controller == Some(true))?;
+    ["apps/v1", "batch/v1"].contains(&controller.api_version.as_str()).then_some(controller)
 }

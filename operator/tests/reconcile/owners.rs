@@ -16,12 +16,14 @@ use super::api::Api;
 type Owner = (&'static str, &'static str, &'static str);
 
 /// A pod and its controller.
-const PODS: [(&str, Option<Owner>); 9] = [
+const PODS: [(&str, Option<Owner>); 10] = [
     ("web-a", Some(("ReplicaSet", "web-1", "rs-1"))),
     ("web-b", Some(("ReplicaSet", "web-2", "rs-2"))),
     // Its ReplicaSet was deleted, and another of the same name is there now.
     ("web-old", Some(("ReplicaSet", "web-2", "rs-gone"))),
     ("db-0", Some(("StatefulSet", "db", "sts"))),
+    // A kind of the same name of somebody else's.
+    ("db-theirs", Some(("StatefulSet.kruise", "db", "sts-2"))),
     ("log-x", Some(("DaemonSet", "log", "ds"))),
     ("once-x", Some(("Job", "once", "job-1"))),
     ("backup-1-x", Some(("Job", "backup-1", "job-2"))),
@@ -29,12 +31,18 @@ const PODS: [(&str, Option<Owner>); 9] = [
     ("bare", None),
 ];
 
+fn group(kind: &str) -> &'static str {
+    if kind.ends_with("Job") { "batch" } else { "apps" }
+}
+
 fn pods() -> Vec<Arc<Pod>> {
     let pod = |(name, owner): (&str, Option<Owner>)| {
         let owners: Vec<_> = owner
             .into_iter()
             .map(|(kind, name, uid)| {
-                json!({"apiVersion": "v1", "kind": kind, "name": name, "uid": uid, "controller": true})
+                let (kind, group) = kind.split_once('.').unwrap_or((kind, group(kind)));
+                let version = format!("{group}/v1");
+                json!({"apiVersion": version, "kind": kind, "name": name, "uid": uid, "controller": true})
             })
             .collect();
         let pod = json!({"metadata": {"name": name, "labels": {"name": name}, "ownerReferences": owners}});
@@ -43,12 +51,12 @@ fn pods() -> Vec<Arc<Pod>> {
     PODS.into_iter().map(pod).collect()
 }
 
-fn owners() -> Owners {
+fn owners() -> (Owners, Api) {
     let api = Api::default();
     let there = |path: &str, kind: &str, uid: &str, owner: Option<(&str, &str)>| {
         let name = path.rsplit_once('/').unwrap().1;
         let owner = owner.map_or(String::new(), |(kind, name)| {
-            format!(", ownerReferences: [{{apiVersion: v1, kind: {kind}, name: {name}, uid: above, controller: true}}]")
+            format!(", ownerReferences: [{{apiVersion: {}/v1, kind: {kind}, name: {name}, uid: above, controller: true}}]", group(kind))
         });
         let yaml = format!("{{kind: {kind}, apiVersion: v1, metadata: {{name: {name}, uid: {uid}{owner}}}}}");
         api.apply(path, &yaml);
@@ -61,12 +69,12 @@ fn owners() -> Owners {
     there(&format!("{apps}/deployments/empty"), "Deployment", "d-2", None);
     there(&format!("{batch}/jobs/once"), "Job", "job-1", None);
     there(&format!("{batch}/jobs/backup-1"), "Job", "job-2", Some(("CronJob", "backup")));
-    Owners::new(api.client())
+    (Owners::new(api.client()), api)
 }
 
 #[tokio::test]
 async fn pods_are_found_through_their_owners_for_every_kind_of_workload() {
-    let owners = owners();
+    let (owners, api) = owners();
     type Case = (WorkloadKind, &'static str, &'static [&'static str], bool);
     let cases: [Case; 10] = [
         (WorkloadKind::Deployment, "web", &["web-a", "web-b"], false),
@@ -88,11 +96,14 @@ async fn pods_are_found_through_their_owners_for_every_kind_of_workload() {
         assert_eq!(found, expected, "{kind:?} {name}");
         assert_eq!(matched.workload_missing, missing, "{kind:?} {name}");
     }
+    // Each owner is asked for once, also the one that is gone.
+    let asked = api.came("GET /apis/apps/v1/namespaces/shop/replicasets/web-2");
+    assert_eq!(asked.len(), 2, "one for each of two UIDs: {asked:?}");
 }
 
 #[tokio::test]
 async fn pods_are_found_by_name_and_by_label() {
-    let owners = owners();
+    let (owners, _) = owners();
     let names = Selection::Names(["bare", "db-0", "nobody"].map(str::to_owned).into());
     let matched = owners.matching("shop", &names, pods()).await.unwrap();
     assert_eq!(matched.pods.iter().map(|pod| pod.name_any()).collect::<Vec<_>>(), ["db-0", "bare"]);

@@ -297,6 +297,9 @@ fn collecting(seen: &Observed<'_>, phase: Phase) -> (bool, &'static str, String)
             "no node can run any of the collectors; see failingNodes".to_owned(),
         );
     }
+    if phase == Phase::Failed {
+        return (false, reason::NODE_FAILED, "no node recorded anything; see failingNodes".to_owned());
+    }
     if matches!(phase, Phase::Draining) || phase.is_over() {
         return match seen.early {
             Some(Early::Stopped) => (false, reason::STOPPED, "the session was stopped".to_owned()),
