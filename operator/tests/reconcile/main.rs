@@ -22,7 +22,7 @@ use dataset::reader;
 use kube::runtime::controller::Action;
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::ObjectRef;
-use node_api::v1::{Activity, CollectorReport, Excess, Hello, Report, SessionReport, Stage, Totals};
+use node_api::v1::{Activity, CollectorReport, Hello, Report, SessionReport, Stage, Totals};
 use servers::{BUCKET, Server, writer};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_util::sync::CancellationToken;
