@@ -22,11 +22,13 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn main(args: &Args) -> Result<()> {
-    image::prepare()?;
     if let Some(access) = args.existing.access()? {
+        // Compiled before anything is changed there.
+        image::static_binary("demo")?;
         access.install()?;
         return show(&access);
     }
+    image::prepare(args.cluster.choice)?;
     let images = image::build_all()?;
     // The shop's servers start while the chart does, on both nodes; the program that shows it all applies them again.
     let servers = cache::repository().join("e2e/shop/servers.yaml");

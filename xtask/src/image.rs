@@ -2,9 +2,10 @@
 
 //! Builds the container images: the product's, and those that tests and demos run beside it.
 //!
-//! In: Dockerfiles that start `FROM scratch` (no registry is needed) and static binaries, which are put
-//! beside them in a folder of their own. Out: archives that `cargo xtask cluster load` and `docker load`
-//! read, in the cache, keyed by content. Docker builds where it runs, buildah elsewhere.
+//! In: Dockerfiles that start `FROM scratch` and static binaries, which are put beside them in a folder of
+//! their own. Out: archives that `cargo xtask cluster load` and `docker load` read, in the cache, keyed by
+//! content. Docker builds where it runs, and installs an image's Debian packages in a container; elsewhere
+//! buildah and mmdebstrap do, and no registry of images is needed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -82,13 +83,13 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Installs what a cluster with the product needs, and compiles the product meanwhile: Go and Rust each leave a core idle
-/// for a good part of their time.
-pub(crate) fn prepare() -> Result<()> {
+/// Installs what the cluster needs, and compiles the product meanwhile: Go and Rust each leave a core idle for a good part of
+/// their time.
+pub(crate) fn prepare(choice: Option<cluster::Choice>) -> Result<()> {
     tools::packages()?;
     std::thread::scope(|scope| {
         let rust = scope.spawn(|| static_binary("demo"));
-        tools::install_all()?;
+        cluster::prepare(choice)?;
         rust.join().expect("a build fails without a panic").map(drop)
     })
 }
@@ -151,7 +152,12 @@ fn build_with(name: Name, profile: &'static str) -> Result<Image> {
         }
         Name::Shop => {
             let key = cache::Key::default().text(debian::SUITE).text(&SHOP_PACKAGES.join(" "));
-            let root = cache::entry("rootfs", "shop", key, |path| debian::archive(SHOP_PACKAGES, path))?;
+            let root = if has_docker() {
+                let make = |path: &Path| debian::archive_by_docker(SHOP_PACKAGES, path);
+                cache::entry("rootfs", "shop", key.text("docker"), make)?
+            } else {
+                cache::entry("rootfs", "shop", key, |path| debian::archive(SHOP_PACKAGES, path))?
+            };
             let workload = static_binary("workload")?;
             archive(
                 ("shop", TAG),
@@ -243,12 +249,14 @@ pub(crate) fn archive(
 }
 
 fn with_docker(image: &str, context: &Path, archive: &Path) -> Result<()> {
-    exec::quiet(exec::command("docker", ["build", "--quiet", "--tag", image]).arg(context))?;
+    let mut build = exec::command("docker", ["build", "--quiet", "--tag", image]);
+    // With BuildKit's attestations it would be an index of two, which `kind load` cannot import.
+    exec::quiet(build.arg(context).env("BUILDX_NO_DEFAULT_ATTESTATIONS", "1"))?;
     exec::quiet(exec::command("docker", ["save", "--output"]).arg(archive).arg(image))
 }
 
 fn with_buildah(image: &str, context: &Path, archive: &Path) -> Result<()> {
-    tools::packages()?;
+    tools::machines()?;
     let storage = cache::dir().join("buildah");
     fs::create_dir_all(&storage)?;
     let _lock = cache::lock("buildah")?;

@@ -76,7 +76,7 @@ impl Kernel {
     }
 
     fn fetch(self, folder: &Path) -> Result<()> {
-        tools::packages()?;
+        tools::machines()?;
         let apt = PrivateApt::open()?;
         let names = apt.package_names()?;
         let prefix = format!("{}.", self.name());

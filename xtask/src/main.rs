@@ -47,7 +47,8 @@ enum Command {
     BenchLoad(bench::load::Args),
     /// Record real programs and write a page of each: what they say, what the report says.
     Work(work::Args),
-    /// Install what a cluster with the product needs and this machine lacks; does nothing where everything is there.
+    /// Install what a cluster of emulated machines with the product needs and this machine lacks; does nothing where everything
+    /// is there.
     Tools,
     /// Run a static program under one of the supported kernels, in a VM of its own.
     Vm(vm::Args),

@@ -11,7 +11,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 
 use crate::{cache, exec};
 
@@ -39,25 +39,29 @@ const CARGO_DENY: &str = "0.20.2";
 /// The static binaries of the images.
 pub(crate) const MUSL_TARGET: &str = "x86_64-unknown-linux-musl";
 
-/// Debian packages, each with what needs it.
-const PACKAGES: &[&str] = &[
+/// Debian packages for whatever is compiled and started, each with what needs it.
+const FOR_BUILDS: &[&str] = &[
+    "ca-certificates",   // Go and Cargo downloads
+    "gcc",               // linking
+    "libc6-dev",         // linking
+    "musl-tools",        // static C parts
+    "protobuf-compiler", // node-api
+    "util-linux",        // setsid, setpriv
+];
+
+/// For emulated machines, and for images and root file systems that no Docker engine makes.
+const FOR_MACHINES: &[&str] = &[
     "apt-utils",              // mmdebstrap
     "buildah",                // images without a daemon
     "busybox-static",         // VMs
-    "ca-certificates",        // Go and Cargo downloads
     "debian-archive-keyring", // packages of other suites
     "e2fsprogs",              // disks of VMs
-    "gcc",                    // linking
     "iproute2",               // network of the cluster
     "kmod",                   // modules of VMs' kernels
-    "libc6-dev",              // linking
     "mmdebstrap",             // root file systems
-    "musl-tools",             // static C parts
     "openssh-client",         // nodes
-    "protobuf-compiler",      // node-api
     "qemu-system-x86",        // VMs
     "qemu-utils",             // disks of VMs
-    "util-linux",             // setsid, setpriv
     "xz-utils",               // modules of VMs' kernels
     "zstd",                   // packages of other suites
 ];
@@ -66,9 +70,9 @@ const PACKAGES: &[&str] = &[
 const FROM_BACKPORTS: &[&str] = &["qemu-system-x86", "qemu-utils"];
 const QEMU_MAJOR: u32 = 10;
 
-/// Everything that a cluster with the product needs; what else a check needs, it installs itself.
+/// Everything that a cluster of emulated machines with the product needs; what else a check needs, it installs itself.
 pub(crate) fn install_all() -> Result<()> {
-    packages()?;
+    machines()?;
     rust()?;
     bpf_linker()?;
     weed()?;
@@ -79,51 +83,49 @@ pub(crate) fn install_all() -> Result<()> {
     Ok(())
 }
 
-/// Debian packages.
+/// Debian packages that builds need.
 pub(crate) fn packages() -> Result<()> {
     let _lock = cache::lock("packages")?;
-    let installed = installed_packages()?;
-    let mut missing: BTreeSet<&str> =
-        PACKAGES.iter().copied().filter(|name| !installed.contains(*name)).collect();
-    if qemu_major().is_none_or(|major| major < QEMU_MAJOR) {
-        missing.extend(FROM_BACKPORTS);
-    }
+    let mut missing = missing(FOR_BUILDS)?;
     if !exec::succeeds(&mut exec::command("python3", ["-m", "pip", "--version"])) {
         missing.insert("python3-pip"); // SeaweedFS
     }
-    if missing.is_empty() {
-        return Ok(());
+    install(&missing)
+}
+
+/// These, and what emulated machines need, and images and root file systems without a Docker engine.
+pub(crate) fn machines() -> Result<()> {
+    packages()?;
+    let _lock = cache::lock("packages")?;
+    let mut missing = missing(FOR_MACHINES)?;
+    if qemu_major().is_none_or(|major| major < QEMU_MAJOR) {
+        missing.extend(FROM_BACKPORTS);
     }
-    if !rustix::process::geteuid().is_root() {
-        let list: Vec<&str> = missing.into_iter().collect();
-        bail!("run as root, or install these packages: {}", list.join(" "));
-    }
-    let list: Vec<&str> = missing.iter().copied().collect();
-    cache::step(&format!("packages: {}", list.join(" ")), || {
-        let mut install = exec::command("apt-get", ["install", "-y", "--no-install-recommends"]);
-        install.env("DEBIAN_FRONTEND", "noninteractive");
-        let codename = codename()?;
-        if codename == "bookworm" && FROM_BACKPORTS.iter().any(|name| missing.contains(name)) {
-            add_backports(&codename)?;
-            install.args(["-t", &format!("{codename}-backports")]);
-        }
-        exec::quiet(&mut exec::command("apt-get", ["update"]))?;
-        exec::quiet(install.args(&list))
-    })
+    install(&missing)
 }
 
 /// Further Debian packages, for what few people run.
 pub(crate) fn debian(packages: &[&str]) -> Result<()> {
     let _lock = cache::lock("packages")?;
-    let installed = installed_packages()?;
-    let missing: Vec<&str> = packages.iter().copied().filter(|name| !installed.contains(*name)).collect();
-    if missing.is_empty() {
+    install(&missing(packages)?)
+}
+
+fn install(packages: &BTreeSet<&str>) -> Result<()> {
+    if packages.is_empty() {
         return Ok(());
     }
-    cache::step(&format!("packages: {}", missing.join(" ")), || {
-        exec::quiet(&mut exec::command("apt-get", ["update"]))?;
+    let list = packages.iter().copied().collect::<Vec<_>>().join(" ");
+    ensure!(rustix::process::geteuid().is_root(), "run as root, or install these packages: {list}");
+    cache::step(&format!("packages: {list}"), || {
         let mut install = exec::command("apt-get", ["install", "-y", "--no-install-recommends"]);
-        exec::quiet(install.args(&missing).env("DEBIAN_FRONTEND", "noninteractive"))
+        install.env("DEBIAN_FRONTEND", "noninteractive");
+        let codename = codename()?;
+        if codename == "bookworm" && FROM_BACKPORTS.iter().any(|name| packages.contains(name)) {
+            add_backports(&codename)?;
+            install.args(["-t", &format!("{codename}-backports")]);
+        }
+        exec::quiet(&mut exec::command("apt-get", ["update"]))?;
+        exec::quiet(install.args(packages))
     })
 }
 
@@ -347,11 +349,13 @@ fn add_backports(codename: &str) -> Result<()> {
     fs::write(path, text).with_context(|| format!("cannot write {path}"))
 }
 
-fn installed_packages() -> Result<BTreeSet<String>> {
+/// Those that are not installed.
+fn missing<'a>(packages: &[&'a str]) -> Result<BTreeSet<&'a str>> {
     let list =
         exec::output(&mut exec::command("dpkg-query", ["-W", "-f", "${Package} ${db:Status-Status}\n"]))
             .context("this machine has no dpkg: the developer commands need Debian")?;
-    Ok(list.lines().filter_map(|line| line.strip_suffix(" installed")).map(str::to_owned).collect())
+    let installed: BTreeSet<&str> = list.lines().filter_map(|line| line.strip_suffix(" installed")).collect();
+    Ok(packages.iter().copied().filter(|name| !installed.contains(name)).collect())
 }
 
 fn qemu_major() -> Option<u32> {

@@ -107,7 +107,7 @@ pub(crate) fn run(
     timeout: Duration,
     output: &mut dyn FnMut(&str),
 ) -> Result<i32> {
-    tools::packages()?;
+    tools::machines()?;
     let kernel_files = kernel.files()?;
     // One folder per run, so that the kernels of a matrix can run side by side.
     let folder = cache::dir().join("vm").join(format!("{}-{cpus}-{}", kernel.name(), std::process::id()));

@@ -30,7 +30,7 @@ struct Outcome {
 
 pub(super) fn main(quick: bool) -> Result<()> {
     let machine = machine()?;
-    image::prepare()?;
+    image::prepare(None)?;
     let latency = image::static_binary("latency")?;
     let images = image::build_all()?;
     let sessions = if quick { 5 } else { SESSIONS };

@@ -133,18 +133,6 @@ pub(super) fn start() -> Result<()> {
     process::start(proxy::NAME, &proxy)
 }
 
-/// Whether the API server answers.
-pub(super) fn is_ready() -> Result<bool> {
-    Ok(exec::succeeds(kubectl()?.args(["get", "--raw", "/readyz"])))
-}
-
-/// kubectl with the administrator's rights, from the host's network, as users have it.
-pub(super) fn kubectl() -> Result<Command> {
-    let mut kubectl = exec::command(tools::kubernetes()?.join("kubectl"), ["--request-timeout=10s"]);
-    kubectl.env("KUBECONFIG", kubeconfig());
-    Ok(kubectl)
-}
-
 /// Writes a file that only its owner may read.
 pub(super) fn write_private(path: &Path, content: &str) -> Result<()> {
     use std::io::Write;

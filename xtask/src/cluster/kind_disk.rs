@@ -13,15 +13,12 @@ use anyhow::{Context, Result};
 
 use super::disk::{copy, fill, put};
 use super::node;
+use super::provider::NODES;
 use crate::image::{self, Image, Name};
 use crate::{cache, debian, exec, kernel, tools};
 
-/// What kind calls the cluster, and its nodes are called after it: `NAME-control-plane`, `NAME-worker`.
-pub(super) const CLUSTER: &str = "tracelake";
 /// The node image in the VM's Docker.
 pub(super) const IMAGE: &str = "kindest/node:tracelake";
-/// In the order of kind's own list.
-pub(super) const NODES: [&str; 2] = ["tracelake-control-plane", "tracelake-worker"];
 
 /// Sparse: only what is written takes space.
 const SIZE: u64 = 32 << 30;

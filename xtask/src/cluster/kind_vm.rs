@@ -13,11 +13,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::kind_disk::{self, CLUSTER, IMAGE, NODES};
+use super::kind_disk::{self, IMAGE};
 use super::monitor::Monitor;
 use super::network::{self, GATEWAY, Place};
-use super::provider::{Action, Provider, Started};
-use super::{control_plane, disk, link_tools, node, process, proxy, state};
+use super::provider::{self, Action, CLUSTER, NODES, Provider, Started, all_ready, answers};
+use super::{bin, control_plane, disk, link, node, process, proxy, state};
 use crate::image::Image;
 use crate::initramfs::Initramfs;
 use crate::kernel::{self, Kernel};
@@ -39,15 +39,15 @@ pub(super) struct KindVm;
 
 impl Provider for KindVm {
     fn start(&self, _: &[(String, Kernel)], images: &[Image]) -> Result<Started> {
-        tools::packages()?;
-        link_tools()?;
+        tools::machines()?;
+        link(&tools::kubernetes()?.join("kubectl"))?;
         self.stop()?;
         let snapshot = snapshot(images)?;
         disk::forget_others(&snapshot)?;
         cache::step("cluster: restored", || restore(&snapshot)).with_context(report)?;
         cache::step("cluster: API server ready", || {
             wait("the API server does not answer", RESTORED, || {
-                control_plane::is_ready()?.then_some(()).context("/readyz is not ok")
+                answers().then_some(()).context("/readyz is not ok")
             })
         })
         .with_context(report)?;
@@ -61,7 +61,7 @@ impl Provider for KindVm {
         // Everything waits for the API server, which is one container among others to the VM's kernel.
         exec::quiet(&mut script(&format!("docker update --cpu-shares 8192 {}", NODES[0])))?;
         cache::step("cluster: nodes Ready, DNS Available", || {
-            wait("the cluster does not become ready", RESTORED * 3, || all_ready(control_plane::kubectl))
+            wait("the cluster does not become ready", RESTORED * 3, || all_ready(provider::kubectl))
         })
         .with_context(report)
     }
@@ -121,6 +121,8 @@ fn snapshot(images: &[Image]) -> Result<PathBuf> {
         .file(&initramfs_init())?
         .text(&kernel.release)
         .text(&machine.replace(&*cache::dir().to_string_lossy(), ""))
+        // What `make` does.
+        .text(include_str!("kind_vm.rs"))
         // Its memory is read by the version that wrote it.
         .text(&exec::output(&mut exec::command("qemu-system-x86_64", ["--version"]))?);
     cache::entry("kind-clusters", "two-nodes", key, |folder| {
@@ -168,14 +170,14 @@ fn make(folder: &Path, base: &Path, kernel: &kernel::Files) -> Result<()> {
     let address = format!("{}:6443", place().address);
     ensure!(config.contains(&address), "kind's kubeconfig does not name {address}");
     control_plane::write_private(&folder.join("kubeconfig"), &config)?;
-    let kubectl = || -> Result<Command> {
-        let mut kubectl = network::within(tools::kubernetes()?.join("kubectl"), ["--request-timeout=20s"]);
+    let kubectl = || {
+        let mut kubectl = network::within(bin().join("kubectl"), ["--request-timeout=20s"]);
         kubectl.env("KUBECONFIG", folder.join("kubeconfig"));
-        Ok(kubectl)
+        kubectl
     };
     // One is enough here, and leaves the CPUs more.
     let scale = ["-n", "kube-system", "scale", "deployment", "coredns", "--replicas=1"];
-    exec::quiet(kubectl()?.args(scale))?;
+    exec::quiet(kubectl().args(scale))?;
     cache::step("kind: all Ready", || {
         wait("the cluster does not become ready", PATIENCE, || all_ready(kubectl))
     })?;
@@ -272,17 +274,6 @@ fn set_clock() -> Result<()> {
 fn node_runs(name: &str) -> bool {
     exec::output(&mut script(&format!("docker inspect --format '{{{{.State.Running}}}}' {name}")))
         .is_ok_and(|running| running.trim() == "true")
-}
-
-fn all_ready(kubectl: impl Fn() -> Result<Command>) -> Result<()> {
-    let ready = r#"jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}"#;
-    let nodes = exec::output(kubectl()?.args(["get", "nodes", "-o", ready]))?;
-    ensure!(nodes.trim() == "True True", "Ready says of the nodes: {nodes}");
-    let available = "jsonpath={.status.availableReplicas}";
-    let dns = ["-n", "kube-system", "get", "deployment", "coredns", "-o", available];
-    let dns = exec::output(kubectl()?.args(dns))?;
-    ensure!(dns.trim() == "1", "CoreDNS has {:?} available replicas", dns.trim());
-    Ok(())
 }
 
 /// Imports an archive into a node by `kind load`, unless the node has it.

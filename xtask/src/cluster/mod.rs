@@ -28,7 +28,7 @@ pub(crate) use vms::DEADLINE;
 
 use guard::Guard;
 pub(crate) use provider::Choice;
-use provider::{Action, Source, Started};
+use provider::{Action, Source, Started, answers};
 
 use std::ffi::OsStr;
 use std::fs;
@@ -38,7 +38,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::image::Image;
+use crate::image::{self, Image};
 use crate::kernel::Kernel;
 use crate::{cache, exec, tools};
 
@@ -150,6 +150,12 @@ pub(crate) fn main(command: &Command) -> Result<()> {
     Ok(())
 }
 
+/// Installs what the cluster is made of that [`start`] would give.
+pub(crate) fn prepare(choice: Option<Choice>) -> Result<()> {
+    let asked = choice.map_or(Source::Vms, Choice::source);
+    current().map_or(asked, |cluster| cluster.provider).prepare()
+}
+
 /// Starts the cluster, if none runs, and waits until its API server answers; its nodes may need another minute, see
 /// [`Cluster::complete`]. `images` are what the nodes will need: one that starts with them need not load them.
 pub(crate) fn start(options: &Options, images: &[Image]) -> Result<Running> {
@@ -173,12 +179,12 @@ pub(crate) fn start(options: &Options, images: &[Image]) -> Result<Running> {
 
 fn create(source: Source, options: &Options, images: &[Image]) -> Result<(Cluster, bool)> {
     fs::create_dir_all(state())?;
-    let (kubectl, helm) = link_tools()?;
+    link(&tools::helm()?)?;
     let mut cluster = Cluster {
         provider: source,
         kubeconfig: kubeconfig(),
-        kubectl,
-        helm,
+        kubectl: bin().join("kubectl"),
+        helm: bin().join("helm"),
         nodes: Vec::new(),
         started: false,
         kept: false,
@@ -237,8 +243,13 @@ fn end_unless_kept() -> Result<()> {
 fn down_locked() -> Result<()> {
     match read_state() {
         Ok(cluster) => cluster.provider.provider().stop()?,
-        // Of another version: its processes and its network are told as ever.
-        Err(_) => Source::Vms.provider().stop()?,
+        // Of another version, or lost: processes, networks and containers are told as ever.
+        Err(_) => {
+            Source::Vms.provider().stop()?;
+            if image::has_docker() {
+                Source::KindDocker.provider().stop()?;
+            }
+        }
     }
     cache::remove(&state_file())
 }
@@ -328,17 +339,17 @@ impl Cluster {
         println!("nodes: {}", self.nodes.join(", "));
         println!("to use the cluster:");
         println!("  export KUBECONFIG={}", self.kubeconfig.display());
-        println!(
-            "  export PATH={}:$PATH   # kubectl and helm of the cluster's version",
-            cache::dir().join("bin").display()
-        );
+        println!("  export PATH={}:$PATH   # kubectl of the cluster's version, and helm", bin().display());
     }
 }
 
 /// Says what there is: of a cluster whose start was interrupted also what is left of it.
 fn status() {
     match current() {
-        Ok(cluster) => cluster.explain(),
+        Ok(cluster) if answers() => cluster.explain(),
+        Ok(_) => println!(
+            "the API server does not answer: `cargo xtask cluster up` starts what is stopped, and waits for it"
+        ),
         Err(reason) => println!("no usable cluster: {reason:#}"),
     }
     if let Ok(cluster) = read_state() {
@@ -368,17 +379,17 @@ fn read_state() -> Result<Cluster> {
         .context("the cluster's state is of another version: `cargo xtask cluster down`")
 }
 
-/// Puts kubectl and helm under names that do not change with their versions.
-fn link_tools() -> Result<(PathBuf, PathBuf)> {
-    let folder = cache::dir().join("bin");
-    fs::create_dir_all(&folder)?;
-    let link = |name: &str, target: &Path| -> Result<PathBuf> {
-        let path = folder.join(name);
-        cache::remove(&path)?;
-        symlink(target, &path).with_context(|| format!("cannot create {}", path.display()))?;
-        Ok(path)
-    };
-    Ok((link("kubectl", &tools::kubernetes()?.join("kubectl"))?, link("helm", &tools::helm()?)?))
+/// Where kubectl and helm are, under names that do not change with their versions.
+fn bin() -> PathBuf {
+    cache::dir().join("bin")
+}
+
+/// Puts a program there.
+fn link(program: &Path) -> Result<()> {
+    let path = bin().join(program.file_name().context("a program has a name")?);
+    fs::create_dir_all(bin())?;
+    cache::remove(&path)?;
+    symlink(program, &path).with_context(|| format!("cannot create {}", path.display()))
 }
 
 fn parse_node(text: &str) -> Result<(String, Kernel), String> {

@@ -1,17 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What makes a cluster: five things that differ between emulated machines and kind.
+//! What makes a cluster: five things that differ between emulated machines and kind, and the questions that all answer alike.
 //!
 //! One file per provider: [`vms`](super::vms), [`kind_docker`](super::kind_docker), [`kind_vm`](super::kind_vm).
 
 use std::path::PathBuf;
+use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::{kind_docker, kind_vm, vms};
+use super::{bin, kind_docker, kind_vm, kubeconfig, vms};
 use crate::image::{self, Image};
 use crate::kernel::Kernel;
+use crate::{exec, tools};
+
+/// What kind calls the cluster, and its nodes are called after it: `NAME-control-plane`, `NAME-worker`.
+pub(super) const CLUSTER: &str = "tracelake";
+/// In the order of kind's own list.
+pub(super) const NODES: [&str; 2] = ["tracelake-control-plane", "tracelake-worker"];
 
 /// A way to get a cluster. All end with an API server at the address in [`kubeconfig`](super::kubeconfig), which an
 /// administrator may use from the host's network. Errors of a start leave what they began: the caller stops it.
@@ -65,6 +72,39 @@ impl Source {
             Self::KindVm => &kind_vm::KindVm,
         }
     }
+
+    /// Installs what its clusters are made of.
+    pub(super) fn prepare(self) -> Result<()> {
+        match self {
+            Self::Vms | Self::KindVm => tools::install_all(),
+            Self::KindDocker => tools::kind().and_then(|_| tools::helm()).map(drop),
+        }
+    }
+}
+
+/// kubectl with the administrator's rights, from the host's network, as users have it.
+pub(super) fn kubectl() -> Command {
+    let mut kubectl = exec::command(bin().join("kubectl"), ["--request-timeout=10s"]);
+    kubectl.env("KUBECONFIG", kubeconfig());
+    kubectl
+}
+
+/// Whether the API server answers.
+pub(super) fn answers() -> bool {
+    exec::succeeds(kubectl().args(["get", "--raw", "/readyz"]))
+}
+
+/// Whether all nodes of kind are Ready and names are resolved, if not why.
+pub(super) fn all_ready(kubectl: impl Fn() -> Command) -> Result<()> {
+    let ready = r#"jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}"#;
+    let nodes = exec::output(kubectl().args(["get", "nodes", "-o", ready]))?;
+    ensure!(nodes.split_whitespace().eq(NODES.map(|_| "True")), "Ready says of the nodes: {nodes}");
+    let replicas = "jsonpath={.spec.replicas},{.status.availableReplicas}";
+    let dns =
+        exec::output(kubectl().args(["-n", "kube-system", "get", "deployment", "coredns", "-o", replicas]))?;
+    let all = dns.split_once(',').is_some_and(|(wanted, available)| wanted == available);
+    ensure!(all, "of CoreDNS there should be and are available: {dns}");
+    Ok(())
 }
 
 /// What users may ask for.

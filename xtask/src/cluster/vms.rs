@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::node::{self, Node};
-use super::provider::{Action, Provider, Started};
-use super::{control_plane, disk, kubeconfig, link_tools, network, process, state};
+use super::provider::{Action, Provider, Started, answers, kubectl};
+use super::{control_plane, disk, kubeconfig, link, network, process, state};
 use crate::image::Image;
 use crate::kernel::Kernel;
 use crate::{cache, exec, tools, vm};
@@ -27,8 +27,8 @@ pub(super) struct Vms;
 
 impl Provider for Vms {
     fn start(&self, kernels: &[(String, Kernel)], images: &[Image]) -> Result<Started> {
-        tools::packages()?;
-        link_tools()?;
+        tools::machines()?;
+        link(&tools::kubernetes()?.join("kubectl"))?;
         let files = kernels.iter().map(|(_, kernel)| kernel.files()).collect::<Result<Vec<_>>>()?;
         let base = disk::base(&files, images)?;
 
@@ -122,19 +122,18 @@ impl Provider for Vms {
 fn wait_for_server() -> Result<()> {
     let deadline = Instant::now() + DEADLINE;
     cache::step("cluster: API server ready", || {
-        wait("the API server does not answer", deadline, control_plane::is_ready)?;
+        wait("the API server does not answer", deadline, || Ok(answers()))?;
         let manifests = cache::repository().join("e2e/cluster/control-plane/manifests");
         // kube-system is made by the server itself a moment after it is ready.
         wait("the manifests of DNS cannot be applied", deadline, || {
-            Ok(exec::succeeds(control_plane::kubectl()?.args(["apply", "-f"]).arg(&manifests)))
+            Ok(exec::succeeds(kubectl().args(["apply", "-f"]).arg(&manifests)))
         })
     })
 }
 
 /// Starts an API server and nothing that changes what is put there.
 pub(super) fn start_api_server() -> Result<()> {
-    tools::packages()?;
-    link_tools()?;
+    tools::machines()?;
     Vms.stop()?;
     control_plane::make_keys()?;
     network::up(&[])?;
@@ -165,8 +164,7 @@ fn wait_for_nodes(nodes: &[Node]) -> Result<()> {
                     restart(node, starts)?;
                     starts += 1;
                 }
-                let status =
-                    exec::output(control_plane::kubectl()?.args(["get", "node", &node.name, "-o", ready]));
+                let status = exec::output(kubectl().args(["get", "node", &node.name, "-o", ready]));
                 Ok(status.is_ok_and(|status| status == "True"))
             })
         })?;
@@ -175,7 +173,7 @@ fn wait_for_nodes(nodes: &[Node]) -> Result<()> {
         wait("CoreDNS does not become Available", deadline, || {
             let available = "jsonpath={.status.availableReplicas}";
             let arguments = ["-n", "kube-system", "get", "deployment", "coredns", "-o", available];
-            Ok(exec::output(control_plane::kubectl()?.args(arguments)).is_ok_and(|count| count == "1"))
+            Ok(exec::output(kubectl().args(arguments)).is_ok_and(|count| count == "1"))
         })
     })
 }

@@ -323,6 +323,7 @@ fn host() -> Result<()> {
 }
 
 fn sick() -> Result<()> {
+    tools::debian(&["iproute2"])?;
     let tests = test_binaries(&mut cargo(["test"])?, &["faults_in_report"])?;
     exec::loud(&mut exec::command(&tests[0], ["--test-threads=1", "--nocapture"]))
 }

@@ -52,12 +52,12 @@ const UPGRADE: &str = "upgrade";
 /// Installs the product in a cluster and runs these tests: in the one that is named, else the one of ours that runs, else
 /// one that is brought up for it.
 pub(super) fn run(existing: &Existing, choice: Option<cluster::Choice>, suites: &[Suite]) -> Result<()> {
-    image::prepare()?;
     if let Some(access) = existing.access()? {
         let binaries = cluster_tests(suites)?;
         access.install()?;
         return run_suites(&access, suites, &binaries);
     }
+    image::prepare(choice)?;
     // Everything is compiled before emulated nodes want the same CPUs.
     let mut images = image::build_all()?;
     if suites.iter().any(|(test, _)| *test == UPGRADE) {

@@ -25,7 +25,7 @@ const NAMESPACE: &str = "work";
 const PATIENCE: &str = "20m";
 
 pub(super) fn main(works: &[&Work], tracelake: &Path, page: Option<&Path>) -> Result<()> {
-    image::prepare()?;
+    image::prepare(None)?;
     let images = image::build_all()?;
     install::in_ours(
         &cluster::Options::default(),
