@@ -2,10 +2,10 @@
 
 //! Part `harness` of `cargo xtask test`: clusters come, are found again, and leave nothing behind.
 //!
-//! For each provider that this machine has: after Ctrl-C in the middle of a start, after a start that fails, and after `down`,
-//! the processes, network namespaces, network devices and mounts are those before; a second `up` finds the first;
-//! `status` tells the truth. Processes are told by a mark in their environment, which children inherit: whatever else runs
-//! on this machine comes and goes meanwhile.
+//! For each provider that this machine has: after Ctrl-C and SIGKILL in the middle of a start, after a start that fails, and
+//! after `down`, the processes, network namespaces, network devices (each container of Docker's has one, and each network) and
+//! mounts are those before; a second `up` finds the first; `status` tells the truth, also of a node that is stopped. Processes
+//! are told by a mark in their environment, which children inherit: whatever else runs on this machine comes and goes meanwhile.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,15 +15,18 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
-use crate::{cache, exec};
+use crate::{cache, exec, image, tools};
 
 const MARK: &str = "TRACELAKE_HARNESS_TEST";
+/// kind's node that has the API server.
+const CONTROL_PLANE: &str = "tracelake-control-plane";
 /// From the command to a process of the cluster that runs; what has to be built is built by the first start.
 const PATIENCE: Duration = Duration::from_secs(180);
 
 pub(crate) fn run() -> Result<()> {
+    tools::machines()?;
     // Nobody else's cluster may come or go meanwhile.
     let _lock = cache::lock("cluster-in-use")?;
     let status = output(&["cluster", "status"])?;
@@ -39,6 +42,13 @@ pub(crate) fn run() -> Result<()> {
 
 fn of(provider: &str) -> Result<()> {
     let up = ["cluster", "up", "--cluster", provider];
+    let docker = provider == "kind" && image::has_docker();
+    // The one with the API server where that is back within seconds, as it is not in a VM.
+    let node = match provider {
+        "vm" => "node-b",
+        _ if docker => CONTROL_PLANE,
+        _ => "tracelake-worker",
+    };
     // Everything is built by this one.
     let before = Lists::now()?;
     exec::quiet(&mut xtask(&up))?;
@@ -50,30 +60,50 @@ fn of(provider: &str) -> Result<()> {
     let second = output(&["cluster", "status"])?;
     ensure!(first == second, "a second `up` changed the cluster:\n{first}\n{second}");
     println!("harness: {provider} found again ({:.1} s)", started.elapsed().as_secs_f32());
+    exec::quiet(&mut xtask(&["cluster", "node", "stop", node]))?;
+    let stopped = output(&["cluster", "status"])?;
+    let told = stopped.lines().any(|line| line.starts_with(node) && line.contains("stopped"));
+    let unanswered = stopped.contains("does not answer");
+    ensure!(told && unanswered == (node == CONTROL_PLANE), "with {node} stopped status says:\n{stopped}");
+    exec::quiet(&mut xtask(&up))?;
+    let third = output(&["cluster", "status"])?;
+    ensure!(first == third, "`up` did not mend the cluster:\n{first}\n{third}");
     exec::quiet(&mut xtask(&["cluster", "down"]))?;
     before.same().context("after `down`")?;
     let gone = output(&["cluster", "status"])?;
     ensure!(gone.starts_with("no usable cluster"), "after `down` status says:\n{gone}");
 
-    let start = group(&up)?;
-    // In the middle: something runs, and not all of it.
-    let deadline = Instant::now() + PATIENCE;
-    while processes()?.len() < 4 {
-        ensure!(Instant::now() < deadline, "nothing of the cluster runs after {PATIENCE:?}");
-        std::thread::sleep(Duration::from_millis(50));
+    for signal in [Signal::INT, Signal::KILL] {
+        let start = group(&up)?;
+        let deadline = Instant::now() + PATIENCE;
+        while !is_half_started(docker)? {
+            ensure!(Instant::now() < deadline, "nothing of the cluster runs after {PATIENCE:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        interrupt(start, signal)?;
+        before.same().with_context(|| format!("after {signal:?} in the middle of `up`"))?;
     }
-    interrupt(start)?;
-    before.same().context("after Ctrl-C in the middle of `up`")?;
 
     // Where the API server's address is taken, no cluster can be of use; Docker chooses another one.
     let taken = TcpListener::bind("127.0.0.1:6443").context("this test needs the port itself")?;
     let failed = xtask(&up).output().context("cannot start `cluster up`")?;
     drop(taken);
     if failed.status.success() {
-        ensure!(crate::image::has_docker() && provider == "kind", "`up` succeeded without its port");
+        ensure!(docker, "`up` succeeded without its port");
         exec::quiet(&mut xtask(&["cluster", "down"]))?;
     }
     before.same().context("after a start that failed")
+}
+
+/// Whether something of the cluster runs, and not all of it. By Docker a start begins with a look for what is left of another
+/// one, which is as many processes as the beginning of this one.
+fn is_half_started(docker: bool) -> Result<bool> {
+    if docker {
+        let name = format!("name={CONTROL_PLANE}");
+        let running = exec::output(&mut exec::command("docker", ["ps", "--quiet", "--filter", &name]))?;
+        return Ok(!running.is_empty());
+    }
+    Ok(processes()?.len() >= 4)
 }
 
 /// What a cluster could leave behind.
@@ -157,9 +187,10 @@ fn group(arguments: &[&str]) -> Result<Child> {
     command.spawn().context("cannot start `cluster up`")
 }
 
-/// Ctrl-C.
-fn interrupt(mut child: Child) -> Result<()> {
-    kill_process_group(Pid::from_child(&child), Signal::INT)?;
+/// Ctrl-C, which the whole group gets, or SIGKILL of the command alone.
+fn interrupt(mut child: Child, signal: Signal) -> Result<()> {
+    let pid = Pid::from_child(&child);
+    if signal == Signal::KILL { kill_process(pid, signal) } else { kill_process_group(pid, signal) }?;
     child.wait()?;
     // Its guard is no longer a child of anybody here, and has to do now what the command did not come to.
     let deadline = Instant::now() + PATIENCE;
