@@ -8,13 +8,14 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use crds::ClusterTraceStore;
 use futures::TryStreamExt;
 use k8s_openapi::api::core::v1::{Pod, Secret};
-use kube::api::{ListParams, PostParams};
-use kube::{Api, Client};
+use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::{Api, Client, ResourceExt};
 use object_store::ObjectStore;
 use object_store::aws::AmazonS3Builder;
 use serde_json::{Value, json};
@@ -29,6 +30,8 @@ pub const BUCKET: &str = "tracelake";
 /// Its keys, and what it reads itself.
 pub const SECRET: &str = "tracelake-dev-store";
 const LABEL: &str = "app.kubernetes.io/component=dev-store";
+/// For its Deployment to make a pod where the last one was deleted.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The dev store's whole bucket, as long as the process lives.
 pub async fn dev_store(client: &Client, namespace: &str) -> Result<Arc<dyn ObjectStore>> {
@@ -126,7 +129,28 @@ pub async fn keys(store: &Arc<dyn ObjectStore>) -> Result<Vec<String>> {
 
 /// Where the dev store runs.
 pub async fn store_node(env: &Env) -> Result<String> {
+    pods::node_of(&store_pod(env).await?)
+}
+
+/// Deletes the dev store's pod, waits until the next one is ready, and returns where that runs.
+pub(crate) async fn made_anew(env: &Env) -> Result<String> {
+    let api = pods::api(&env.client, &env.system);
+    let last = store_pod(env).await?.name_any();
+    api.delete(&last, &DeleteParams::default()).await?;
+    pods::gone(&api, &last).await?;
+    let deadline = Instant::now() + PATIENCE;
+    let next = loop {
+        match store_pod(env).await {
+            Ok(pod) => break pod.name_any(),
+            Err(error) => ensure!(Instant::now() < deadline, "after {PATIENCE:?}: {error:#}"),
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    };
+    pods::node_of(&pods::running(&api, &next).await?)
+}
+
+async fn store_pod(env: &Env) -> Result<Pod> {
     let stores = ListParams::default().labels(LABEL);
     let store = pods::api(&env.client, &env.system).list(&stores).await?.items.pop();
-    pods::node_of(&store.context("no dev store")?)
+    store.context("no dev store")
 }

@@ -18,7 +18,7 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::wait::await_condition;
 use kube::runtime::watcher;
 use serde_json::json;
-use tracelake_e2e::nodes::StoppedNode;
+use tracelake_e2e::nodes::{StoppedNode, home_and_lost};
 use tracelake_e2e::pods::{self, PodSpec};
 use tracelake_e2e::rows::{Dataset, number, programs, text};
 use tracelake_e2e::session::{Session, condition};
@@ -236,11 +236,9 @@ fn wrong_credentials_collect_nothing_until_the_secret_is_mended() -> Result<()> 
 #[test]
 fn a_node_that_is_lost_is_incomplete_and_completes_when_it_returns() -> Result<()> {
     in_namespace("node-lost", |env, ns| async move {
-        let (a, b) = env.two_nodes().await?;
         // The manifest goes to the store, which stays; so does the leader, whose end is another test's.
-        let home = store_node(&env).await?;
+        let (home, lost) = home_and_lost(&env).await?;
         lead_on(&env, &home).await?;
-        let lost = if home == a { b } else { a };
         let api = pods::api(&env.client, &ns);
         PodSpec::workload("sleeper", "lost", &["sleep"]).on(&lost).start(&api).await?;
         let mut spec = Session::spec("lost", WINDOW);

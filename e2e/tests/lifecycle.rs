@@ -15,7 +15,7 @@ use kube::api::{DeleteParams, EvictParams, ListParams, Patch, PatchParams, PostP
 use kube::runtime::wait::await_condition;
 use kube::{Api, ResourceExt};
 use serde_json::json;
-use tracelake_e2e::nodes::StoppedNode;
+use tracelake_e2e::nodes::{StoppedNode, home_and_lost};
 use tracelake_e2e::pods::{self, PodSpec};
 use tracelake_e2e::release::{Release, ready};
 use tracelake_e2e::rows::{Dataset, programs, text};
@@ -155,9 +155,7 @@ async fn deleted_whole(env: &Env, ns: &str) -> Result<()> {
 #[test]
 fn a_node_that_comes_after_the_sessions_beginning_joins_it() -> Result<()> {
     in_namespace("join", |env, ns| async move {
-        let (a, b) = env.two_nodes().await?;
-        let home = store_node(&env).await?;
-        let late = if home == a { b } else { a };
+        let (home, late) = home_and_lost(&env).await?;
         let api = pods::api(&env.client, &ns);
         PodSpec::workload("first", "join", &["sleep"]).on(&home).start(&api).await?;
         let away = StoppedNode::stop(&late)?;
