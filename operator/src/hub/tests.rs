@@ -192,7 +192,7 @@ async fn what_a_node_says_is_cut_to_what_a_status_has_room_for() {
     let (hub, _due) = Hub::new();
     hub.publish(published("a", &["node-1"]));
     let stream = hub.connect(hello("node-1"));
-    let long = "x\u{1b}[31m\u{1F980}".repeat(1 << 20);
+    let long = "x\u{1b}[31m\u{1F980}".repeat(1 << 10);
     let mut said = report("a", Stage::Failed);
     let session = &mut said.sessions[0];
     (session.reason, session.message) = (long.clone(), long.clone());
@@ -204,7 +204,7 @@ async fn what_a_node_says_is_cut_to_what_a_status_has_room_for() {
         message: long.clone(),
         running: false,
     };
-    session.collectors = vec![collector; 1_000];
+    session.collectors = vec![collector; COLLECTORS_MAX + 1];
     stream.report(said);
     let node = "node-1".to_owned();
     let views = hub.nodes("a", [&node]);

@@ -135,9 +135,8 @@ async fn a_session_ends_when_its_bytes_are_used_up_and_says_by_whose_limit() {
 #[tokio::test]
 async fn a_session_that_is_deleted_uploads_although_its_secret_died_first() {
     let server = Server::in_process().await;
-    let (scenario, mut stream) = recording(&spec_with_time(), &server).await;
+    let (scenario, stream) = recording(&spec_with_time(), &server).await;
     let store = scenario.store(&server.endpoint);
-    assert_eq!(stream.plan().await.unwrap().sessions[0].activity(), Activity::Collect);
     scenario.api.0.lock().unwrap().objects.remove("/api/v1/namespaces/tracelake/secrets/key").unwrap();
     let now = jiff::Timestamp::from_second(jiff::Timestamp::now().as_second()).unwrap().to_string();
     scenario.api.change(SESSION, |session| session["metadata"]["deletionTimestamp"] = now.into());
