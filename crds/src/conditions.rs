@@ -173,7 +173,7 @@ pub mod reason {
     pub const TARGETS_MISSING: &str = "TargetsMissing";
     /// `Degraded=True`: events were lost; `totals.lost` says how many.
     pub const EVENTS_LOST: &str = "EventsLost";
-    /// `Degraded=True`, `Uploaded=False`: a node failed; `failingNodes` says why.
+    /// `Degraded=True`, `Uploaded=False`, `Collecting=False` where all did: a node failed; `failingNodes` says why.
     pub const NODE_FAILED: &str = "NodeFailed";
     /// `Degraded=False`, `BudgetExceeded=False`: nothing to report.
     pub const AS_EXPECTED: &str = "AsExpected";

@@ -91,7 +91,7 @@ pub struct Args {
     #[arg(long, env = "MAX_DURATION")]
     pub max_duration: Option<Interval>,
 
-    /// What one session may put into its store, as `100Gi`; it ends then.
+    /// After how many bytes in its store a session ends, as `100Gi`; what nodes hold then follows.
     #[arg(long, env = "MAX_BYTES")]
     pub max_bytes: Option<ByteSize>,
 

@@ -13,7 +13,7 @@ use crate::{exec, tools};
 pub(crate) const SUITE: &str = "trixie";
 
 /// Installs the packages that it is called with, and writes the archive to standard output.
-const IN_CONTAINER: &str = r#"
+pub(crate) const IN_CONTAINER: &str = r#"
 export DEBIAN_FRONTEND=noninteractive
 apt-get update >&2
 apt-get install -y --no-install-recommends "$@" >&2
@@ -31,7 +31,7 @@ pub(crate) fn archive(packages: &[&str], path: &Path) -> Result<()> {
     bootstrap("tar", packages, path)
 }
 
-/// Such an archive, made in a container of Debian's own image: whatever system this machine has.
+/// Such an archive, made in a container of Debian's own image: whichever suite this machine has.
 pub(crate) fn archive_by_docker(packages: &[&str], path: &Path) -> Result<()> {
     let image = format!("debian:{SUITE}-slim");
     let mut docker = exec::command("docker", ["run", "--rm", &image, "sh", "-ec", IN_CONTAINER, "install"]);

@@ -152,9 +152,10 @@ fn build_with(name: Name, profile: &'static str) -> Result<Image> {
         }
         Name::Shop => {
             let key = cache::Key::default().text(debian::SUITE).text(&SHOP_PACKAGES.join(" "));
-            let root = if has_docker() {
+            // mmdebstrap needs no registry of images; where machines are emulated it is there.
+            let root = if has_docker() && !exec::succeeds(&mut exec::command("mmdebstrap", ["--version"])) {
                 let make = |path: &Path| debian::archive_by_docker(SHOP_PACKAGES, path);
-                cache::entry("rootfs", "shop", key.text("docker"), make)?
+                cache::entry("rootfs", "shop", key.text(debian::IN_CONTAINER), make)?
             } else {
                 cache::entry("rootfs", "shop", key, |path| debian::archive(SHOP_PACKAGES, path))?
             };
@@ -223,7 +224,8 @@ pub(crate) fn archive(
     files: &[(PathBuf, &str)],
 ) -> Result<Image> {
     let image = format!("tracelake/{name}:{tag}");
-    let mut key = cache::Key::default().text(&image).file(dockerfile)?;
+    let builder = if has_docker() { "docker" } else { "buildah" };
+    let mut key = cache::Key::default().text(&image).text(builder).file(dockerfile)?;
     for (path, to) in files {
         // Not hashed here: in a debug build of xtask that takes seconds.
         key = key.text(to).text(
@@ -238,7 +240,7 @@ pub(crate) fn archive(
         for (path, to) in files {
             fs::copy(path, context.join(to)).with_context(|| format!("cannot copy {}", path.display()))?;
         }
-        if has_docker() {
+        if builder == "docker" {
             with_docker(&image, &context, archive)
         } else {
             with_buildah(&image, &context, archive)

@@ -117,7 +117,7 @@ struct State {
 const MOST_SERIES: usize = 512;
 /// Sessions of others that one report is told to have had.
 const FOREIGN_MAX: usize = 8;
-/// Bytes of a sentence in a report; of a longer one so many letters stay as have room in any script.
+/// Bytes of a text in a report.
 const TEXT_MAX: usize = 1 << 10;
 /// Collectors in a report of one session; a session names no more.
 const COLLECTORS_MAX: usize = 32;
@@ -494,12 +494,21 @@ fn presentable(mut report: SessionReport) -> SessionReport {
     let words =
         collectors.flat_map(|collector| [&mut collector.name, &mut collector.reason, &mut collector.message]);
     let excess = report.excess.iter_mut().flat_map(|excess| [&mut excess.budget, &mut excess.message]);
-    for text in words.chain(excess).chain([&mut report.reason, &mut report.message]) {
-        if text.len() > TEXT_MAX || text.chars().any(char::is_control) {
-            *text = text.chars().filter(|letter| !letter.is_control()).take(TEXT_MAX / 4).collect();
-        }
-    }
+    words.chain(excess).chain([&mut report.reason, &mut report.message]).for_each(cut);
     report
+}
+
+/// One line of at most [`TEXT_MAX`] bytes: of a longer text the beginning, and the end, where a verifier's log says why.
+fn cut(text: &mut String) {
+    if text.contains(char::is_control) {
+        *text = text.replace(char::is_control, " ");
+    }
+    if text.len() > TEXT_MAX {
+        const BETWEEN: &str = " ... ";
+        let head = text.floor_char_boundary(TEXT_MAX / 2 - BETWEEN.len());
+        let tail = text.ceil_char_boundary(text.len() - TEXT_MAX / 2);
+        *text = format!("{}{BETWEEN}{}", &text[..head], &text[tail..]);
+    }
 }
 
 fn millis(duration: Duration) -> u64 {

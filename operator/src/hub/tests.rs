@@ -213,10 +213,11 @@ async fn what_a_node_says_is_cut_to_what_a_status_has_room_for() {
     let texts = held.collectors.iter().flat_map(|one| [&one.name, &one.reason, &one.message]);
     let mut texts = texts.chain([&held.reason, &held.message, &excess.budget, &excess.message]);
     assert!(held.collectors.len() <= COLLECTORS_MAX && texts.all(|text| text.len() <= TEXT_MAX));
-    assert!(held.message.starts_with("x[31m\u{1F980}x") && !held.message.chars().any(char::is_control));
+    assert!(held.message.starts_with("x [31m\u{1F980}x") && held.message.ends_with("x [31m\u{1F980}"));
+    assert!(!held.message.contains(char::is_control), "{}", held.message);
     // What is short stays as it is.
     let mut said = report("a", Stage::Failed);
-    said.sessions[0].message = "caf\u{e9}: no BTF".to_owned();
+    said.sessions[0].message = "caf\u{e9}: no BTF\nat all".to_owned();
     stream.report(said);
-    assert_eq!(hub.nodes("a", [&node])[&node].report.as_ref().unwrap().message, "caf\u{e9}: no BTF");
+    assert_eq!(hub.nodes("a", [&node])[&node].report.as_ref().unwrap().message, "caf\u{e9}: no BTF at all");
 }

@@ -24,6 +24,9 @@ use super::validate::Selection;
 /// Remembered owners above this many are forgotten all at once; each costs one request to learn again.
 const REMEMBERED_MAX: usize = 20_000;
 
+/// The longest UID that is looked up; Kubernetes' have 36 bytes.
+const UID_MAX: usize = 64;
+
 /// The pods that a session means.
 #[derive(Clone, Debug, Default)]
 pub struct Matched {
@@ -36,7 +39,7 @@ pub struct Matched {
 /// Looks up the owners of owners.
 pub struct Owners {
     client: Client,
-    /// UID of a ReplicaSet or a Job to kind and name of its controller, if it has one.
+    /// A ReplicaSet or a Job, as a pod's reference in a namespace has it, to kind and name of its controller, if it has one.
     remembered: Mutex<HashMap<String, Option<(String, String)>>>,
 }
 
@@ -103,7 +106,12 @@ impl Owners {
             + DeserializeOwned
             + std::fmt::Debug,
     {
-        if let Some(known) = self.remembered.lock().expect("no panic while held").get(&owner.uid) {
+        // A reference may hold any text, and the UID of something elsewhere: what comes of it is true of it alone.
+        if !is_name(&owner.name) || owner.uid.len() > UID_MAX {
+            return Ok(None);
+        }
+        let reference = format!("{namespace}/{}/{}/{}", owner.kind, owner.name, owner.uid);
+        if let Some(known) = self.remembered.lock().expect("no panic while held").get(&reference) {
             return Ok(known.clone());
         }
         let found = self.metadata::<K>(namespace, &owner.name).await?;
@@ -115,7 +123,7 @@ impl Owners {
         if remembered.len() >= REMEMBERED_MAX {
             remembered.clear();
         }
-        remembered.insert(owner.uid.clone(), above.clone());
+        remembered.insert(reference, above.clone());
         Ok(above)
     }
 

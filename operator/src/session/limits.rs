@@ -21,7 +21,7 @@ use crate::hub::SessionId;
 pub struct Limits {
     /// The longest window.
     pub duration: Option<Duration>,
-    /// What one session may put into its store.
+    /// After how many bytes in its store a session ends.
     pub bytes: Option<u64>,
     /// Sessions of one namespace that record at the same time.
     pub sessions_per_namespace: Option<usize>,

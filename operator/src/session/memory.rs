@@ -52,6 +52,8 @@ pub struct Memory {
     pub valid: Option<Arc<ValidatedSession>>,
     /// What asks the store whether the session may begin, beside the passes.
     pub asking: Option<JoinHandle<()>>,
+    /// When it had to end and first found no place to look through its folder.
+    pub no_place: Option<Instant>,
     /// Its folder has more in it than most: another try is for one of the few places for such.
     pub large: bool,
 }

@@ -45,7 +45,7 @@ pub enum NodeState {
 }
 
 impl NodeState {
-    /// Whether this node is not waited for.
+    /// Whether the state says why there is no more of this node than there is. Whom a session waits for is said by [`is_done`].
     pub fn is_settled(&self) -> bool {
         matches!(self, Self::Done | Self::Unsupported(_) | Self::Failed(..))
     }
@@ -68,8 +68,8 @@ pub fn state(view: &NodeView, expected_since: Instant, now: Instant, last: bool)
     match (stage, &view.report) {
         // Final, whether or not the agent is still there.
         (Some(Stage::Done), Some(report)) if report.reason.is_empty() => return NodeState::Done,
-        // What it recorded before it failed is waited for like any other's, and missed.
-        (Some(Stage::Failed), Some(report)) if last && has_data(report) => {}
+        // What it recorded before it failed, or had no place, is waited for like any other's, and missed.
+        (Some(Stage::Failed | Stage::Preparing), Some(report)) if last && has_data(report) => {}
         (Some(Stage::Done | Stage::Failed), Some(report))
             if report.reason == node_api::reason::UNSUPPORTED =>
         {

@@ -138,7 +138,9 @@ impl Pass<'_> {
             memory.recall_failed = memory.late.is_none().then_some(self.instant);
         }
         let Some(late) = memory.late.clone() else { return Ok(()) };
-        if late.missing.is_empty() {
+        // Without any manifest nothing lists what there is.
+        let unlisted = status.dataset.as_ref().is_some_and(|dataset| dataset.manifest.is_none());
+        if late.missing.is_empty() && !unlisted {
             // The others had their last word.
             self.context.hub.withdraw(&self.id.uid);
             return Ok(());
@@ -148,7 +150,7 @@ impl Pass<'_> {
         let mut views = self.context.hub.nodes(&self.id.uid, &late.missing);
         // Those that are not connected stay lost, though this process may not have waited for them yet.
         let late_states = states(&views, &memory.expected, self.instant, true);
-        if done(&late_states, &late.missing) <= late.done {
+        if done(&late_states, &late.missing) <= late.done && !unlisted {
             return Ok(());
         }
         // Those that the last manifest did not wait for are as they were: complete, or with nothing to say.
@@ -160,7 +162,7 @@ impl Pass<'_> {
             views.entry(node.clone()).or_default();
         }
         all.extend(late_states);
-        if let Some(finished) = self.close(memory, &all, store, None).await {
+        if let Some(finished) = self.close(memory, &all, store, false).await {
             let findings = Findings {
                 window: Some((start.0, end.0)),
                 states: all,

@@ -235,8 +235,7 @@ impl Pass<'_> {
         self.publish(valid, end, &expected, &selected.plans, store.as_ref().ok().cloned());
 
         let views = self.context.hub.nodes(&self.id.uid, &expected);
-        let last_moment = end + signed(valid.drain_timeout);
-        let last = self.now >= last_moment;
+        let last = self.now >= end + signed(valid.drain_timeout);
         let states = states(&views, &memory.expected, self.instant, last);
         let problem = match &store {
             Ok(store) => store.problem(nodes::troubled_by_store(&views)),
@@ -258,8 +257,7 @@ impl Pass<'_> {
         if self.now >= end {
             let settled = findings.views.values().all(nodes::is_done);
             if settled || last {
-                let overdue = last.then(|| until(self.now, last_moment));
-                findings.finished = self.close(memory, &findings.states, store, overdue).await;
+                findings.finished = self.close(memory, &findings.states, store, last).await;
             }
             if findings.finished.is_some() {
                 return self.conclude(memory, session, findings).await;
@@ -276,7 +274,7 @@ impl Pass<'_> {
         } else {
             self.writer().status(memory, &session, next).await?
         };
-        let boundary = if self.now < end { end } else { last_moment };
+        let boundary = if self.now < end { end } else { end + signed(valid.drain_timeout) };
         let uneasy = self.now >= end
             || matches!(findings.store, Some(StoreState::Problem(..)))
             || findings.views.values().any(|view| !view.connected);
@@ -350,10 +348,10 @@ impl Pass<'_> {
             }
             // The API server being away says nothing about the store.
             Err(problem) if problem.reason == reason::STORE_UNAVAILABLE => memory.any_store().ok_or(problem),
-            // With a namespace its Secret goes as well, and often first; the key that it held is still good.
+            // With a namespace its Secret and the right to read it go as well, and often first; the key is still good.
             Err(problem)
-                if problem.reason == reason::SECRET_NOT_FOUND
-                    && session.metadata.deletion_timestamp.is_some() =>
+                if session.metadata.deletion_timestamp.is_some()
+                    && [reason::SECRET_NOT_FOUND, reason::SECRET_FORBIDDEN].contains(&problem.reason) =>
             {
                 memory.any_store().ok_or(problem)
             }
@@ -426,15 +424,14 @@ impl Pass<'_> {
         self.context.hub.publish(Published { id: self.id.clone(), end, nodes, store });
     }
 
-    /// Writes the manifest; none if the store fails and there is still time. `overdue` is for how long there has been none.
+    /// Writes the manifest; none if the store fails and there is still time.
     pub(super) async fn close(
         &self,
         memory: &mut Memory,
         states: &BTreeMap<String, NodeState>,
         store: Result<Arc<ResolvedStore>, StoreProblem>,
-        overdue: Option<Duration>,
+        last_chance: bool,
     ) -> Option<Finished> {
-        let last_chance = overdue.is_some();
         let written = match store {
             Ok(store) => {
                 // Who took long for nothing leaves the one place for large folders to the others for a while.
@@ -444,13 +441,16 @@ impl Pass<'_> {
                 }
                 let Some((_place, effort)) = self.context.store_places.closing(&store, memory.large) else {
                     tracing::debug!("many sessions end, this one a little later");
-                    // Those that ended before it may hang; who is over lists what it has later, when they do not.
-                    return overdue.filter(|overdue| *overdue >= STORE_PATIENCE).map(|_| {
+                    // Those that end before it may hang. Who is over gets a manifest when there is a place.
+                    let since = *memory.no_place.get_or_insert(self.instant);
+                    let effort = if memory.large { Effort::Large } else { Effort::Ordinary };
+                    return (last_chance && self.instant >= since + patience(effort)).then(|| {
                         let reason =
                             "no manifest: other sessions have not come to an end on the store in time";
                         Finished { manifest: None, reason: reason.to_owned() }
                     });
                 };
+                memory.no_place = None;
                 let closed = async {
                     match finish::close(&store, states, self.now, effort).await {
                         Err(ReadError::TooLarge { .. }) if effort == Effort::Ordinary => Ok(None),

@@ -187,8 +187,7 @@ async fn one_node_over_its_budget_ends_a_session_that_is_to_stop_and_no_other() 
 #[tokio::test]
 async fn a_node_over_its_budget_is_told_of_also_when_the_user_stops_the_session() {
     let server = Server::in_process().await;
-    let spec = spec().replace("drainTimeout: 1s", "drainTimeout: 10m");
-    let spec = format!("{spec}\n  budget: {{cpu: 1m, onExceeded: Stop}}");
+    let spec = format!("{}\n  budget: {{cpu: 1m, onExceeded: Stop}}", spec_with_time());
     let scenario = Scenario::new(&spec, &server.endpoint);
     scenario.api.add_pod("web-0", "node-1");
     let mut stream = scenario.connect("node-1");

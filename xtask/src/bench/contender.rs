@@ -93,7 +93,7 @@ impl Bench {
     pub(super) fn prepare(folder: PathBuf) -> Result<Self> {
         ensure!(rustix::process::geteuid().is_root(), "recording needs root");
         tools::packages()?;
-        tools::debian(&["bpftool", "bpftrace", "iproute2", "linux-headers-amd64", "python3-bpfcc"])?;
+        tools::debian(&["bpftool", "bpftrace", "iproute2", "linux-headers-amd64", "python3-bpfcc", "zstd"])?;
         let polars = cache::entry("tools", "polars", cache::Key::default().text(POLARS), |folder| {
             // For Debian's own interpreter, whose version the package of bcc is for.
             let pip = ["-m", "pip", "install", "--quiet", "--only-binary=:all:", "--python-version", "3.11"];

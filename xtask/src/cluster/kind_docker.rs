@@ -24,6 +24,9 @@ const PATIENCE: Duration = Duration::from_secs(300);
 const AFTERMATH: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_secs(1);
 
+/// Docker's network of the nodes; nobody else's, since it is removed with them.
+const NETWORK: &str = "tracelake-xtask-kind";
+
 pub(super) struct KindDocker;
 
 impl Provider for KindDocker {
@@ -119,7 +122,7 @@ fn containers() -> Result<Vec<String>> {
 
 /// Removes the nodes' network; does nothing when there is none.
 fn remove_network() -> Result<()> {
-    let ours = format!("name=^{CLUSTER}$");
+    let ours = format!("name=^{NETWORK}$");
     let found = exec::output(&mut exec::command("docker", ["network", "ls", "--quiet", "--filter", &ours]))?;
     found.lines().try_for_each(|id| exec::quiet(&mut exec::command("docker", ["network", "rm", id])))
 }
@@ -127,6 +130,6 @@ fn remove_network() -> Result<()> {
 fn kind() -> Result<Command> {
     let mut kind = exec::command(tools::kind()?, [] as [&str; 0]);
     // Its usual one is shared with other clusters, and nobody's to remove.
-    kind.env("KIND_EXPERIMENTAL_DOCKER_NETWORK", CLUSTER);
+    kind.env("KIND_EXPERIMENTAL_DOCKER_NETWORK", NETWORK);
     Ok(kind)
 }

@@ -297,7 +297,7 @@ fn collecting(seen: &Observed<'_>, phase: Phase) -> (bool, &'static str, String)
             "no node can run any of the collectors; see failingNodes".to_owned(),
         );
     }
-    if phase == Phase::Failed {
+    if phase == Phase::Failed && seen.early != Some(Early::Stopped) {
         return (false, reason::NODE_FAILED, "no node recorded anything; see failingNodes".to_owned());
     }
     if matches!(phase, Phase::Draining) || phase.is_over() {
