@@ -45,6 +45,8 @@ pub(crate) struct World {
     pub(crate) refusing: bool,
     /// What is wrong with all of it.
     pub(crate) trouble: Option<Trouble>,
+    /// What there is no right to, by path.
+    pub(crate) forbidden: Option<String>,
     /// When each request came, by method and path, writes and watches as well.
     pub(crate) requests: Vec<(tokio::time::Instant, String)>,
     version: u64,
@@ -93,12 +95,16 @@ impl Api {
         let path = parts.uri.path().to_owned();
         let query = parts.uri.query().unwrap_or_default();
         let is_watch = query.contains("watch=true");
-        let trouble = {
+        let (trouble, forbidden) = {
             let mut world = self.0.lock().unwrap();
             let what = if is_watch { "WATCH" } else { parts.method.as_str() };
             world.requests.push((tokio::time::Instant::now(), format!("{what} {path}")));
-            world.trouble
+            (world.trouble, world.forbidden.as_ref() == Some(&path))
         };
+        if forbidden {
+            let (status, answer) = failure(StatusCode::FORBIDDEN, "no right to it");
+            return Ok(answered(status, &answer));
+        }
         match (trouble, is_watch) {
             (Some(Trouble::Down), _) => return Err(std::io::ErrorKind::ConnectionRefused.into()),
             (Some(Trouble::Refuses(code)), false) => {

@@ -12,7 +12,7 @@ use dataset::reader;
 use node_api::v1::{Activity, Excess, Report, Stage};
 use tracelake_operator::hub::Stream;
 
-use crate::api::SESSION;
+use crate::api::{SESSION, World};
 use crate::servers::Server;
 use crate::{BOOT, Scenario, UID, report, spec, write_node_manifest};
 
@@ -133,11 +133,17 @@ async fn a_session_ends_when_its_bytes_are_used_up_and_says_by_whose_limit() {
 }
 
 #[tokio::test]
-async fn a_session_that_is_deleted_uploads_although_its_secret_died_first() {
+async fn a_session_that_is_deleted_uploads_although_its_secret_or_the_right_to_it_died_first() {
     let server = Server::in_process().await;
-    let (scenario, stream) = recording(&spec_with_time(), &server).await;
+    uploads_without(&server, |world, secret| drop(world.objects.remove(secret).unwrap())).await;
+    server.empty();
+    uploads_without(&server, |world, secret| world.forbidden = Some(secret.to_owned())).await;
+}
+
+async fn uploads_without(server: &Server, take: impl Fn(&mut World, &str)) {
+    let (scenario, stream) = recording(&spec_with_time(), server).await;
     let store = scenario.store(&server.endpoint);
-    scenario.api.0.lock().unwrap().objects.remove("/api/v1/namespaces/tracelake/secrets/key").unwrap();
+    take(&mut scenario.api.0.lock().unwrap(), "/api/v1/namespaces/tracelake/secrets/key");
     let now = jiff::Timestamp::from_second(jiff::Timestamp::now().as_second()).unwrap().to_string();
     scenario.api.change(SESSION, |session| session["metadata"]["deletionTimestamp"] = now.into());
     for _ in 0..3 {
