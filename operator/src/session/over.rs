@@ -138,8 +138,7 @@ impl Pass<'_> {
             memory.recall_failed = memory.late.is_none().then_some(self.instant);
         }
         let Some(late) = memory.late.clone() else { return Ok(()) };
-        // Without any manifest nothing lists what there is.
-        let unlisted = status.dataset.as_ref().is_some_and(|dataset| dataset.manifest.is_none());
+        let unlisted = is_unlisted(status);
         if late.missing.is_empty() && !unlisted {
             // The others had their last word.
             self.context.hub.withdraw(&self.id.uid);
@@ -188,7 +187,7 @@ impl Pass<'_> {
         large: &mut bool,
     ) -> Option<Late> {
         let names = all_names(status);
-        if status.dataset.as_ref().is_some_and(|dataset| dataset.manifest.is_none()) {
+        if is_unlisted(status) {
             return Some(Late { listed: names.clone(), missing: names, done: 0 });
         }
         let manifest = match store {
@@ -217,6 +216,11 @@ impl Pass<'_> {
             }
         }
     }
+}
+
+/// Whether there may be data and no manifest says what there is.
+fn is_unlisted(status: &TraceSessionStatus) -> bool {
+    status.dataset.as_ref().is_some_and(|dataset| dataset.manifest.is_none())
 }
 
 fn all_names(status: &TraceSessionStatus) -> BTreeSet<String> {

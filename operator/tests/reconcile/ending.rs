@@ -11,6 +11,7 @@ use dataset::manifest::Verdict;
 use dataset::reader;
 use node_api::v1::{Activity, Excess, Report, Stage};
 use tracelake_operator::hub::Stream;
+use tracelake_operator::store::ResolvedStore;
 
 use crate::api::{SESSION, World};
 use crate::servers::Server;
@@ -29,6 +30,22 @@ async fn recording(spec: &str, server: &Server) -> (Scenario, Stream) {
     scenario.pass().await;
     assert_eq!(scenario.phase(), Some(Phase::Running));
     (scenario, stream)
+}
+
+/// A user deletes the session.
+fn delete(scenario: &Scenario) {
+    let now = jiff::Timestamp::from_second(jiff::Timestamp::now().as_second()).unwrap().to_string();
+    scenario.api.change(SESSION, |session| session["metadata"]["deletionTimestamp"] = now.into());
+}
+
+/// Its only node has uploaded everything: it is let go, and its manifest says so.
+async fn uploads_and_is_let_go(scenario: &Scenario, stream: &Stream, store: &ResolvedStore) {
+    write_node_manifest(store, "node-1").await;
+    stream.report(report(Stage::Done, 5));
+    scenario.pass().await;
+    assert_eq!(scenario.api.session().metadata.finalizers.clone().unwrap_or_default(), Vec::<String>::new());
+    let contents = reader::load(store.object_store().as_ref(), store.prefix()).await.unwrap();
+    assert_eq!(contents.manifest.unwrap().verdict, Verdict::Complete);
 }
 
 fn spec_with_time() -> String {
@@ -144,8 +161,7 @@ async fn uploads_without(server: &Server, take: impl Fn(&mut World, &str)) {
     let (scenario, stream) = recording(&spec_with_time(), server).await;
     let store = scenario.store(&server.endpoint);
     take(&mut scenario.api.0.lock().unwrap(), "/api/v1/namespaces/tracelake/secrets/key");
-    let now = jiff::Timestamp::from_second(jiff::Timestamp::now().as_second()).unwrap().to_string();
-    scenario.api.change(SESSION, |session| session["metadata"]["deletionTimestamp"] = now.into());
+    delete(&scenario);
     for _ in 0..3 {
         // Longer than a store is used without another look at its Secret.
         scenario.context.clock.advance(Duration::from_secs(90));
@@ -153,12 +169,7 @@ async fn uploads_without(server: &Server, take: impl Fn(&mut World, &str)) {
     }
     let key = Key::segment("processes", "node-1", &BOOT.parse().unwrap(), 0).unwrap();
     assert!(scenario.hub.granted("node-1", UID, &key, 1).is_ok(), "the agent can upload");
-    write_node_manifest(&store, "node-1").await;
-    stream.report(report(Stage::Done, 5));
-    scenario.pass().await;
-    assert_eq!(scenario.api.session().metadata.finalizers.clone().unwrap_or_default(), Vec::<String>::new());
-    let contents = reader::load(store.object_store().as_ref(), store.prefix()).await.unwrap();
-    assert_eq!(contents.manifest.unwrap().verdict, Verdict::Complete);
+    uploads_and_is_let_go(&scenario, &stream, &store).await;
 }
 
 #[tokio::test]
@@ -268,16 +279,10 @@ async fn a_deleted_session_stops_at_once_uploads_and_is_let_go() {
     stream.report(report(Stage::Running, 5));
     scenario.pass().await;
     assert_eq!(stream.plan().await.unwrap().sessions[0].activity(), Activity::Collect);
-    let now = jiff::Timestamp::from_second(jiff::Timestamp::now().as_second()).unwrap().to_string();
-    scenario.api.change(SESSION, |session| session["metadata"]["deletionTimestamp"] = now.into());
+    delete(&scenario);
     scenario.pass().await;
     assert_eq!(stream.plan().await.unwrap().sessions[0].activity(), Activity::Drain);
-    write_node_manifest(&store, "node-1").await;
-    stream.report(report(Stage::Done, 5));
-    scenario.pass().await;
-    assert_eq!(scenario.api.session().metadata.finalizers.clone().unwrap_or_default(), Vec::<String>::new());
-    let contents = reader::load(store.object_store().as_ref(), store.prefix()).await.unwrap();
-    assert_eq!(contents.manifest.unwrap().verdict, Verdict::Complete);
+    uploads_and_is_let_go(&scenario, &stream, &store).await;
 }
 
 #[tokio::test]
@@ -292,8 +297,7 @@ async fn a_deleted_session_is_let_go_when_drain_timeout_has_passed_though_its_st
     let mut stream = scenario.connect("node-1");
     stream.report(report(Stage::Running, 5));
     scenario.pass().await;
-    let now = jiff::Timestamp::from_second(jiff::Timestamp::now().as_second()).unwrap().to_string();
-    scenario.api.change(SESSION, |session| session["metadata"]["deletionTimestamp"] = now.into());
+    delete(&scenario);
     scenario.pass().await;
     assert_eq!(stream.plan().await.unwrap().sessions[0].activity(), Activity::Drain);
     stream.report(report(Stage::Draining, 5));

@@ -132,7 +132,7 @@ async fn f09_a_web_identity_is_its_role_until_its_token_is_over_and_with_the_nex
         "identity::f09_a_web_identity_is_its_role_until_its_token_is_over_and_with_the_next_file_again";
     let Some(server) = std::env::var_os(SERVER) else {
         let issuer = Issuer::start().await;
-        let server = Server::seaweedfs_with(&issuer.iam()).await;
+        let server = Server::seaweedfs_with(Some(&issuer.iam())).await;
         let folder = tempfile::tempdir().unwrap();
         // As the kubelet would write them one after the other.
         for (name, audience, seconds) in [

@@ -409,15 +409,11 @@ fn app(faults: &Faults) -> (axum::Router, tempfile::TempDir) {
 impl Server {
     /// SeaweedFS with a writer and a reader, and the bucket, ready for writes.
     pub(crate) async fn seaweedfs() -> Self {
-        Self::seaweedfs_of(None).await
+        Self::seaweedfs_with(None).await
     }
 
-    /// The same, which also gives keys for the tokens of an issuer, as this configuration of its IAM says.
-    pub(crate) async fn seaweedfs_with(iam: &serde_json::Value) -> Self {
-        Self::seaweedfs_of(Some(iam)).await
-    }
-
-    async fn seaweedfs_of(iam: Option<&serde_json::Value>) -> Self {
+    /// The same; by this configuration of its IAM it also gives keys for the tokens of an issuer.
+    pub(crate) async fn seaweedfs_with(iam: Option<&serde_json::Value>) -> Self {
         let weed = program("TRACELAKE_WEED");
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("s3.json");

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
+use std::path::Path;
 use std::process::{Child, Stdio};
 
 use anyhow::{Context, Result};
@@ -59,6 +60,8 @@ const QUICK: [&str; 5] = ["--nodes=500", "--pods=2000", "--sessions=20", "--idle
 const SMALL: [&str; 5] = ["--nodes=100", "--pods=20000", "--sessions=200", "--idle=300", "--busy=5"];
 
 pub(super) fn main(quick: bool) -> Result<()> {
+    let (operator, scale) = (image::release("tracelake-operator")?, image::release("scale")?);
+    let measure = |size: &[&str], file: &str| measure(&operator, &scale, size, file);
     let machine = machine()?;
     let large = measure(if quick { &QUICK } else { &[] }, "scale.json")?;
     let small = if quick { None } else { Some(measure(&SMALL, "scale-small.json")?) };
@@ -72,16 +75,15 @@ pub(super) fn main(quick: bool) -> Result<()> {
 }
 
 /// Makes a cluster of this size, measures it, and leaves the numbers in a file of this name.
-fn measure(size: &[&str], file: &str) -> Result<Outcome> {
-    let (operator, scale) = (image::release("tracelake-operator")?, image::release("scale")?);
+fn measure(operator: &Path, scale: &Path, size: &[&str], file: &str) -> Result<Outcome> {
     let weed = tools::weed()?;
     let folder = std::env::temp_dir().join("tracelake-scale");
     cache::remove(&folder)?;
     fs::create_dir_all(&folder)?;
     let server = ApiServer::start()?;
     let _s3 = S3::start(&server, &weed, &folder)?;
-    let mut command = server.within(&scale);
-    command.arg("--operator").arg(&operator).args(["--store-keys", KEYS]);
+    let mut command = server.within(scale);
+    command.arg("--operator").arg(operator).args(["--store-keys", KEYS]);
     command.args(["--store", &format!("http://127.0.0.1:{S3_PORT}")]);
     let text = exec::output(command.args(size).stderr(Stdio::inherit()))?;
     let results = cache::repository().join("target/bench");
@@ -95,7 +97,7 @@ fn measure(size: &[&str], file: &str) -> Result<Outcome> {
 struct S3(Child);
 
 impl S3 {
-    fn start(server: &ApiServer, weed: &std::path::Path, folder: &std::path::Path) -> Result<Self> {
+    fn start(server: &ApiServer, weed: &Path, folder: &Path) -> Result<Self> {
         let (id, key) = KEYS.split_once(':').context("keys")?;
         let config = folder.join("s3.json");
         let identity = serde_json::json!({ "name": id, "actions": ["Admin"], "credentials": [{ "accessKey": id, "secretKey": key }] });
