@@ -104,8 +104,11 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     let without_session = measure::without_session(&bench, effort)?;
     let programs_left = contender::programs()?.len().saturating_sub(before);
     cache::remove(&bench.folder()?)?;
+    let mut machine = machine()?;
+    machine.insert("bpftrace", measure::version("bpftrace", "--version"));
+    machine.insert("bcc", tools::debian_version("python3-bpfcc")?);
     let results = Results {
-        machine: machine()?,
+        machine,
         effort,
         latency,
         latency_two,
@@ -130,6 +133,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// What this machine is, and what is measured.
 fn machine() -> Result<BTreeMap<&'static str, String>> {
     let first = |path: &str, key: &str| -> Result<String> {
         let text = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
@@ -147,8 +151,6 @@ fn machine() -> Result<BTreeMap<&'static str, String>> {
         ("memory", first("/proc/meminfo", "MemTotal")?),
         ("kernel", first("/proc/sys/kernel/osrelease", "")?),
         ("commit", git(&["rev-parse", "--short=12", "HEAD"])? + changed),
-        ("bpftrace", measure::version("bpftrace", "--version")),
-        ("bcc", tools::debian_version("python3-bpfcc")?),
         ("day", exec::output(&mut exec::command("date", ["-u", "+%F"]))?.trim().to_owned()),
     ]))
 }
