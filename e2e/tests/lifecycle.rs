@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use crds::{ClusterTraceStore, TraceStore};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Secret};
@@ -18,13 +18,15 @@ use serde_json::json;
 use tracelake_e2e::nodes::{StoppedNode, home_and_lost};
 use tracelake_e2e::pods::{self, PodSpec};
 use tracelake_e2e::release::{Release, ready};
-use tracelake_e2e::rows::{Dataset, programs, text};
+use tracelake_e2e::rows::{Dataset, number, programs, text};
 use tracelake_e2e::session::Session;
 use tracelake_e2e::store::{SECRET, store_node};
 use tracelake_e2e::{Env, in_namespace, store};
 
 const WINDOW: &str = "15m";
 const SPAWN: [&str; 4] = ["/usr/local/bin/workload", "spawn", "23", "/usr/bin/true"];
+/// Longer than an agent waits before it tells what it has recorded.
+const SETTLED: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(180);
 
 #[test]
@@ -226,6 +228,76 @@ fn pods_of_a_drained_node_are_recorded_where_they_go() -> Result<()> {
         }
         let coverage = dataset.table("coverage").await?;
         ensure!(coverage.iter().all(|row| text(row, "kind") != "gap"), "a gap: {coverage:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn pods_join_and_leave_with_their_labels() -> Result<()> {
+    in_namespace("relabel", |env, ns| async move {
+        let api = pods::api(&env.client, &ns);
+        let (chosen, other) = (
+            PodSpec::workload("chosen", "relabel", &["sleep"]),
+            PodSpec::workload("other", "not-yet", &["sleep"]),
+        );
+        let chosen = chosen.start(&api).await?;
+        other.on(&pods::node_of(&chosen)?).start(&api).await?;
+        let spec = Session::spec_of("relabel", WINDOW, &["processes"]);
+        let session = Session::create(&env.client, &ns, "relabel", spec).await?;
+        session.recording().await?;
+        pods::exec(&api, "other", &SPAWN).await?;
+        pods::exec(&api, "chosen", &SPAWN).await?;
+        let emitted = |session: &crds::TraceSession| {
+            let totals = session.status.as_ref().and_then(|status| status.totals.as_ref());
+            totals.map_or(0, |totals| totals.emitted)
+        };
+        // All that the pod did is in the status, so that what comes from now on is another's.
+        session.wait("the chosen pod's events", |session| emitted(session) >= 23 * 2).await?;
+        let mut before = emitted(&session.get().await?);
+        loop {
+            tokio::time::sleep(SETTLED).await;
+            let now = emitted(&session.get().await?);
+            if now == before {
+                break;
+            }
+            before = now;
+        }
+
+        for (pod, label) in [("chosen", "no-more"), ("other", "relabel")] {
+            let labels = json!({ "metadata": { "labels": { pods::LABEL: label } } });
+            api.patch(pod, &PatchParams::default(), &Patch::Merge(labels)).await?;
+        }
+        // One plan tells the node of both, or the first of two that the one has left.
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let mut single = 0;
+        while emitted(&session.get().await?) == before {
+            ensure!(tokio::time::Instant::now() < deadline, "the other pod is not recorded");
+            pods::exec(&api, "other", &["/usr/bin/true"]).await?;
+            single += 1;
+        }
+        pods::exec(&api, "chosen", &SPAWN).await?;
+        pods::exec(&api, "other", &SPAWN).await?;
+        let dataset = Dataset::complete(&env, &session).await?;
+        let rows = dataset.table("processes").await?;
+        let found = [programs(&rows, "chosen").len(), programs(&rows, "other").len()];
+        ensure!(found[0] == 23, "{} executions of the chosen pod, which ran 23 before it left", found[0]);
+        ensure!(
+            (23..=23 + single).contains(&found[1]),
+            "{} executions of the other, of 23 and some of {single}",
+            found[1]
+        );
+        let coverage = dataset.table("coverage").await?;
+        let windows =
+            |pod| coverage.iter().filter(move |row| text(row, "pod") == pod && text(row, "kind") == "traced");
+        let (left, joined) = (windows("chosen").collect::<Vec<_>>(), windows("other").collect::<Vec<_>>());
+        let ([left], [joined]) = (&left[..], &joined[..]) else {
+            bail!("not one window of each: {coverage:?}")
+        };
+        ensure!(
+            number(left, "to_ns") < number(joined, "to_ns")
+                && number(left, "from_ns") < number(joined, "from_ns"),
+            "one left and the other joined: {left:?} {joined:?}"
+        );
         Ok(())
     })
 }
