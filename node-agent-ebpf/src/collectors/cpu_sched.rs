@@ -5,7 +5,8 @@
 //! a CPU just then. Times and switches are the kernel's own accounts (`sum_exec_runtime`, `sched_info.run_delay`, `nvcsw`,
 //! `nivcsw`), whose growth from one switch to the next is what the slice took: exact by definition, and no hook for each wakeup.
 //! Cost: one hash lookup for tasks that are nobody's; some 250 ns for each slice of a target's.
-//! Invariant: an entry of [`THREADS`] is used only if the kernel's counts of switches say that nothing was missed since.
+//! Invariant: an entry of [`THREADS`] is used only if the kernel's counts of switches say that its thread has left no CPU since.
+//! That it was put on one need not have been seen: kernels skip hooks (`recursion`), and some run none for their first process.
 
 use core::ptr::addr_of_mut;
 
@@ -28,30 +29,51 @@ use crate::{atomic, counters, target};
 
 node_agent_common::declare_sched_fields!();
 
-/// Where a target's thread stands.
+/// Where a target's thread stood when it was off a CPU last: there the accounts stand still, so that the slice that it is in,
+/// or the one that is to come, is what they will have grown by.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Thread {
     /// When its process began: tells it from another with the same id.
     start_ns: u64,
-    /// How often it had been taken off a CPU when its last slice began, or the one that is to come: because it had to wait,
-    /// and though it could have gone on.
+    /// How often it had been taken off a CPU: because it had to wait, and though it could have gone on.
     voluntary: u64,
     involuntary: u64,
-    /// 1 while it is on its CPU.
-    running: u64,
-    /// Sessions that recorded it when the slice began, and the newest session of that time.
+    /// Sessions that record it from the slice's beginning, and the newest session of that time.
     slots: u64,
     newest: u64,
-    /// How long it had waited when its last slice ended.
+    /// How long it had waited.
     delay_ns: u64,
-    /// How much of its run time is added up, and how much it was when the slice began.
+    /// How much of its run time is added up, and how much it was.
     added_ns: u64,
     begun_ns: u64,
     /// The CPU of its last slice, plus one; 0 when none was seen.
     cpu: u64,
-    /// 1 when this slice began on another CPU than the one before.
-    moved: u64,
+}
+
+impl Thread {
+    /// Of a task that is off a CPU.
+    ///
+    /// # Safety
+    /// `task` is a typed pointer to a task.
+    #[inline(always)]
+    unsafe fn of(task: *const u8, slots: u64) -> Thread {
+        // SAFETY: members of the type.
+        unsafe {
+            let ((voluntary, involuntary), run_ns) = (switches(task), load::<u64>(task, &TASK_RUNTIME));
+            Thread {
+                start_ns: Task::new(task).start_ns,
+                voluntary,
+                involuntary,
+                slots,
+                newest: counters::newest(),
+                delay_ns: load(task, &TASK_DELAY),
+                added_ns: run_ns,
+                begun_ns: run_ns,
+                cpu: 0,
+            }
+        }
+    }
 }
 
 /// Thread id to where it stands. Not preallocated: most nodes use little of it.
@@ -225,27 +247,39 @@ unsafe fn leave(prev: *const u8) {
         let ends = load::<i32>(prev, &TASK_EXIT_STATE) != 0;
         let cgroup_id = kernel::task_cgroup_id(prev);
         let slots = wanted(cgroup_id);
-        if slots != 0
-            && let Some(thread) = THREADS.get_ptr_mut(tid)
-        {
-            let task = Task::new(prev);
+        if slots != 0 {
             // The kernel has counted this switch already.
-            let (voluntary, involuntary) = switches(prev);
-            let (run_ns, delay_ns) = (load::<u64>(prev, &TASK_RUNTIME), load::<u64>(prev, &TASK_DELAY));
-            let is_next = (*thread).voluntary + (*thread).involuntary + 1 == voluntary + involuntary;
-            if (*thread).running != 0 && is_next && (*thread).start_ns == task.start_ns {
-                let slice = Slice {
-                    run_ns: run_ns.wrapping_sub((*thread).begun_ns),
-                    waited_ns: delay_ns.wrapping_sub((*thread).delay_ns),
-                    preempted: (*thread).voluntary == voluntary,
-                    moved: (*thread).moved,
-                };
-                end(&task, thread, cgroup_id, slots, slice, run_ns);
+            let mut now = Thread::of(prev, slots);
+            now.cpu = u64::from(kernel::cpu()) + 1;
+            match THREADS.get_ptr_mut(tid) {
+                Some(thread) => {
+                    let is_next =
+                        (*thread).voluntary + (*thread).involuntary + 1 == now.voluntary + now.involuntary;
+                    if is_next && (*thread).start_ns == now.start_ns {
+                        let slice = Slice {
+                            run_ns: now.begun_ns.wrapping_sub((*thread).begun_ns),
+                            waited_ns: now.delay_ns.wrapping_sub((*thread).delay_ns),
+                            preempted: (*thread).voluntary == now.voluntary,
+                            moved: u64::from((*thread).cpu != 0 && (*thread).cpu != now.cpu),
+                        };
+                        // Takes what is not added up yet, beside a pass that may be doing so.
+                        end(&Task::new(prev), thread, cgroup_id, slots, slice, now.begun_ns);
+                    } else {
+                        (*thread).start_ns = now.start_ns;
+                        (*thread).added_ns = now.added_ns;
+                    }
+                    (*thread).voluntary = now.voluntary;
+                    (*thread).involuntary = now.involuntary;
+                    (*thread).slots = slots;
+                    (*thread).newest = now.newest;
+                    (*thread).delay_ns = now.delay_ns;
+                    (*thread).begun_ns = now.begun_ns;
+                    (*thread).cpu = now.cpu;
+                }
+                // It was on its CPU when the session began. Where there is no room, its next slice says so.
+                None if !ends => _ = THREADS.insert(tid, now, 0),
+                None => {}
             }
-            (*thread).running = 0;
-            (*thread).voluntary = voluntary;
-            (*thread).involuntary = involuntary;
-            (*thread).delay_ns = delay_ns;
         }
         if ends {
             let _ = THREADS.remove(tid);
@@ -267,40 +301,18 @@ unsafe fn enter(next: *const u8) {
         if slots == 0 {
             return;
         }
-        // The scheduler adds the waiting before a slice after this hook.
-        let (run_ns, (voluntary, involuntary)) = (load::<u64>(next, &TASK_RUNTIME), switches(next));
-        let (cpu, start_ns) = (u64::from(kernel::cpu()) + 1, Task::new(next).start_ns);
-        let newest = counters::newest();
+        let (voluntary, involuntary) = switches(next);
         if let Some(thread) = THREADS.get_ptr_mut(tid)
-            && (*thread).running == 0
             && (*thread).voluntary == voluntary
             && (*thread).involuntary == involuntary
-            && (*thread).start_ns == start_ns
+            && (*thread).start_ns == Task::new(next).start_ns
         {
-            (*thread).moved = u64::from((*thread).cpu != 0 && (*thread).cpu != cpu);
             (*thread).slots = slots;
-            (*thread).newest = newest;
-            (*thread).cpu = cpu;
-            (*thread).added_ns = run_ns;
-            (*thread).begun_ns = run_ns;
-            (*thread).running = 1;
+            (*thread).newest = counters::newest();
             return;
         }
-        let delay_ns: u64 = load(next, &TASK_DELAY);
-        let begun = Thread {
-            start_ns,
-            voluntary,
-            involuntary,
-            running: 1,
-            slots,
-            newest,
-            delay_ns,
-            added_ns: run_ns,
-            begun_ns: run_ns,
-            cpu,
-            moved: 0,
-        };
-        if THREADS.insert(tid, begun, 0).is_err() {
+        // The scheduler adds the waiting before a slice after this hook.
+        if THREADS.insert(tid, Thread::of(next, slots), 0).is_err() {
             counters::admit_many(slots, INDEX, 1);
             counters::lose_many(slots, INDEX, Loss::MapFull as u32, 1);
         }
@@ -352,39 +364,27 @@ pub unsafe extern "C" fn cpu_pass(ctx: *mut u64) -> i32 {
             return 0;
         }
         let task = Task::new(this);
-        let ((voluntary, involuntary), run_ns) = (switches(this), load::<u64>(this, &TASK_RUNTIME));
+        let (voluntary, involuntary) = switches(this);
         let runs = Direct::number(this, &TASK_ON_CPU) != 0;
         match THREADS.get_ptr_mut(tid) {
             Some(thread)
-                if runs
-                    && (*thread).running != 0
-                    && (*thread).voluntary == voluntary
+                if (*thread).voluntary == voluntary
                     && (*thread).involuntary == involuntary
                     && (*thread).start_ns == task.start_ns =>
             {
-                let own = counters::since((*thread).slots & slots, (*thread).newest);
-                let run_ns = atomic::claim(addr_of_mut!((*thread).added_ns), run_ns);
-                let share = Share { run_ns, ended: None };
-                give_each(&task, cgroup_id, own & !counters::sampled(own, INDEX), share);
+                if runs {
+                    let own = counters::since((*thread).slots & slots, (*thread).newest);
+                    let run_ns = atomic::claim(addr_of_mut!((*thread).added_ns), load(this, &TASK_RUNTIME));
+                    let share = Share { run_ns, ended: None };
+                    give_each(&task, cgroup_id, own & !counters::sampled(own, INDEX), share);
+                } else {
+                    (*thread).slots = slots;
+                    (*thread).newest = counters::newest();
+                }
             }
+            // It may have been put on a CPU meanwhile, and entered there.
             None if !runs && load::<i32>(this, &TASK_EXIT_STATE) == 0 => {
-                let delay_ns = load(this, &TASK_DELAY);
-                let (start_ns, added_ns) = (task.start_ns, run_ns);
-                let known = Thread {
-                    start_ns,
-                    voluntary,
-                    involuntary,
-                    running: 0,
-                    slots: 0,
-                    newest: 0,
-                    delay_ns,
-                    added_ns,
-                    begun_ns: run_ns,
-                    cpu: 0,
-                    moved: 0,
-                };
-                // It may have been put on a CPU meanwhile, and entered there.
-                let _ = THREADS.insert(tid, known, u64::from(BPF_NOEXIST));
+                let _ = THREADS.insert(tid, Thread::of(this, slots), u64::from(BPF_NOEXIST));
             }
             _ => {}
         }
