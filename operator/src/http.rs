@@ -2,10 +2,11 @@
 //! `/metrics`, `/healthz`, `/readyz`, in plain HTTP for the kubelet and Prometheus.
 //!
 //! Ready means of a replica that leads: the certificate is there, the stream's port is bound, and every session that existed
-//! at the start was looked at, so that an agent that connects gets a whole plan. One that waits for its turn is ready for that.
+//! at the start was looked at, so that an agent that connects gets a whole plan. One that waits for its turn is ready when it
+//! follows what a leader has to know: an update that ends the leader then costs the agents no lists of thousands.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use axum::Router;
 use axum::extract::State;
@@ -34,7 +35,13 @@ pub struct Shown {
 
 /// What a replica does; clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Role(Arc<AtomicU8>);
+pub struct Role(Arc<Does>);
+
+#[derive(Debug, Default)]
+struct Does {
+    part: AtomicU8,
+    follows: AtomicBool,
+}
 
 impl Role {
     /// It cannot ask whose turn it is.
@@ -45,21 +52,30 @@ impl Role {
 
     /// It looked whose turn it is: another's, or it had no answer.
     pub fn looked(&self, answered: bool) {
-        self.0.store(if answered { Self::WAITING } else { Self::BLIND }, Ordering::Relaxed);
+        self.0.part.store(if answered { Self::WAITING } else { Self::BLIND }, Ordering::Relaxed);
+    }
+
+    /// It has at hand what it follows while it waits.
+    pub fn follows(&self) {
+        self.0.follows.store(true, Ordering::Relaxed);
     }
 
     /// It leads, and gets ready.
     pub fn leads(&self) {
-        self.0.store(Self::LEADING, Ordering::Relaxed);
+        self.0.part.store(Self::LEADING, Ordering::Relaxed);
     }
 
     /// Agents find it.
     pub fn serves(&self) {
-        self.0.store(Self::SERVING, Ordering::Relaxed);
+        self.0.part.store(Self::SERVING, Ordering::Relaxed);
+    }
+
+    fn part(&self) -> u8 {
+        self.0.part.load(Ordering::Relaxed)
     }
 
     fn is_leading(&self) -> bool {
-        matches!(self.0.load(Ordering::Relaxed), Self::LEADING | Self::SERVING)
+        matches!(self.part(), Self::LEADING | Self::SERVING)
     }
 }
 
@@ -91,9 +107,11 @@ async fn metrics(State(shown): State<Shown>) -> impl IntoResponse {
 }
 
 async fn ready(State(shown): State<Shown>) -> (StatusCode, &'static str) {
-    let role = shown.role.0.load(Ordering::Relaxed);
+    let role = shown.role.part();
     if role == Role::BLIND {
         (StatusCode::SERVICE_UNAVAILABLE, "it is not known who leads: the Lease cannot be read")
+    } else if role == Role::WAITING && !shown.role.0.follows.load(Ordering::Relaxed) {
+        (StatusCode::SERVICE_UNAVAILABLE, "another replica leads; sessions and their pods are not listed yet")
     } else if role == Role::WAITING {
         (StatusCode::OK, "another replica leads")
     } else if role == Role::LEADING {

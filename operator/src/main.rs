@@ -92,7 +92,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let mut watches = Watches::start(&client, &args, (hub, due), &stop);
     let turn = tokio::select! {
         turn = stop.run_until_cancelled(election.turn()) => turn,
-        () = standby::follow(client.clone(), &watches.pods, &mut watches.due) => None,
+        () = standby::follow(client.clone(), &watches.pods, &mut watches.due, || role.follows()) => None,
     };
     if turn.is_none() {
         election.release().await;
@@ -210,13 +210,16 @@ async fn lead(
     let service = grpc::Service::new(hub.clone(), Arc::new(authenticator), metrics);
     let listener = TcpListener::bind(args.grpc_address).await.context("bind --grpc-address")?;
     tracing::info!(grpc = %args.grpc_address, http = %args.http_address, version = env!("CARGO_PKG_VERSION"), "operator started");
-    parts.spawn(grpc::serve(listener, tls, service, readers, stop.clone()).map(|served| ("agents", served)));
+    // Thousands of agents at once would take the CPUs from the passes whose plans they come for.
+    let (opened, stopped) = (hub.clone(), stop.clone());
+    parts.spawn(async move {
+        stopped.run_until_cancelled(open(&opened)).await;
+        ("agents", grpc::serve(listener, tls, service, readers, stopped).await)
+    });
     let announcement = args.announcement(replica);
     let (told, announced, announcer) = (role.clone(), announcement.clone(), client.clone());
     tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
-        while !hub.is_open() {
-            tokio::time::sleep(POLL).await;
-        }
+        open(&hub).await;
         match announced {
             Some(announcement) => announcement.keep(announcer, || told.serves()).await,
             None => told.serves(),
@@ -241,6 +244,13 @@ async fn lead(
     ensure!(asked, "{part} ended by itself");
     tracing::info!("operator stopped");
     Ok(())
+}
+
+/// Waits until every session that had begun was looked at.
+async fn open(hub: &Hub) {
+    while !hub.is_open() {
+        tokio::time::sleep(POLL).await;
+    }
 }
 
 /// What is answered, however often it has to be asked within [`PREPARED`]: a leader that gave up at the first refusal would be

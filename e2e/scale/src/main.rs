@@ -146,7 +146,6 @@ async fn run(args: Args) -> Result<()> {
     let killed = takeover(&world, &fleet, &started, &mut first, &second, true).await?;
     eprintln!("killed: {killed:?}");
     let mut first = Replica::start(&args, &world, "operator-2", folder.path())?;
-    first.answers(PATIENCE).await?;
     let stopped = takeover(&world, &fleet, &started, &mut second, &first, false).await?;
     eprintln!("stopped: {stopped:?}");
     first.kill()?;
@@ -179,7 +178,7 @@ async fn takeover(
     next: &Replica,
     kill: bool,
 ) -> Result<Takeover> {
-    next.answers(PATIENCE).await?;
+    next.waits(PATIENCE).await?;
     fleet.forget_plans();
     let began = Instant::now();
     if kill {

@@ -50,9 +50,9 @@ impl Replica {
         self.says("readyz", "ok", patience).await
     }
 
-    /// Waits until it is there, whether it leads or not.
-    pub(crate) async fn answers(&self, patience: Duration) -> Result<()> {
-        self.says("healthz", "ok", patience).await
+    /// Waits until it is ready to lead while another does.
+    pub(crate) async fn waits(&self, patience: Duration) -> Result<()> {
+        self.says("readyz", "another replica leads", patience).await
     }
 
     async fn says(&self, path: &str, wanted: &str, patience: Duration) -> Result<()> {

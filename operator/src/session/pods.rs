@@ -69,6 +69,17 @@ impl PodWatches {
         (watch.pods.clone(), watch.listed.clone())
     }
 
+    /// Waits until the pods of all sessions of now are listed.
+    pub(super) async fn listed(&self) {
+        let all: Vec<Listed> = {
+            let watches = self.watches.lock().expect("no panic while held");
+            watches.values().map(|watch| watch.listed.clone()).collect()
+        };
+        for listed in all {
+            listed.complete().await;
+        }
+    }
+
     /// The session needs no pods any more.
     pub fn release(&self, session: &SessionId) {
         self.retain(|user| user != session);

@@ -21,16 +21,27 @@ use crate::hub::SessionId;
 /// A replica that leads at once needs none of this.
 const SETTLE: Duration = Duration::from_secs(3);
 
-/// Follows sessions for as long as this runs. `due` is what the hub wants looked at: only a leader looks.
-pub async fn follow(client: Client, pods: &PodWatches, due: &mut UnboundedReceiver<ObjectRef<TraceSession>>) {
+/// Follows sessions for as long as this runs. `due` is what the hub wants looked at: only a leader looks. `follows` is called
+/// once, when all that there was at the beginning is at hand.
+pub async fn follow(
+    client: Client,
+    pods: &PodWatches,
+    due: &mut UnboundedReceiver<ObjectRef<TraceSession>>,
+    follows: impl FnOnce(),
+) {
     tokio::time::sleep(SETTLE).await;
     let sessions = watcher(Api::<TraceSession>::all(client), watcher::Config::default().any_semantic());
     let mut sessions = std::pin::pin!(sessions.default_backoff());
     let mut listed: Vec<SessionId> = Vec::new();
+    let (mut complete, mut follows) = (false, Some(follows));
     loop {
         let event = tokio::select! {
             event = sessions.next() => event,
             _ = due.recv() => continue,
+            () = pods.listed(), if complete && follows.is_some() => {
+                follows.take().into_iter().for_each(|follows| follows());
+                continue;
+            }
         };
         match event {
             Some(Ok(Event::Init)) => listed.clear(),
@@ -39,7 +50,10 @@ pub async fn follow(client: Client, pods: &PodWatches, due: &mut UnboundedReceiv
                 seen(pods, &session);
             }
             // Sessions that went while the watch was away have no event.
-            Some(Ok(Event::InitDone)) => pods.retain(|id| listed.contains(id)),
+            Some(Ok(Event::InitDone)) => {
+                pods.retain(|id| listed.contains(id));
+                complete = true;
+            }
             Some(Ok(Event::Apply(session))) => seen(pods, &session),
             Some(Ok(Event::Delete(session))) => pods.release(&SessionId::of(&session)),
             Some(Err(error)) => tracing::warn!(%error, "watch of sessions failed, will retry"),
