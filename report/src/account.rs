@@ -138,6 +138,14 @@ impl Account {
                 }
             }
         }
+        // Where others traced and it is not named, the node had it not either.
+        for (name, _) in scope.collectors() {
+            unsupported.extend(scope.not_run(name).map(|(node, reason)| Unsupported {
+                collector: name.to_owned(),
+                node: node.to_owned(),
+                reason: reason.to_owned(),
+            }));
+        }
         let findings: Vec<String> =
             contents.compare().iter().filter(|one| one.is_error()).map(Finding::to_string).collect();
         let manifest = contents.manifest.as_ref();
@@ -205,6 +213,23 @@ impl Account {
                 cause: format!("Node {node} is not complete"),
                 evidence: reason.clone(),
                 next: "What it recorded since its last acknowledged object is not in this report.".to_owned(),
+            });
+        }
+        let limited = self.terms.get(Term::RateLimited);
+        if limited > 0 {
+            let of = self.tables.iter().filter(|table| table.terms.get(Term::RateLimited) > 0);
+            let tables: Vec<&str> = of.map(|table| table.table.as_str()).collect();
+            view.advice.push(Advice {
+                level: Level::Warn,
+                cause: "Events were cut by the session's limit of events per second".to_owned(),
+                evidence: format!(
+                    "{} of {}, of {}",
+                    Unit::Count.format(limited as f64),
+                    things(self.emitted, "event", "events"),
+                    tables.join(", ")
+                ),
+                next: "They are in no table and in no number. A higher maxEventsPerSecond; or sampleEvery, whose rows say what they stand for."
+                    .to_owned(),
             });
         }
         for gap in &self.gaps {

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use dataset::catalogue;
 use dataset::coverage::CoverageKind;
 use dataset::key::Key;
 use dataset::ledger::{LedgerRow, Term};
@@ -15,8 +16,13 @@ use dataset::reader::Contents;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::format::things;
 use crate::view::View;
 
+/// The share of a table's events that may be missing without a word: it moves a ratio by as little.
+const TOLERATED: f64 = 0.01;
+/// Why there is nothing of a collector on a node that traced by others.
+const NOT_NAMED: &str = "the node's coverage does not name it";
 /// Bins of a chart over time, at most.
 const MOST_BINS: i64 = 120;
 /// Lengths of bins, in milliseconds: those that a person counts in.
@@ -51,7 +57,8 @@ impl<T> Section<T> {
 #[derive(Clone, Debug, Default)]
 struct Collector {
     asked: bool,
-    traced: bool,
+    /// Where it traced anything.
+    nodes: BTreeSet<String>,
     unsupported: Vec<(String, String)>,
     params: BTreeMap<String, String>,
 }
@@ -61,6 +68,12 @@ struct Collector {
 pub struct Scope<'a> {
     pub(crate) contents: &'a Contents,
     collectors: BTreeMap<String, Collector>,
+    /// By pod, the nodes on which any collector traced it.
+    pods: BTreeMap<String, BTreeSet<String>>,
+    /// Nodes on which any collector traced anything.
+    nodes: BTreeSet<String>,
+    /// By table and node, events that a limit of events per second or a loss cut, and all of them.
+    cut: BTreeMap<String, BTreeMap<String, (u64, u64)>>,
     /// Beginning of what was traced, microseconds since 1970.
     pub(crate) from_us: i64,
     /// End of it.
@@ -81,11 +94,13 @@ impl<'a> Scope<'a> {
         }
         let (mut from, mut to) = (i64::MAX, i64::MIN);
         let mut began_ns: BTreeMap<String, u64> = BTreeMap::new();
+        let mut pods: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for row in nodes(contents).flat_map(|node| &node.coverage) {
             let collector = collectors.entry(row.collector.clone()).or_default();
             match row.kind {
                 CoverageKind::Traced => {
-                    collector.traced = true;
+                    collector.nodes.insert(row.node.clone());
+                    pods.entry(row.pod.clone()).or_default().insert(row.node.clone());
                     from = from.min(row.from_utc_us);
                     to = to.max(row.to_utc_us);
                     let began = began_ns.entry(row.node.clone()).or_insert(row.from_ns);
@@ -104,7 +119,14 @@ impl<'a> Scope<'a> {
             collector.unsupported.sort();
             collector.unsupported.dedup();
         }
-        Self { contents, collectors, from_us: from, to_us: to, began_ns }
+        let mut cut: BTreeMap<String, BTreeMap<String, (u64, u64)>> = BTreeMap::new();
+        for row in nodes(contents).flat_map(|node| &node.ledger) {
+            let of = cut.entry(row.table.clone()).or_default().entry(row.node.clone()).or_default();
+            of.0 = of.0.saturating_add(row.terms.get(Term::RateLimited)).saturating_add(row.terms.lost());
+            of.1 = of.1.saturating_add(row.terms.total().max(row.emitted.unwrap_or(0)));
+        }
+        let on: BTreeSet<String> = pods.values().flatten().cloned().collect();
+        Self { contents, collectors, pods, nodes: on, cut, from_us: from, to_us: to, began_ns }
     }
 
     /// Whether this collector traced anything; if not, why.
@@ -113,20 +135,47 @@ impl<'a> Scope<'a> {
             return Err(format!("{collector} was not in the session"));
         };
         match found.unsupported.first() {
-            _ if found.traced => Ok(()),
+            _ if !found.nodes.is_empty() => Ok(()),
             Some((node, reason)) => Err(format!("no node could run {collector} (node {node}: {reason})")),
             None if found.asked => Err(format!("{collector} was asked for, but traced no container")),
             None => Err(format!("{collector} traced nothing")),
         }
     }
 
-    /// Nodes that could not run a collector which others ran, with the reasons.
+    /// Whether this collector traced this pod on every node that it was on; if not, why.
+    pub(crate) fn traced(&self, collector: &str, pod: Option<&str>) -> Result<(), String> {
+        self.has(collector)?;
+        let ran = self.collectors.get(collector).map(|found| &found.nodes);
+        let on = self.pods.get(pod.unwrap_or_default()).into_iter().flatten();
+        let without = on.into_iter().find(|node| ran.is_none_or(|ran| !ran.contains(*node)));
+        let Some(node) = without else { return Ok(()) };
+        let (_, reason) = self.not_run(collector).find(|(on, _)| on == node).unwrap_or((node.as_str(), NOT_NAMED));
+        Err(format!("{collector} did not run on node {node}: {reason}"))
+    }
+
+    /// Nodes that did not run a collector which others ran, each with the reason: those that could not, and those that traced by
+    /// others and do not name it.
+    pub(crate) fn not_run(&self, collector: &str) -> impl Iterator<Item = (&str, &str)> {
+        let found = self.collectors.get(collector).filter(|found| !found.nodes.is_empty());
+        let could_not = found.into_iter().flat_map(|found| &found.unsupported);
+        let silent = found.filter(|found| found.asked).into_iter().flat_map(|found| {
+            let known = |node: &String| found.unsupported.iter().any(|(unsupported, _)| unsupported == node);
+            self.nodes.difference(&found.nodes).filter(move |node| !known(node))
+        });
+        could_not
+            .map(|(node, reason)| (node.as_str(), reason.as_str()))
+            .chain(silent.map(|node| (node.as_str(), NOT_NAMED)))
+    }
+
+    /// The same in a sentence.
     pub(crate) fn partly(&self, collector: &str) -> Option<String> {
-        let found = self.collectors.get(collector).filter(|found| found.traced)?;
-        let (node, reason) = found.unsupported.first()?;
-        let nodes = found.unsupported.iter().map(|(node, _)| node).collect::<BTreeSet<_>>().len();
-        let others = if nodes > 1 { format!(" and {} other nodes", nodes - 1) } else { String::new() };
-        Some(format!("{collector} could not run on node {node}{others}: {reason}"))
+        let (node, reason) = self.not_run(collector).next()?;
+        let nodes = self.not_run(collector).map(|(node, _)| node).collect::<BTreeSet<_>>().len();
+        let others = match nodes {
+            1 => String::new(),
+            more => format!(" and {}", things(more as u64 - 1, "other node", "other nodes")),
+        };
+        Some(format!("{collector} did not run on node {node}{others}: {reason}"))
     }
 
     /// Events of a table that became no row and are in none's weight.
@@ -136,6 +185,18 @@ impl<'a> Scope<'a> {
             row.terms.get(Term::SampledOut) + row.terms.get(Term::RateLimited) + row.terms.lost()
         };
         rows.map(terms).sum()
+    }
+
+    /// The share of a table's events that was rate limited or lost, where it is too much to be passed over: on the nodes of a pod, or
+    /// on all.
+    pub(crate) fn cut(&self, table: &str, pod: Option<Option<&str>>) -> Option<f64> {
+        let on = pod.and_then(|pod| self.pods.get(pod.unwrap_or_default()));
+        let nodes = self.cut.get(table)?.iter().filter(|(node, _)| on.is_none_or(|on| on.contains(*node)));
+        let (cut, all) = nodes.fold((0, 0), |sum: (u64, u64), (_, (cut, all))| {
+            (sum.0.saturating_add(*cut), sum.1.saturating_add(*all))
+        });
+        let share = cut as f64 / all.max(1) as f64;
+        (share > TOLERATED).then_some(share)
     }
 
     /// A parameter as the session set it; none if it has its default.
@@ -181,12 +242,17 @@ fn asked(spec: &Value) -> Vec<(String, BTreeMap<String, String>)> {
         for (name, value) in collector["params"].as_object().into_iter().flatten() {
             params.insert(name.clone(), value.as_str().map_or_else(|| value.to_string(), str::to_owned));
         }
-        for field in ["sampleEvery", "maxEventsPerSecond", "interval"] {
-            if let Some(value) = collector.get(field).filter(|value| !value.is_null()) {
-                params.insert(
-                    field.to_owned(),
-                    value.as_str().map_or_else(|| value.to_string(), str::to_owned),
-                );
+        if let Some(value) = collector.get("interval").filter(|value| !value.is_null()) {
+            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            params.insert("interval".to_owned(), value);
+        }
+        // `tracelake record` has one of each for all collectors that record events. Every event is what both have where they are
+        // left out, and is not set.
+        for (field, least) in [("sampleEvery", 2), ("maxEventsPerSecond", 1)] {
+            let takes = catalogue::collector(name).is_none_or(|collector| collector.events);
+            let value = collector.get(field).or_else(|| spec.get(field).filter(|_| takes));
+            if let Some(value) = value.and_then(Value::as_u64).filter(|value| *value >= least) {
+                params.insert(field.to_owned(), value.to_string());
             }
         }
         asked.push((name.to_owned(), params));
@@ -227,5 +293,14 @@ mod tests {
             [r#"pageFaults {"detail": "fexit", "sampleEvery": "10"}"#, "processes {}"]
         );
         assert_eq!(of(record).collect::<Vec<_>>(), [r#"pageFaults {"detail": "fexit"}"#, "processes {}"]);
+        // Of one that records no events there is nothing to cut; 1 and 0 are what they are where nobody sets them.
+        let collectors = ["processes", "memoryRss"];
+        let cut = json!({"collectors": collectors, "sampleEvery": 10, "maxEventsPerSecond": 500});
+        assert_eq!(
+            of(cut).collect::<Vec<_>>(),
+            [r#"processes {"maxEventsPerSecond": "500", "sampleEvery": "10"}"#, "memoryRss {}"]
+        );
+        let whole = json!({"collectors": collectors, "sampleEvery": 1, "maxEventsPerSecond": 0});
+        assert_eq!(of(whole).collect::<Vec<_>>(), ["processes {}", "memoryRss {}"]);
     }
 }

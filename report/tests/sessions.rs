@@ -17,6 +17,11 @@ use report::tcp_health::score;
 use report::{Report, Section};
 use support::{Session, coverage};
 
+/// The term of that name.
+fn term<'a>(health: &'a score::Health, name: &str) -> &'a score::Term {
+    health.terms.iter().find(|term| term.name == name).unwrap()
+}
+
 async fn report(session: &Session) -> Report {
     let written = session.write().await;
     Report::new(&written.contents, &written.tables().await).await.unwrap_or_else(|error| panic!("{error}"))
@@ -378,12 +383,77 @@ async fn sockets_that_never_left_a_state_are_told_only_where_every_change_of_sta
 }
 
 #[tokio::test]
+async fn terms_of_tables_that_were_cut_have_no_value() {
+    let mut session = Session::shop();
+    session.lost.push(("a", "tcp_connections", Term::RateLimited, 500));
+    session.lost.push(("a", "packet_drops", Term::LostMapFull, 20));
+    // Too little to move a ratio.
+    session.lost.push(("a", "tcp_receive", Term::LostMapFull, 3));
+    let report = report(&session).await;
+    let tcp = data(&report.tcp_health);
+    let why = |health: &score::Health, name: &str| term(health, name).null_because.clone();
+    // Of the session's 213 + 1 + 500 events.
+    let said = |share: &str, table: &str| {
+        Some(format!("the session left some out: {share} of the events of {table} were rate limited or lost"))
+    };
+    assert_eq!(why(&tcp.all, "connect_failure_ratio"), said("70.0 %", "tcp_connections"));
+    assert_eq!(why(&tcp.all, "loss_ratio"), said("10.4 %", "packet_drops"));
+    assert_eq!(why(&tcp.all, "refused_ratio"), None);
+    // 25 for losses, 25 for what was sent again, 20, 15 and 10 for connections.
+    assert!((tcp.all.coverage - 0.05).abs() < 1e-9, "{}", tcp.all.coverage);
+    let db = tcp.pods.iter().find(|pod| pod.pod.as_deref() == Some("db")).unwrap();
+    assert_eq!(why(&db.health, "loss_ratio"), None, "its node cut nothing");
+    let web = tcp.pods.iter().find(|pod| pod.pod.as_deref() == Some("web")).unwrap();
+    assert_eq!(why(&web.health, "loss_ratio"), said("18.7 %", "packet_drops"));
+    let account = &report.views()[0];
+    let limited = account.advice.iter().find(|one| one.cause.starts_with("Events were cut")).unwrap();
+    assert_eq!(limited.evidence, "500 of 28,442 events, of tcp_connections");
+}
+
+#[tokio::test]
 async fn collectors_that_traced_and_saw_nothing_are_not_said_to_have_traced_nothing() {
     let mut session = Session::shop();
     session.tables.retain(|name, _| !name.starts_with("tcp_") && name != "packet_drops");
     let report = report(&session).await;
     for term in &data(&report.tcp_health).all.terms {
         assert!(!term.null_because.as_deref().unwrap_or_default().contains("traced nothing"), "{term:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_collector_that_a_node_did_not_run_is_in_neither_side_of_what_is_added_up() {
+    for reason in [Some("MissingTracepoint: no tp_btf"), None] {
+        let mut session = Session::shop().not_on("a", "tcpReceive", reason).with(
+            "net_counters",
+            "\
+| ts_ns | window_ns | node | pod | attribution | netns | counter | value |
+| --- | --- | --- | --- | --- | --- | --- | --- |
+| 110000000000 | 10000000000 | a | web | netns | 1 | TcpInSegs | 70 |
+| 200000000000 | 10000000000 | a | web | netns | 1 | TcpInSegs | 170 |
+",
+        );
+        for (node, pod) in [("a", "web"), ("a", "client"), ("b", "db")] {
+            session.coverage.push(coverage(node, pod, "nodeInfo", CoverageKind::Traced));
+        }
+        let report = report(&session).await;
+        let tcp = data(&report.tcp_health);
+        // Only db's 2,000 + 95 + 5 received, and 95 lost there.
+        let loss = term(&tcp.all, "loss_ratio");
+        assert_eq!((loss.numerator, loss.denominator), (Some(95), Some(2_195)));
+        assert_eq!(term(&tcp.all, "refused_ratio").denominator, Some(2_100));
+        // What needs no tcpReceive is of all of them.
+        assert_eq!(term(&tcp.all, "retrans_ratio").denominator, Some(10_000));
+        let web = tcp.pods.iter().find(|pod| pod.pod.as_deref() == Some("web")).unwrap();
+        let why = format!(
+            "tcpReceive did not run on node a: {}",
+            reason.unwrap_or("the node's coverage does not name it")
+        );
+        let loss = term(&web.health, "loss_ratio");
+        assert_eq!((loss.value, loss.null_because.as_deref()), (None, Some(why.as_str())));
+        assert!(tcp.missing.contains(&why), "{:?}", tcp.missing);
+        assert!(!tcp.advice.iter().any(|advice| advice.cause.contains("QDISC_DROP")), "{:?}", tcp.advice);
+        let text = report::text::report(&report, report::text::Style::default());
+        assert!(text.contains("tcpReceive did not run on node a\n"), "{text}");
     }
 }
 

@@ -2,7 +2,9 @@
 
 //! What to look at next, by cause. Nothing is said unless a term is past its first bound, or informs and is not zero.
 //!
-//! In: the terms and the sums behind them. Out: [`Advice`], each with a cause, the numbers that say so, and one next step.
+//! In: the terms, the sums behind them, and what was lost by reason. Out: [`Advice`], each with a cause, the numbers that say so, and one next step.
+
+use std::collections::BTreeMap;
 
 use super::inputs::{Drops, Handshake, Inputs};
 use super::score::{Health, LEAK_SUSPECTS, Term, WINDOWS_CLOSED};
@@ -95,12 +97,12 @@ const DROPS: &[(&str, &str, &str)] = &[
 ];
 
 /// Everything that the terms give reason to say.
-pub(crate) fn advise(inputs: &Inputs, health: &Health) -> Vec<Advice> {
+pub(crate) fn advise(inputs: &Inputs, lost: &BTreeMap<String, u64>, health: &Health) -> Vec<Advice> {
     let mut advice = Vec::new();
     for term in &health.terms {
         let past = term.level.filter(|level| *level >= Level::Warn);
         match (term.name, past) {
-            ("loss_ratio", Some(level)) => advice.extend(losses(inputs, level, term)),
+            ("loss_ratio", Some(level)) => advice.extend(losses(lost, level, term)),
             ("retrans_ratio", Some(level)) => advice.push(Advice {
                 level,
                 cause: "Data has to be sent again: the path loses or reorders segments".to_owned(),
@@ -163,8 +165,8 @@ fn evidence(term: &Term) -> String {
 }
 
 /// One for each reason, the largest first.
-fn losses(inputs: &Inputs, level: Level, term: &Term) -> Vec<Advice> {
-    let mut reasons: Vec<(&str, u64)> = inputs.losses().collect();
+fn losses(lost: &BTreeMap<String, u64>, level: Level, term: &Term) -> Vec<Advice> {
+    let mut reasons: Vec<(&str, u64)> = lost.iter().map(|(reason, n)| (reason.as_str(), *n)).collect();
     reasons.sort_by_key(|(_, segments)| std::cmp::Reverse(*segments));
     let all = term.numerator.unwrap_or(0).max(1);
     let advice = |(reason, segments): (&str, u64)| {

@@ -7,9 +7,11 @@
 
 use std::collections::BTreeMap;
 
+use dataset::catalogue;
 use serde::Deserialize;
 
 use crate::engine::{Engine, ReportError, ask, three_digits};
+use crate::format::percent;
 use crate::scope::Scope;
 
 /// Namespace and name; none for what `tracelake record` recorded.
@@ -34,15 +36,15 @@ pub(crate) struct Inputs {
     pub(crate) handshake: Option<Handshake>,
 }
 
-/// The one reason for a drop that a term of its own counts where the listeners' queues were traced.
+/// The one reason for a drop that a term of its own counts, where that term has a value.
 const OF_LISTENERS: &str = "TCP_LISTEN_OVERFLOW";
 
 impl Inputs {
-    /// What was dropped as loss, by reason. A segment that a full accept queue cost is counted once, with its listener.
-    pub(crate) fn losses(&self) -> impl Iterator<Item = (&str, u64)> {
+    /// What was dropped as loss, by reason. A segment that a full accept queue cost is counted once: with its listener where somebody
+    /// counts it there, else here.
+    pub(crate) fn losses(&self, of_listener: bool) -> impl Iterator<Item = (&str, u64)> {
         let drops = self.drops.iter().flatten();
         let losses = drops.filter(|((class, _), segments)| class == "loss" && **segments > 0);
-        let of_listener = self.listen.is_some();
         losses
             .map(|((_, reason), segments)| (reason.as_str(), *segments))
             .filter(move |(reason, _)| !(of_listener && *reason == OF_LISTENERS))
@@ -222,25 +224,47 @@ pub(crate) async fn read(
     leaks(engine, scope, &mut pods).await?;
     counted(engine, scope, &mut pods).await?;
     // A collector that traced, and has no row of a pod, says that nothing happened there.
-    for inputs in pods.values_mut() {
-        fill(scope, inputs);
+    for (pod, inputs) in &mut pods {
+        fill(&absent(scope, Some(pod)), inputs);
     }
     Ok(pods)
 }
 
-/// What collectors that traced say of whom they have no row.
-pub(crate) fn fill(scope: &Scope<'_>, inputs: &mut Inputs) {
-    let traced = |collector: &str| scope.has(collector).is_ok();
+/// The collectors that terms are made of.
+pub(crate) const COLLECTORS: [&str; 7] = [
+    "tcpReceive",
+    "packetDrops",
+    "tcpConnections",
+    "tcpRetransmits",
+    "tcpListenQueue",
+    "tcpStates",
+    "nodeInfo",
+];
+
+/// Why there is nothing of a collector, by its name: of a pod, or of the whole session.
+pub(crate) fn absent(scope: &Scope<'_>, pod: Option<&Pod>) -> BTreeMap<&'static str, String> {
+    let why = |collector: &str| match pod {
+        Some((_, pod)) => scope.traced(collector, pod.as_deref()).err(),
+        None => scope.has(collector).err(),
+    };
+    COLLECTORS.into_iter().filter_map(|collector| Some((collector, why(collector)?))).collect()
+}
+
+/// What collectors that traced say of whom they have no row. Of those that did not trace there nothing is known, whatever came
+/// from elsewhere.
+pub(crate) fn fill(absent: &BTreeMap<&'static str, String>, inputs: &mut Inputs) {
+    fn known<T>(traced: bool, input: Option<T>, nothing: impl FnOnce() -> T) -> Option<T> {
+        traced.then(|| input.unwrap_or_else(nothing))
+    }
+    let traced = |collector: &str| !absent.contains_key(collector);
     // Who received nothing is counted: nothing.
     let nothing = || Receive { counted: Some(0), ..Receive::default() };
-    inputs.receive = inputs.receive.take().or_else(|| traced("tcpReceive").then(nothing));
-    inputs.drops = inputs.drops.take().or_else(|| traced("packetDrops").then(Drops::default));
-    inputs.connections =
-        inputs.connections.take().or_else(|| traced("tcpConnections").then(Connections::default));
-    inputs.retransmits =
-        inputs.retransmits.take().or_else(|| traced("tcpRetransmits").then(Retransmits::default));
-    inputs.listen = inputs.listen.take().or_else(|| traced("tcpListenQueue").then(Listen::default));
-    inputs.leaks = inputs.leaks.or_else(|| traced("tcpStates").then_some(0));
+    inputs.receive = known(traced("tcpReceive"), inputs.receive.take(), nothing);
+    inputs.drops = known(traced("packetDrops"), inputs.drops.take(), Drops::default);
+    inputs.connections = known(traced("tcpConnections"), inputs.connections.take(), Connections::default);
+    inputs.retransmits = known(traced("tcpRetransmits"), inputs.retransmits.take(), Retransmits::default);
+    inputs.listen = known(traced("tcpListenQueue"), inputs.listen.take(), Listen::default);
+    inputs.leaks = known(traced("tcpStates"), inputs.leaks, || 0);
 }
 
 async fn receive(
@@ -408,7 +432,7 @@ async fn leaks(
     scope: &Scope<'_>,
     pods: &mut BTreeMap<Pod, Inputs>,
 ) -> Result<(), ReportError> {
-    if scope.has("tcpStates").is_err() || left_out(scope, "tcpStates").is_some() {
+    if scope.has("tcpStates").is_err() || lacks(scope, "tcpStates").is_some() {
         return Ok(());
     }
     let sql = format!(
@@ -427,8 +451,21 @@ async fn leaks(
     Ok(())
 }
 
+/// What tables lack that a term needs, by collector: of a pod, or of the whole session.
+pub(crate) fn left_out(scope: &Scope<'_>, pod: Option<&Pod>) -> BTreeMap<&'static str, String> {
+    let cut = |collector: &str| {
+        let tables = catalogue::collector(collector).map_or(&[] as &[_], |collector| collector.tables);
+        tables.iter().find_map(|table| {
+            let share = scope.cut(table.name, pod.map(|(_, pod)| pod.as_deref()))?;
+            Some(format!("{} of the events of {} were rate limited or lost", percent(share), table.name))
+        })
+    };
+    let why = |collector: &str| lacks(scope, collector).or_else(|| cut(collector));
+    COLLECTORS.into_iter().filter_map(|collector| Some((collector, why(collector)?))).collect()
+}
+
 /// A parameter that leaves out of a table what a term needs, as `collector.name = value`.
-pub(crate) fn left_out(scope: &Scope<'_>, collector: &str) -> Option<String> {
+fn lacks(scope: &Scope<'_>, collector: &str) -> Option<String> {
     let names: &[(&str, &[&str])] = match collector {
         "tcpConnections" => {
             &[("includeFailed", &["true"]), ("minDuration", &["0s", "0ms"]), ("flushOpen", &["true"])]
@@ -440,8 +477,8 @@ pub(crate) fn left_out(scope: &Scope<'_>, collector: &str) -> Option<String> {
             ("mode", &["event"]),
             ("kinds", &[]),
             ("states", &[]),
-            ("sampleEvery", &["0", "1"]),
-            ("maxEventsPerSecond", &["0"]),
+            ("sampleEvery", &[]),
+            ("maxEventsPerSecond", &[]),
         ],
         _ => &[],
     };

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use self::inputs::Handshake;
 pub(crate) use self::inputs::SEGMENTS;
 use self::inputs::{Connections, FAILED, Inputs, Pod, Receive};
-use self::score::{Health, LeftOut, Term, VERSION};
+use self::score::{Counts, Health, LeftOut, Term, VERSION};
 use crate::engine::{Engine, ReportError, ask};
 use crate::format::Unit;
 use crate::scope::{Scope, Section, pod};
@@ -81,41 +81,43 @@ pub struct FailedTarget {
 
 /// Reads the section.
 pub(crate) async fn read(engine: &impl Engine, scope: &Scope<'_>) -> Result<Section<TcpHealth>, ReportError> {
-    let absent: Vec<(&str, String)> = COLLECTORS
-        .into_iter()
-        .chain(["tcpStates", "nodeInfo"])
-        .filter_map(|collector| Some((collector, scope.has(collector).err()?)))
-        .collect();
-    if COLLECTORS.iter().all(|collector| absent.iter().any(|(name, _)| name == collector)) {
-        let why = "none of its collectors traced anything: ".to_owned()
-            + &absent
-                .iter()
-                .take(COLLECTORS.len())
-                .map(|(_, why)| why.as_str())
-                .collect::<Vec<_>>()
-                .join("; ");
-        return Ok(Section::Absent(why));
+    let absent = inputs::absent(scope, None);
+    if COLLECTORS.iter().all(|collector| absent.contains_key(collector)) {
+        let why: Vec<&str> =
+            COLLECTORS.iter().filter_map(|collector| absent.get(collector)).map(String::as_str).collect();
+        return Ok(Section::Absent("none of its collectors traced anything: ".to_owned() + &why.join("; ")));
     }
-    let left_out = LeftOut {
-        drops: inputs::left_out(scope, "packetDrops"),
-        connections: inputs::left_out(scope, "tcpConnections"),
-        retransmits: inputs::left_out(scope, "tcpRetransmits"),
-        states: inputs::left_out(scope, "tcpStates"),
-        absent: absent.clone(),
-    };
     let by_pod = inputs::read(engine, scope).await?;
+    let left_out = inputs::left_out(scope, None);
+    // A node whose events were cut is likely the one that had most to tell: without it the session would look better.
+    let counts = |pod: Option<&Pod>, inputs: &Inputs| {
+        Counts::of(inputs, &LeftOut { some: left_out.clone(), absent: inputs::absent(scope, pod) })
+    };
     let mut all = sum(by_pod.values());
-    inputs::fill(scope, &mut all);
-    all.handshake = inputs::handshake(engine).await?;
-    let health = score::health(&all, &left_out);
-    let mut pods: Vec<PodHealth> = by_pod
-        .iter()
-        .map(|((_, name), inputs): (&Pod, &Inputs)| {
-            let health = score::health(inputs, &left_out);
-            let advice = advice::advise(inputs, &health);
-            PodHealth { pod: name.clone(), health, advice }
-        })
-        .collect();
+    let mut health: Option<Counts> = None;
+    let mut pods = Vec::new();
+    for (pod, inputs) in &by_pod {
+        let counts = counts(Some(pod), inputs);
+        let own = LeftOut {
+            some: inputs::left_out(scope, Some(pod)),
+            absent: inputs::absent(scope, Some(pod)),
+        };
+        let own = Counts::of(inputs, &own);
+        let lost = own.losses.clone();
+        let own = own.health(inputs.handshake);
+        let advice = advice::advise(inputs, &lost, &own);
+        pods.push(PodHealth { pod: pod.1.clone(), health: own, advice });
+        health = Some(match health {
+            Some(sum) => sum.add(&counts),
+            None => counts,
+        });
+    }
+    let all_counts = health.unwrap_or_else(|| {
+        inputs::fill(&inputs::absent(scope, None), &mut all);
+        counts(None, &all)
+    });
+    let health = all_counts.health(inputs::handshake(engine).await?);
+    all.handshake = health.handshake;
     pods.sort_by_key(|pod| pod.health.score.unwrap_or(u32::MAX));
     let other_pods = pods.len().saturating_sub(MOST_PODS) as u64;
     pods.truncate(MOST_PODS);
@@ -123,20 +125,21 @@ pub(crate) async fn read(engine: &impl Engine, scope: &Scope<'_>) -> Result<Sect
         "SELECT pod, raddr, rport, error, sum(weight) AS attempts FROM tcp_connections WHERE {FAILED} \
          GROUP BY pod, raddr, rport, error ORDER BY attempts DESC, raddr, rport, error, pod NULLS FIRST LIMIT {MOST_TARGETS}"
     );
-    let partly = COLLECTORS.iter().filter_map(|collector| scope.partly(collector));
+    let partly = inputs::COLLECTORS.iter().filter_map(|collector| scope.partly(collector));
     Ok(Section::Data(TcpHealth {
         version: VERSION,
-        advice: advice::advise(&all, &health),
+        advice: advice::advise(&all, &all_counts.losses, &health),
         all: health,
         pods,
         other_pods,
         outcomes: all.receive.map(|receive| receive.outcomes).unwrap_or_default(),
         failed_targets: ask(engine, &sql).await?,
-        missing: absent.into_iter().map(|(_, why)| why).chain(partly).collect(),
+        missing: inputs::COLLECTORS.iter().filter_map(|collector| absent.get(collector).cloned()).chain(partly).collect(),
     }))
 }
 
-/// All pods' inputs together. What one pod lacks, the sum lacks.
+/// All pods' inputs together, each of those pods of which it is known: what advice and outcomes are told of. Terms are added up by
+/// [`Counts`].
 fn sum<'a>(pods: impl Iterator<Item = &'a Inputs>) -> Inputs {
     fn add<T: Clone>(sum: Option<T>, more: Option<&T>, join: impl Fn(&mut T, &T)) -> Option<T> {
         match (sum, more) {

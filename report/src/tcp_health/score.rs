@@ -8,6 +8,8 @@
 //! weight off a hundred points. A term whose collector traced nothing, whose denominator is zero, or of which a parameter left
 //! something out is null: it takes nothing off, and its weight is missing in `coverage`, by which the score is rescaled.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use super::inputs::{Handshake, Inputs};
@@ -191,109 +193,175 @@ impl Rule {
     }
 }
 
-/// What parameters of the session left out of the tables: the term's input is then missing.
+/// Why what a collector's tables hold of a pod, or of all, cannot be counted. By its name.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct LeftOut {
-    pub(crate) drops: Option<String>,
-    pub(crate) connections: Option<String>,
-    pub(crate) retransmits: Option<String>,
-    pub(crate) states: Option<String>,
-    /// Why a collector's input is missing, by its name.
-    pub(crate) absent: Vec<(&'static str, String)>,
+    /// What they lack, by a parameter of the session for one.
+    pub(crate) some: BTreeMap<&'static str, String>,
+    /// Why there is nothing of it.
+    pub(crate) absent: BTreeMap<&'static str, String>,
 }
 
 impl LeftOut {
-    fn input<'a, T>(&self, input: Option<&'a T>, collector: &str, param: Option<&String>) -> Known<&'a T> {
-        if let Some(param) = param {
-            return Err(format!("the session left some out: {param}"));
+    fn input<'a, T>(&self, input: Option<&'a T>, collector: &str) -> Known<&'a T> {
+        if let Some(what) = self.some.get(collector) {
+            return Err(format!("the session left some out: {what}"));
         }
-        let why = || self.absent.iter().find(|(name, _)| *name == collector).map(|(_, why)| why.clone());
+        let why = || self.absent.get(collector).cloned();
         input.ok_or_else(|| why().unwrap_or_else(|| format!("{collector} traced nothing")))
     }
-}
 
-impl LeftOut {
     fn windows_closed(&self, inputs: &Inputs) -> Known<(u64, u64)> {
         let connections = inputs.connections.as_ref().map_or(0, |all| all.sums.ended + all.sums.open);
-        let why = self.absent.iter().find(|(name, _)| *name == "nodeInfo").map(|(_, why)| why.clone());
-        let closed = inputs
-            .windows_closed
-            .ok_or_else(|| why.unwrap_or_else(|| "nodeInfo did not look at its network twice".to_owned()))?;
+        let why = || self.absent.get("nodeInfo").cloned();
+        let closed = inputs.windows_closed.ok_or_else(|| {
+            why().unwrap_or_else(|| "nodeInfo did not look at its network twice".to_owned())
+        })?;
         Ok((closed, connections))
     }
 }
 
-/// The terms and the score.
-pub(crate) fn health(inputs: &Inputs, left_out: &LeftOut) -> Health {
-    let receive = left_out.input(inputs.receive.as_ref(), "tcpReceive", None);
-    let drops = left_out.input(inputs.drops.as_ref(), "packetDrops", left_out.drops.as_ref());
-    let connections =
-        left_out.input(inputs.connections.as_ref(), "tcpConnections", left_out.connections.as_ref());
-    let retransmits =
-        left_out.input(inputs.retransmits.as_ref(), "tcpRetransmits", left_out.retransmits.as_ref());
-    let listen = left_out.input(inputs.listen.as_ref(), "tcpListenQueue", None);
-    let leaks = left_out.input(inputs.leaks.as_ref(), "tcpStates", left_out.states.as_ref());
-    let received = receive.clone().and_then(|receive| {
-        let sum = receive.outcomes.values().sum();
-        match (receive.partial, receive.counted) {
-            (false, _) => Ok(sum),
+const TERMS: usize = 10;
+/// In the order in which they are told.
+const RULES: [&Rule; TERMS] = [
+    &LOSS, &REFUSED, &RETRANS, &CONNECT, &ACCEPT, &BACKLOG, &RESET, &PEER_STALL, &WINDOWS, &LEAKS,
+];
+
+/// What the terms count, of one pod or of several together: of each term over those pods of which both of its counts are known, so
+/// that a node that could not run a collector gives neither side of a ratio.
+#[derive(Clone, Debug)]
+pub(crate) struct Counts {
+    terms: [Known<(u64, u64)>; TERMS],
+    /// The first term's numerator by reason.
+    pub(crate) losses: BTreeMap<String, u64>,
+    handshake_retransmits: Option<u64>,
+    given_up: Option<u64>,
+    v0: V0,
+}
+
+/// What the older formula counts; what is not known is 0 there.
+#[derive(Clone, Copy, Debug, Default)]
+struct V0 {
+    packets: u64,
+    dropped: u64,
+    slow: u64,
+    failed: u64,
+    attempts: u64,
+}
+
+impl Counts {
+    /// Of one pod.
+    pub(crate) fn of(inputs: &Inputs, left_out: &LeftOut) -> Self {
+        let receive = left_out.input(inputs.receive.as_ref(), "tcpReceive");
+        let drops = left_out.input(inputs.drops.as_ref(), "packetDrops");
+        let connections = left_out.input(inputs.connections.as_ref(), "tcpConnections");
+        let retransmits = left_out.input(inputs.retransmits.as_ref(), "tcpRetransmits");
+        let listen = left_out.input(inputs.listen.as_ref(), "tcpListenQueue");
+        let leaks = left_out.input(inputs.leaks.as_ref(), "tcpStates");
+        let received = receive.clone().and_then(|receive| match (receive.partial, receive.counted) {
+            // A kernel that showed none of the pod's segments.
+            (false, Some(counted)) if receive.outcomes.is_empty() => Ok(counted),
+            (false, _) => Ok(receive.outcomes.values().sum()),
             (true, Some(counted)) => Ok(counted),
             (true, None) => Err(
                 "this kernel shows not every segment (coverage: hooks), and nodeInfo has not their number"
                     .to_owned(),
             ),
-        }
-    });
-    let outcome = |name: &str| {
-        let receive = receive.clone()?;
-        if receive.partial {
-            return Err("this kernel does not tell (coverage: hooks)".to_owned());
-        }
-        Ok(receive.outcomes.get(name).copied().unwrap_or(0))
-    };
-    let loss = drops.clone().map(|_| inputs.losses().map(|(_, segments)| segments).sum::<u64>());
-    let sums = connections.clone().map(|connections| &connections.sums);
-    let no_socket = receive.clone().map(|receive| receive.outcomes.get("no_socket").copied().unwrap_or(0));
-    let terms = vec![
-        LOSS.term(both(&loss, &received).map(|(loss, received)| (loss, received + loss))),
-        REFUSED.term(both(&no_socket, &received).map(|(refused, received)| {
-            (refused + sums.as_ref().map_or(0, |sums| sums.refused_passive), received)
-        })),
-        RETRANS.term(both(&retransmits, &connections).map(|(again, connections)| {
-            let sent = connections.sums.data_segments + connections.adopted_segments;
-            (again.data.saturating_sub(connections.adopted_left_out), sent)
-        })),
-        CONNECT.term(sums.clone().map(|sums| (sums.failed, sums.finished))),
-        ACCEPT.term(both(&listen, &sums).map(|(listen, sums)| (listen.drops, sums.passive + listen.drops))),
-        BACKLOG.term(
+        });
+        let outcome = |name: &str| {
+            let receive = receive.clone()?;
+            if receive.partial {
+                return Err("this kernel does not tell (coverage: hooks)".to_owned());
+            }
+            Ok(receive.outcomes.get(name).copied().unwrap_or(0))
+        };
+        let sums = connections.clone().map(|connections| &connections.sums);
+        let accept = both(&listen, &sums).map(|(listen, sums)| (listen.drops, sums.passive + listen.drops));
+        let has_accept = accept.as_ref().is_ok_and(|(_, all)| *all >= ACCEPT.least);
+        let losses: Known<BTreeMap<String, u64>> = drops.clone().map(|_| {
+            inputs.losses(has_accept).map(|(reason, segments)| (reason.to_owned(), segments)).collect()
+        });
+        let loss = losses.clone().map(|losses| losses.values().sum::<u64>());
+        let no_socket =
+            receive.clone().map(|receive| receive.outcomes.get("no_socket").copied().unwrap_or(0));
+        let terms = [
+            both(&loss, &received).map(|(loss, received)| (loss, received + loss)),
+            both(&no_socket, &received).map(|(refused, received)| {
+                (refused + sums.as_ref().map_or(0, |sums| sums.refused_passive), received)
+            }),
+            both(&retransmits, &connections).map(|(again, connections)| {
+                let sent = connections.sums.data_segments + connections.adopted_segments;
+                (again.data.saturating_sub(connections.adopted_left_out), sent)
+            }),
+            sums.clone().map(|sums| (sums.failed, sums.finished)),
+            accept,
             both(&outcome("backlog"), &outcome("direct"))
                 .map(|(backlog, direct)| (backlog, direct + backlog)),
-        ),
-        RESET.term(sums.clone().map(|sums| (sums.reset_in + sums.reset_out, sums.ended))),
-        PEER_STALL.term(sums.clone().map(|sums| (sums.stalled_ms, sums.busy_ms))),
-        WINDOWS.term(left_out.windows_closed(inputs)),
-        LEAKS.term(leaks.map(|leaks| (*leaks, inputs.connections.as_ref().map_or(0, |all| all.sums.open)))),
-    ];
-    let weight = |of: &dyn Fn(&Term) -> bool| {
-        terms.iter().filter(|term| of(term)).map(|term| term.weight).sum::<u32>()
-    };
-    let coverage = f64::from(weight(&|term| term.value.is_some())) / f64::from(weight(&|_| true));
-    let taken: f64 = terms.iter().map(|term| term.taken).sum();
-    let score = (coverage > 0.0).then(|| (100.0 - taken / coverage).round().clamp(0.0, 100.0) as u32);
-    let backlog = outcome("backlog").unwrap_or(0);
-    Health {
-        score,
-        coverage,
-        tcp_health_v0: v0(
-            received.unwrap_or(0),
-            loss.unwrap_or(0),
-            backlog,
-            sums.as_ref().map_or((0, 0), |sums| (sums.failed, sums.finished)),
-        ),
-        terms,
-        handshake: inputs.handshake,
-        handshake_retransmits: retransmits.ok().map(|again| again.handshake),
-        given_up: sums.ok().map(|sums| sums.given_up),
+            sums.clone().map(|sums| (sums.reset_in + sums.reset_out, sums.ended)),
+            sums.clone().map(|sums| (sums.stalled_ms, sums.busy_ms)),
+            left_out.windows_closed(inputs),
+            leaks.map(|leaks| (*leaks, inputs.connections.as_ref().map_or(0, |all| all.sums.open))),
+        ];
+        let (failed, attempts) = sums.as_ref().map_or((0, 0), |sums| (sums.failed, sums.finished));
+        Self {
+            v0: V0 {
+                packets: received.unwrap_or(0),
+                dropped: loss.unwrap_or(0),
+                slow: outcome("backlog").unwrap_or(0),
+                failed,
+                attempts,
+            },
+            losses: losses.ok().filter(|_| terms[0].is_ok()).unwrap_or_default(),
+            terms,
+            handshake_retransmits: retransmits.ok().map(|again| again.handshake),
+            given_up: sums.ok().map(|sums| sums.given_up),
+        }
+    }
+
+    /// Adds another pod's. What is known of one of them only is that one's.
+    pub(crate) fn add(mut self, other: &Self) -> Self {
+        for (sum, more) in self.terms.iter_mut().zip(&other.terms) {
+            match (&mut *sum, more) {
+                (Ok(sum), Ok(more)) => *sum = (sum.0 + more.0, sum.1 + more.1),
+                (Err(_), Ok(more)) => *sum = Ok(*more),
+                (_, Err(_)) => {}
+            }
+        }
+        other.losses.iter().for_each(|(reason, n)| *self.losses.entry(reason.clone()).or_default() += n);
+        let either = |sum: Option<u64>, more: Option<u64>| match (sum, more) {
+            (Some(sum), Some(more)) => Some(sum + more),
+            (sum, more) => sum.or(more),
+        };
+        self.handshake_retransmits = either(self.handshake_retransmits, other.handshake_retransmits);
+        self.given_up = either(self.given_up, other.given_up);
+        let (sum, more) = (&mut self.v0, &other.v0);
+        sum.packets += more.packets;
+        sum.dropped += more.dropped;
+        sum.slow += more.slow;
+        sum.failed += more.failed;
+        sum.attempts += more.attempts;
+        self
+    }
+
+    /// The terms and the score.
+    pub(crate) fn health(&self, handshake: Option<Handshake>) -> Health {
+        let terms: Vec<Term> =
+            RULES.iter().zip(&self.terms).map(|(rule, counts)| rule.term(counts.clone())).collect();
+        let weight = |of: &dyn Fn(&Term) -> bool| {
+            terms.iter().filter(|term| of(term)).map(|term| term.weight).sum::<u32>()
+        };
+        let coverage = f64::from(weight(&|term| term.value.is_some())) / f64::from(weight(&|_| true));
+        let taken: f64 = terms.iter().map(|term| term.taken).sum();
+        let score = (coverage > 0.0).then(|| (100.0 - taken / coverage).round().clamp(0.0, 100.0) as u32);
+        Health {
+            score,
+            coverage,
+            tcp_health_v0: v0(&self.v0),
+            terms,
+            handshake,
+            handshake_retransmits: self.handshake_retransmits,
+            given_up: self.given_up,
+        }
     }
 }
 
@@ -302,14 +370,14 @@ fn both<A: Clone, B: Clone>(a: &Known<A>, b: &Known<B>) -> Known<(A, B)> {
 }
 
 /// `100 - min(20, 10 x drop %) - 10 [if more than 10 % went the slow way] - min(20, 5 x failure %)`.
-fn v0(packets: u64, dropped: u64, slow: u64, (failed, attempts): (u64, u64)) -> f64 {
+fn v0(counts: &V0) -> f64 {
     let percent = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 * 100.0 / whole as f64 };
     let mut score = 100.0;
-    score -= (10.0 * percent(dropped, packets)).min(20.0);
-    if percent(slow, packets) > 10.0 {
+    score -= (10.0 * percent(counts.dropped, counts.packets)).min(20.0);
+    if percent(counts.slow, counts.packets) > 10.0 {
         score -= 10.0;
     }
-    score - (5.0 * percent(failed, attempts)).min(20.0)
+    score - (5.0 * percent(counts.failed, counts.attempts)).min(20.0)
 }
 
 #[cfg(test)]
@@ -341,7 +409,11 @@ mod tests {
     }
 
     fn of(inputs: &Inputs) -> Health {
-        health(inputs, &LeftOut::default())
+        with(inputs, &LeftOut::default())
+    }
+
+    fn with(inputs: &Inputs, left_out: &LeftOut) -> Health {
+        Counts::of(inputs, left_out).health(None)
     }
 
     fn term<'a>(health: &'a Health, name: &str) -> &'a Term {
@@ -395,9 +467,19 @@ mod tests {
         let health = of(&inputs);
         assert_eq!(term(&health, "loss_ratio").numerator, Some(0));
         assert_eq!(term(&health, "accept_overflow_ratio").numerator, Some(50));
-        // Nobody else counts it where the queues were not traced.
+        // Nobody else counts it where the queues were not traced, or their term has no value for another reason.
         inputs.listen = None;
         assert_eq!(term(&of(&inputs), "loss_ratio").numerator, Some(50));
+        inputs.listen = Some(Listen::default());
+        inputs.connections.as_mut().unwrap().sums.passive = 0;
+        assert_eq!(term(&of(&inputs), "loss_ratio").numerator, Some(50));
+        inputs.listen = Some(Listen { drops: 50, overflows: Some(50) });
+        for collector in ["tcpConnections", "tcpListenQueue"] {
+            let some = [(collector, format!("{collector}.ports = 80"))].into();
+            let health = with(&inputs, &LeftOut { some, ..LeftOut::default() });
+            assert_eq!(term(&health, "accept_overflow_ratio").numerator, None);
+            assert_eq!(term(&health, "loss_ratio").numerator, Some(50), "{collector}");
+        }
     }
 
     #[test]
@@ -472,11 +554,8 @@ mod tests {
 
     #[test]
     fn a_parameter_that_leaves_out_failures_makes_no_good_score() {
-        let left_out = LeftOut {
-            connections: Some("tcpConnections.includeFailed = false".into()),
-            ..LeftOut::default()
-        };
-        let health = health(&healthy(), &left_out);
+        let some = [("tcpConnections", "tcpConnections.includeFailed = false".to_owned())].into();
+        let health = with(&healthy(), &LeftOut { some, ..LeftOut::default() });
         for name in ["connect_failure_ratio", "retrans_ratio", "reset_ratio", "accept_overflow_ratio"] {
             let why = term(&health, name).null_because.clone().unwrap();
             assert_eq!(why, "the session left some out: tcpConnections.includeFailed = false");
@@ -484,10 +563,37 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_of_which_one_side_is_not_known_is_in_neither_side_of_the_sum() {
+        let (mut lossy, mut unseen) = (healthy(), healthy());
+        let qdisc = ("loss".to_owned(), "QDISC_DROP".to_owned());
+        lossy.drops = Some([(qdisc.clone(), 100)].into());
+        unseen.drops = Some([(qdisc, 5_000)].into());
+        unseen.receive = None;
+        let left_out = |why: &str| LeftOut {
+            absent: [("tcpReceive", why.to_owned())].into(),
+            ..LeftOut::default()
+        };
+        let counts = |inputs: &Inputs| Counts::of(inputs, &left_out("tcpReceive did not run on node b"));
+        for (one, other) in [(&lossy, &unseen), (&unseen, &lossy)] {
+            let both = counts(one).add(&counts(other));
+            assert_eq!(both.losses, [("QDISC_DROP".to_owned(), 100)].into());
+            let health = both.health(None);
+            let loss = term(&health, "loss_ratio");
+            assert_eq!((loss.numerator, loss.denominator), (Some(100), Some(10_100)));
+            assert_eq!(term(&health, "reset_ratio").denominator, Some(400), "of both");
+        }
+        let why = term(&counts(&unseen).health(None), "loss_ratio").null_because.clone();
+        assert_eq!(why.as_deref(), Some("tcpReceive did not run on node b"));
+    }
+
+    #[test]
     fn the_older_formula_is_reproduced() {
-        assert!((v0(1_000, 1, 0, (0, 10)) - 99.0).abs() < 1e-9, "0.1 % of drops take one point");
-        assert!((v0(1_000, 500, 101, (9, 10)) - 50.0).abs() < 1e-9, "it never falls below 50");
-        assert!((v0(1_000, 0, 100, (1, 100)) - 95.0).abs() < 1e-9);
-        assert!((v0(0, 0, 0, (0, 0)) - 100.0).abs() < 1e-9, "nothing known scores 100");
+        let of = |packets, dropped, slow, (failed, attempts)| {
+            v0(&V0 { packets, dropped, slow, failed, attempts })
+        };
+        assert!((of(1_000, 1, 0, (0, 10)) - 99.0).abs() < 1e-9, "0.1 % of drops take one point");
+        assert!((of(1_000, 500, 101, (9, 10)) - 50.0).abs() < 1e-9, "it never falls below 50");
+        assert!((of(1_000, 0, 100, (1, 100)) - 95.0).abs() < 1e-9);
+        assert!((of(0, 0, 0, (0, 0)) - 100.0).abs() < 1e-9, "nothing known scores 100");
     }
 }

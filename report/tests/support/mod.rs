@@ -100,6 +100,35 @@ impl Session {
         self
     }
 
+    /// Leaves out a collector on one node, which says why or does not name it.
+    pub(crate) fn not_on(mut self, node: &str, collector: &str, reason: Option<&str>) -> Self {
+        let of = catalogue::collector(collector).expect("a collector");
+        for table in of.tables {
+            let Some(cells) = self.tables.get_mut(table.name) else { continue };
+            let column = cells[0].iter().position(|name| name == "node").expect("a node");
+            cells.retain(|row| row[column] != node);
+        }
+        self.coverage.retain(|row| row.collector != collector || row.node != node);
+        if let Some(reason) = reason {
+            let row = coverage(node, "", collector, CoverageKind::Unsupported);
+            self.coverage.push(CoverageRow { reason: reason.to_owned(), ..row });
+        }
+        self
+    }
+
+    /// Adds rows of a table.
+    pub(crate) fn with(mut self, table: &str, text: &str) -> Self {
+        let mut added = cells(&mut text.lines());
+        match self.tables.get_mut(table) {
+            None => _ = self.tables.insert(table.to_owned(), added),
+            Some(cells) => {
+                assert_eq!(cells[0], added[0], "the same columns");
+                cells.extend(added.drain(1..));
+            }
+        }
+        self
+    }
+
     /// Writes it, in the order in which agents and the operator do.
     pub(crate) async fn write(&self) -> Written {
         let folder = tempfile::tempdir().expect("a folder");
