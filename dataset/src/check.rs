@@ -184,7 +184,8 @@ pub async fn verify(store: &dyn ObjectStore, contents: &Contents) -> Result<Vec<
     Ok(findings)
 }
 
-pub(crate) fn compare_manifest(contents: &Contents, manifest: &Manifest) -> Vec<Finding> {
+/// Compares the session's manifest with the node manifests that it names: whether they are there, and come to its totals.
+pub fn compare_manifest(contents: &Contents, manifest: &Manifest) -> Vec<Finding> {
     let mut findings = Vec::new();
     let listed: BTreeSet<&str> =
         manifest.nodes.iter().flat_map(|node| &node.manifests).map(String::as_str).collect();

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use dataset::check::compare_manifest;
 use dataset::coverage::CoverageKind;
 use dataset::ledger::{Term, Terms};
 use dataset::manifest::Verdict;
@@ -146,9 +147,15 @@ impl Account {
                 reason: reason.to_owned(),
             }));
         }
-        let findings: Vec<String> =
-            contents.compare().iter().filter(|one| one.is_error()).map(Finding::to_string).collect();
         let manifest = contents.manifest.as_ref();
+        let named = manifest.map(|manifest| compare_manifest(contents, manifest)).unwrap_or_default();
+        let findings: Vec<String> = contents
+            .compare()
+            .iter()
+            .chain(&named)
+            .filter(|one| one.is_error())
+            .map(Finding::to_string)
+            .collect();
         let nodes = manifest.into_iter().flat_map(|manifest| &manifest.nodes);
         let incomplete = nodes.filter(|node| !node.reason.is_empty());
         Self {
@@ -174,7 +181,7 @@ impl Account {
     /// As it is shown.
     pub(crate) fn view(&self) -> View {
         let mut view = View::new("account", "What was lost, and what was not covered");
-        let whole = self.verdict == Verdict::Complete.as_str();
+        let whole = self.verdict == Verdict::Complete.as_str() && self.findings_total == 0;
         let verdict = Cell::text(self.verdict).marked(if whole { Level::Ok } else { Level::Crit });
         let lost =
             Cell::number(Unit::Count, self.lost).marked(if self.lost == 0 { Level::Ok } else { Level::Crit });

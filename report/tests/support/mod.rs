@@ -295,6 +295,16 @@ pub(crate) struct Written {
 }
 
 impl Written {
+    /// The same without the manifest of a node, which is gone from the store.
+    pub(crate) async fn without_manifest_of(mut self, node: &str) -> Self {
+        let key = Key::node_manifest(node, &boot()).expect("a key");
+        std::fs::remove_file(self.folder.path().join(key.relative())).expect("it was there");
+        let store = LocalFileSystem::new_with_prefix(self.folder.path()).expect("a store");
+        let prefix = SessionPrefix::root("").expect("a prefix");
+        self.contents = reader::load(&store, &prefix).await.expect("a dataset");
+        self
+    }
+
     /// The tables as `tracelake report` opens them.
     pub(crate) async fn tables(&self) -> SessionContext {
         let store: Arc<dyn ObjectStore> =
