@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::engine::{Engine, ReportError, ask};
 use crate::format::{Unit, things};
 use crate::scope::{Scope, Section, pod};
-use crate::series::{bin, middle, sums, window_us};
+use crate::series::{over_time, sums, window_us};
 use crate::view::{Cell, Chart, Figure, Level, Series, Table, View};
 
 const COLLECTOR: &str = "packetDrops";
@@ -104,12 +104,7 @@ pub(crate) async fn read(engine: &impl Engine, scope: &Scope<'_>) -> Result<Sect
          GROUP BY pod, raddr, reason, class ORDER BY packets DESC, raddr, reason, pod NULLS FIRST LIMIT {MOST}"
     );
     let step_us = scope.bin_us(window_us(engine, "packet_drops").await?);
-    let over_time = format!(
-        "WITH rows_at AS (SELECT class || ': ' || reason AS name, {at} AS since_us, weight FROM packet_drops) \
-         SELECT name, {bin} AS bin, sum(weight) AS value FROM rows_at GROUP BY name, {bin} ORDER BY name, bin",
-        at = middle(scope),
-        bin = bin(step_us)
-    );
+    let over_time = over_time(scope, step_us, "class || ': ' || reason", "sum(weight)", "packet_drops");
     Ok(Section::Data(Drops {
         classes: ask(engine, &classes).await?,
         reasons: ask(engine, &reasons).await?,

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::engine::{Engine, ReportError, ask};
 use crate::format::{Unit, things};
 use crate::scope::{Scope, Section, pod};
-use crate::series::{bin, middle, rates, window_us};
+use crate::series::{over_time, rates, window_us};
 use crate::view::{Advice, Cell, Chart, Figure, Level, Series, Table, View};
 
 const COLLECTOR: &str = "pageFaults";
@@ -130,13 +130,7 @@ pub(crate) async fn read(
                  WHERE kind IS NOT NULL GROUP BY kind ORDER BY kind";
     let step_us = scope.bin_us(window_us(engine, "page_faults").await?);
     let over_time = |value: &str| {
-        format!(
-            "WITH rows_at AS (SELECT pod, {at} AS since_us, {value} AS value FROM page_faults) \
-             SELECT pod AS name, {bin} AS bin, sum(value) AS value FROM rows_at WHERE value > 0 GROUP BY pod, {bin} \
-             ORDER BY pod NULLS FIRST, bin",
-            at = middle(scope),
-            bin = bin(step_us)
-        )
+        over_time(scope, step_us, "pod", &format!("sum({value})"), &format!("page_faults WHERE {value} > 0"))
     };
     let totals: Vec<Totals> = ask(engine, &totals).await?;
     let any = "coalesce(minor, CASE WHEN address IS NOT NULL THEN weight ELSE 0 END)";

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::engine::{Engine, ReportError, ask};
 use crate::format::{Unit, things};
 use crate::scope::{Scope, Section, pod};
-use crate::series::{bin, rates};
+use crate::series::rates;
 use crate::view::{Cell, Chart, Figure, Level, Series, Span, Table, View};
 
 const COLLECTOR: &str = "processes";
@@ -179,7 +179,7 @@ pub(crate) async fn read(engine: &impl Engine, scope: &Scope<'_>) -> Result<Sect
          WHERE kind = 'start' AND NOT is_thread) \
          SELECT pod AS name, {bin} AS bin, sum(weight) AS value FROM begun GROUP BY pod, {bin} ORDER BY pod NULLS FIRST, bin",
         scope.from_us,
-        bin = bin(step_us),
+        bin = format_args!("since_us - since_us % {step_us}"),
     );
     Ok(Section::Data(Processes {
         totals: totals.first().copied().unwrap_or_default(),

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::engine::{Engine, ReportError, ask};
 use crate::format::{Unit, things};
 use crate::scope::{Scope, Section, pod};
-use crate::series::{bin, middle, rates, window_us};
+use crate::series::{over_time, rates, window_us};
 use crate::tcp_health::SEGMENTS;
 use crate::view::{Cell, Chart, Figure, Series, Table, View};
 
@@ -125,12 +125,7 @@ pub(crate) async fn read(
     let not_sent = format!("SELECT coalesce({SEGMENTS}, 0) AS segments FROM tcp_retransmits WHERE err <> 0");
     let not_sent: Vec<NotSent> = ask(engine, &not_sent).await?;
     let step_us = scope.bin_us(window_us(engine, "tcp_retransmits").await?);
-    let over_time = format!(
-        "WITH rows_at AS (SELECT kind, {at} AS since_us, window_ns, segments, weight FROM tcp_retransmits WHERE err = 0) \
-         SELECT kind AS name, {bin} AS bin, {SEGMENTS} AS value FROM rows_at GROUP BY kind, {bin} ORDER BY kind, bin",
-        at = middle(scope),
-        bin = bin(step_us)
-    );
+    let over_time = over_time(scope, step_us, "kind", SEGMENTS, "tcp_retransmits WHERE err = 0");
     Ok(Section::Data(Retransmits {
         kinds: ask(engine, &kinds).await?,
         pods: ask(engine, &pods).await?,

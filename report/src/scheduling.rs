@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::engine::{Engine, ReportError, ask};
 use crate::format::{Unit, percent, things};
 use crate::scope::{Scope, Section, pod};
-use crate::series::{bin, middle, rates, window_us};
+use crate::series::{over_time, rates, window_us};
 use crate::view::{Advice, Cell, Change, Chart, Figure, Level, Series, Table, View};
 
 const COLLECTOR: &str = "cpuSched";
@@ -114,15 +114,7 @@ pub(crate) async fn read(
     let names = "SELECT count(*) AS names FROM (SELECT pod, comm FROM cpu_sched GROUP BY pod, comm) AS p";
     let names: Vec<Count> = ask(engine, names).await?;
     let step_us = scope.bin_us(window_us(engine, "cpu_sched").await?);
-    let over_time = |value: &str| {
-        format!(
-            "WITH rows_at AS (SELECT pod, {at} AS since_us, {value} AS value FROM cpu_sched) \
-             SELECT pod AS name, {bin} AS bin, sum(value) / 1e9 AS value FROM rows_at GROUP BY pod, {bin} \
-             ORDER BY pod NULLS FIRST, bin",
-            at = middle(scope),
-            bin = bin(step_us)
-        )
-    };
+    let over_time = |value: &str| over_time(scope, step_us, "pod", &format!("sum({value}) / 1e9"), "cpu_sched");
     let all: Vec<Waits> = ask(engine, &all).await?;
     let programs: Vec<ProgramWaits> = ask(engine, &programs).await?;
     let other = names.first().map_or(0, |count| count.names).saturating_sub(programs.len() as u64);

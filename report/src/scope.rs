@@ -217,10 +217,12 @@ impl<'a> Scope<'a> {
         lengths.clone().find(fits).unwrap_or_else(|| wanted.max(window_us) + 1)
     }
 
-    /// How many bins of this length the session has.
+    /// How many bins of this length the session has. What is left over at its end is a bin of its own if it is long enough for a rate,
+    /// else a part of the last one.
     pub(crate) fn bins(&self, bin_us: i64) -> usize {
-        let bins = ((self.to_us - self.from_us).max(1) + bin_us - 1) / bin_us;
-        usize::try_from(bins).unwrap_or(1).min(4 * MOST_BINS as usize)
+        let length = (self.to_us - self.from_us).max(1);
+        let rest = i64::from((length % bin_us) * 10 > bin_us);
+        usize::try_from((length / bin_us + rest).max(1)).unwrap_or(1).min(4 * MOST_BINS as usize)
     }
 }
 

@@ -14,16 +14,25 @@ use crate::view::Series;
 /// Lines of a chart, without that of the others.
 pub(crate) const MOST_SERIES: usize = 8;
 
-/// Microseconds from the session's beginning to the middle of a row's window; 0 for what is earlier. The middle, because
-/// ends that come a little early or late would put two windows into one interval and none into the next.
-pub(crate) fn middle(scope: &Scope<'_>) -> String {
-    let half = "CAST((coalesce(window_ns, 0) - coalesce(window_ns, 0) % 2000) / 2000 AS BIGINT)";
-    format!("greatest(CAST(time_utc AS BIGINT) - {half} - {}, 0)", scope.from_us)
-}
-
-/// The interval that a moment (`since_us`, in microseconds) lies in: its beginning.
-pub(crate) fn bin(step_us: i64) -> String {
-    format!("since_us - since_us % {step_us}")
+/// A query of `name`, `bin` and `value`, ordered by name: what rows of a table (`of` is its name and a condition) add up to in each
+/// interval. A row that stands for a window is spread over the intervals by how much of it lies in each, and a window's part before
+/// or after the session, in which nobody looked, holds nothing. A row that stands for a moment is in the moment's interval.
+pub(crate) fn over_time(scope: &Scope<'_>, step_us: i64, name: &str, sum: &str, of: &str) -> String {
+    let (from, length) = (scope.from_us, scope.to_us - scope.from_us);
+    let window = "CAST((coalesce(window_ns, 0) - coalesce(window_ns, 0) % 1000) / 1000 AS BIGINT)";
+    let inside = |us: &str| format!("greatest(least({us} - {from}, {length}), 0)");
+    let until = inside("CAST(time_utc AS BIGINT)");
+    let since = inside(&format!("CAST(time_utc AS BIGINT) - {window}"));
+    // A window is hardly longer than an interval, so it touches three of them at most.
+    format!(
+        "WITH windows AS (SELECT {name} AS name, {since} AS since_us, {until} AS until_us, CAST({sum} AS DOUBLE) AS value \
+             FROM {of} GROUP BY {name}, {since}, {until}), \
+         parts AS (SELECT name, since_us, until_us, value, since_us - since_us % {step_us} + nth * {step_us} AS bin, nth \
+             FROM windows CROSS JOIN (VALUES (0), (1), (2)) AS n(nth)) \
+         SELECT name, bin, sum(CASE WHEN since_us = until_us THEN value ELSE \
+             value * (least(until_us, bin + {step_us}) - greatest(since_us, bin)) / (until_us - since_us) END) AS value \
+         FROM parts WHERE nth = 0 OR bin < until_us GROUP BY name, bin ORDER BY name NULLS FIRST, bin"
+    )
 }
 
 /// The longest window of a table, in microseconds; 0 where rows stand for events.
@@ -68,7 +77,7 @@ pub(crate) async fn sums(
     Ok(series)
 }
 
-/// The same per second.
+/// The same per second, of the time that the session has of each interval.
 pub(crate) async fn rates(
     engine: &impl Engine,
     scope: &Scope<'_>,
@@ -77,8 +86,14 @@ pub(crate) async fn rates(
     others: &str,
 ) -> Result<Vec<Series>, ReportError> {
     let mut series = sums(engine, scope, step_us, sql, others).await?;
-    for value in series.iter_mut().flat_map(|series| series.values.iter_mut().flatten()) {
-        *value *= 1e6 / step_us as f64;
+    let bins = scope.bins(step_us) as i64;
+    for series in &mut series {
+        for (bin, value) in (0..).zip(&mut series.values) {
+            // The last interval ends with the session.
+            let end = if bin + 1 == bins { scope.to_us - scope.from_us } else { (bin + 1) * step_us };
+            let length = (end - bin * step_us).max(1);
+            value.iter_mut().for_each(|value| *value *= 1e6 / length as f64);
+        }
     }
     Ok(series)
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::engine::{Engine, ReportError, ask};
 use crate::format::{Unit, things};
 use crate::scope::{Scope, Section, pod};
-use crate::series::{bin, middle, rates, window_us};
+use crate::series::{over_time, rates, window_us};
 use crate::view::{Cell, Change, Chart, Figure, Series, Table, View};
 
 const COLLECTOR: &str = "tcpThroughput";
@@ -106,15 +106,8 @@ pub(crate) async fn read(
          ORDER BY moved DESC, raddr, port, pod NULLS FIRST LIMIT {MOST}"
     );
     let step_us = scope.bin_us(window_us(engine, "tcp_throughput").await?);
-    let over_time = |bytes: &str| {
-        format!(
-            "WITH rows_at AS (SELECT pod, {at} AS since_us, {bytes} AS bytes FROM tcp_throughput) \
-             SELECT pod AS name, {bin} AS bin, sum(bytes) * 8 AS value FROM rows_at GROUP BY pod, {bin} \
-             ORDER BY pod NULLS FIRST, bin",
-            at = middle(scope),
-            bin = bin(step_us)
-        )
-    };
+    let over_time =
+        |bytes: &str| over_time(scope, step_us, "pod", &format!("sum({bytes}) * 8"), "tcp_throughput");
     let all: Vec<Moved> = ask(engine, &all).await?;
     let pods: Vec<PodMoved> = ask(engine, &pods).await?;
     let count: Vec<Count> = ask(engine, count).await?;

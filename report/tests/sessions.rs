@@ -215,6 +215,26 @@ async fn the_shops_other_sections_add_up() {
 }
 
 #[tokio::test]
+async fn a_rate_is_of_the_time_that_was_traced_at_both_ends_of_the_session() {
+    // From 100 s to 145 s; windows of 10 s end at 108 s, 118 s and so on, the last one with the session. 8,000 bits per second.
+    let mut session = Session::shop();
+    for row in &mut session.coverage {
+        (row.to_ns, row.to_utc_us) = (145_000_000_000, support::BOOTED_US + 145_000_000);
+    }
+    session.tables.remove("tcp_throughput");
+    let rows = [(108, 8_000), (118, 10_000), (128, 10_000), (138, 10_000), (145, 7_000)];
+    let rows = rows.map(|(end, bytes)| format!("| {end}000000000 | 10000000000 | a | web | {bytes} | 0 |\n"));
+    let names = "| ts_ns | window_ns | node | pod | tx_bytes | rx_bytes |\n| --- | --- | --- | --- | --- | --- |\n";
+    let mut session = session.with("tcp_throughput", &(names.to_owned() + &rows.concat()));
+    let last = session.tables.get_mut("tcp_throughput").unwrap().last_mut().unwrap();
+    last[1] = "7000000000".to_owned();
+    let report = report(&session).await;
+    let throughput = data(&report.throughput);
+    assert_eq!((throughput.step_us, throughput.sent[0].name.as_str()), (10_000_000, "web"));
+    assert_eq!(throughput.sent[0].values, [Some(8_000.0); 5]);
+}
+
+#[tokio::test]
 async fn the_shops_report_is_the_golden_one() {
     let session = Session::shop();
     let report = report(&session).await;
