@@ -442,6 +442,28 @@ async fn terms_of_tables_that_were_cut_have_no_value() {
 }
 
 #[tokio::test]
+async fn an_adopted_connection_stands_for_others_and_counts_where_all_that_it_sent_is_known() {
+    let again = |report: &Report| {
+        let term = term(&data(&report.tcp_health).all, "retrans_ratio").clone();
+        (term.numerator.unwrap(), term.denominator.unwrap())
+    };
+    // The quarter of 4,000 segments for each of ten such connections, instead of one.
+    let mut sampled = Session::shop();
+    let cells = sampled.tables.get_mut("tcp_connections").unwrap();
+    let weight = cells[0].iter().position(|name| name == "weight").unwrap();
+    cells.last_mut().unwrap()[weight] = "10".to_owned();
+    assert_eq!(again(&report(&sampled).await), (100, 10_000 + 9 * 1_000));
+    // In one window it was beyond topN: neither its 1,000 segments nor the 5 that were sent again.
+    let mut beyond = Session::shop();
+    let cells = beyond.tables.get_mut("tcp_throughput").unwrap();
+    let mut row = cells[3].clone();
+    row[2] = "b".to_owned();
+    row[3] = "db".to_owned();
+    cells.push(row);
+    assert_eq!(again(&report(&beyond).await), (95, 9_000));
+}
+
+#[tokio::test]
 async fn collectors_that_traced_and_saw_nothing_are_not_said_to_have_traced_nothing() {
     let mut session = Session::shop();
     session.tables.retain(|name, _| !name.starts_with("tcp_") && name != "packet_drops");

@@ -396,26 +396,32 @@ pub(crate) async fn handshake(engine: &impl Engine) -> Result<Option<Handshake>,
 }
 
 /// Connections that were open before the session count since their beginning: what they sent in the session is told by
-/// `tcp_throughput`, in bytes, and their own mean makes segments of them.
+/// `tcp_throughput`, in bytes, and their own mean makes segments of them. It tells all of it where their pod has no row of what was
+/// beyond topN; elsewhere it is not known what was sent, and what was sent again is left out as well.
 async fn adopted(engine: &impl Engine, pods: &mut BTreeMap<Pod, Inputs>) -> Result<(), ReportError> {
     #[derive(Deserialize)]
     struct Adopted {
         sent: Option<f64>,
         left_out: Option<u64>,
     }
+    // Of the others that a row stands for it is known no better: they sent as much, and as much of it again.
     let sql = format!(
-        "WITH adopted AS (SELECT namespace, pod, node, sock_id, sum(data_segs_out) AS segs, sum(bytes_sent) AS bytes \
+        "WITH adopted AS (SELECT namespace, pod, node, sock_id, sum(data_segs_out * weight) AS segs, sum(bytes_sent) AS bytes, max(weight) AS weight \
              FROM tcp_connections WHERE direction = 'adopted' GROUP BY namespace, pod, node, sock_id), \
+         hidden AS (SELECT namespace, pod, node, count(*) AS windows FROM tcp_throughput WHERE others GROUP BY namespace, pod, node), \
          moved AS (SELECT node, sock_id, sum(tx_bytes) AS tx FROM tcp_throughput \
              WHERE sock_id IS NOT NULL GROUP BY node, sock_id), \
          again AS (SELECT node, sock_id, {SEGMENTS} AS segments FROM tcp_retransmits \
-             WHERE err = 0 AND kind NOT IN ('syn', 'synack') GROUP BY node, sock_id) \
-         SELECT a.namespace, a.pod, \
-             sum(CASE WHEN m.tx IS NOT NULL AND a.bytes > 0 THEN a.segs * least(CAST(m.tx AS DOUBLE) / a.bytes, 1.0) END) AS sent, \
-             coalesce(sum(r.segments) FILTER (WHERE m.tx IS NULL), 0) AS left_out \
-         FROM adopted a LEFT JOIN moved m ON a.node = m.node AND a.sock_id = m.sock_id \
+             WHERE err = 0 AND kind NOT IN ('syn', 'synack') GROUP BY node, sock_id), \
+         known AS (SELECT a.namespace, a.pod, a.segs, a.bytes, r.segments * a.weight AS segments, CASE WHEN h.windows IS NULL THEN m.tx END AS tx \
+             FROM adopted a LEFT JOIN moved m ON a.node = m.node AND a.sock_id = m.sock_id \
              LEFT JOIN again r ON a.node = r.node AND a.sock_id = r.sock_id \
-         GROUP BY a.namespace, a.pod"
+             LEFT JOIN hidden h ON a.node = h.node AND (a.namespace IS NOT DISTINCT FROM h.namespace) \
+                 AND (a.pod IS NOT DISTINCT FROM h.pod)) \
+         SELECT namespace, pod, \
+             sum(CASE WHEN tx IS NOT NULL AND bytes > 0 THEN segs * least(CAST(tx AS DOUBLE) / bytes, 1.0) END) AS sent, \
+             coalesce(sum(segments) FILTER (WHERE tx IS NULL), 0) AS left_out \
+         FROM known GROUP BY namespace, pod"
     );
     for (pod, row) in ask::<Of<Adopted>>(engine, &sql).await?.into_iter().map(Of::split) {
         if let Some(connections) = pods.get_mut(&pod).and_then(|inputs| inputs.connections.as_mut()) {
