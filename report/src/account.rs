@@ -125,12 +125,17 @@ impl Account {
         }
         let mut gaps = BTreeSet::new();
         let mut unsupported = BTreeSet::new();
-        let mut containers: BTreeMap<(&str, &str, &str), bool> = BTreeMap::new();
+        // By container and collector: an agent that took over from another one came late to everything.
+        let mut first: BTreeMap<((&str, &str, &str), &str), (i64, bool)> = BTreeMap::new();
         for row in nodes(contents).flat_map(|node| &node.coverage) {
             match row.kind {
                 CoverageKind::Traced => {
                     let container = (row.node.as_str(), row.pod_uid.as_str(), row.container.as_str());
-                    *containers.entry(container).or_insert(true) &= row.from_start;
+                    let own = (row.from_utc_us, row.from_start);
+                    let earliest = first.entry((container, row.collector.as_str())).or_insert(own);
+                    if own.0 < earliest.0 {
+                        *earliest = own;
+                    }
                 }
                 CoverageKind::Gap => _ = gaps.insert(gap(row)),
                 CoverageKind::Unsupported => {
@@ -138,6 +143,10 @@ impl Account {
                     unsupported.insert(Unsupported { collector, node, reason: row.reason.clone() });
                 }
             }
+        }
+        let mut containers: BTreeMap<(&str, &str, &str), bool> = BTreeMap::new();
+        for ((container, _), (_, from_start)) in first {
+            *containers.entry(container).or_insert(true) &= from_start;
         }
         // Where others traced and it is not named, the node had it not either.
         for (name, _) in scope.collectors() {

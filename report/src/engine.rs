@@ -43,6 +43,16 @@ pub(crate) fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 
+/// A query of `node`, `from_us` and `until_us` that answers these rows.
+pub(crate) fn stretches<'a>(rows: impl Iterator<Item = (&'a str, i64, i64)>) -> String {
+    let rows: Vec<String> =
+        rows.map(|(node, from, until)| format!("({}, {from}, {until})", literal(node))).collect();
+    if rows.is_empty() {
+        return "SELECT '' AS node, 0 AS from_us, 0 AS until_us WHERE 1 = 0".to_owned();
+    }
+    format!("SELECT node, from_us, until_us FROM (VALUES {}) AS v(node, from_us, until_us)", rows.join(", "))
+}
+
 /// A value to three significant digits, rounded down: few enough values to count each, so that quantiles of any number of
 /// rows need no more memory than some thousand counters.
 pub(crate) fn three_digits(column: &str) -> String {

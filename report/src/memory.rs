@@ -6,11 +6,12 @@
 //! Resident is file + anon + shmem, each its last value (a step function, in bytes); swap is not resident and shown apart. A
 //! process is (node, pid, start_ns); exec gives it another memory, the old one ends with a row of 0, and so does the process.
 //! Nothing is filled in backwards: before a process's first row it has 0 if it began while its node was traced, else nothing is
-//! known. The queries take differences between rows, because those of many processes can be added up.
+//! known. Where nobody looked for a while, or the node began anew, what has no row after that is held no longer: whether it was still
+//! there is not known. The queries take differences between rows, because those of many processes can be added up.
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::{Engine, ReportError, ask, literal};
+use crate::engine::{Engine, ReportError, ask, literal, stretches};
 use crate::format::{Unit, things};
 use crate::scope::{Scope, Section, pod};
 use crate::series::{MOST_SERIES, keep_largest};
@@ -136,20 +137,37 @@ pub(crate) async fn read(engine: &impl Engine, scope: &Scope<'_>) -> Result<Sect
     }))
 }
 
+/// `resident` and what follows from it: all `changes_at` their times, those included by which a process is given up that has no row
+/// after nobody had looked.
+fn changes(scope: &Scope<'_>, of: &str) -> String {
+    let blind = scope.blind(COLLECTOR);
+    let blind = blind.iter().flat_map(|(node, all)| all.iter().map(|(from, to)| (*node, *from, *to)));
+    format!("{}, blind AS ({}), {GIVEN_UP}", steps(of), stretches(blind))
+}
+
+const GIVEN_UP: &str = "given_up AS (\
+    SELECT r.node, r.pid, r.start_ns, min(r.pod) AS pod, min(greatest(b.from_us, r.us)) AS us, -min(r.rss) AS change \
+    FROM resident r JOIN blind b ON r.node = b.node AND b.until_us > r.us WHERE r.last = 1 AND r.rss > 0 \
+    GROUP BY r.node, r.pid, r.start_ns), \
+changes_at AS (\
+    SELECT node, pid, start_ns, pod, us, change, 0 AS given_up FROM steps \
+    UNION ALL SELECT node, pid, start_ns, pod, us, change, 1 AS given_up FROM given_up)";
+
 #[derive(Deserialize)]
 struct Step {
     pod: Option<String>,
     bin: i64,
     change: f64,
+    given_up: u64,
 }
 
 /// Each interval's end for each pod: all changes up to then.
 async fn by_pod(engine: &impl Engine, scope: &Scope<'_>, step_us: i64) -> Result<Vec<Series>, ReportError> {
     let sql = format!(
-        "WITH {}, binned AS (SELECT pod, greatest(us - {} - 1, 0) AS since_us, change FROM steps) \
-         SELECT pod, since_us - since_us % {step_us} AS bin, sum(change) AS change FROM binned GROUP BY pod, since_us - since_us % {step_us} \
+        "WITH {}, binned AS (SELECT pod, greatest(us - {} - 1, 0) AS since_us, change, given_up FROM changes_at) \
+         SELECT pod, since_us - since_us % {step_us} AS bin, sum(change) AS change, sum(given_up) AS given_up FROM binned GROUP BY pod, since_us - since_us % {step_us} \
          ORDER BY pod NULLS FIRST, bin",
-        steps(""),
+        changes(scope, ""),
         scope.from_us
     );
     let mut series: Vec<Series> = Vec::new();
@@ -164,7 +182,9 @@ async fn by_pod(engine: &impl Engine, scope: &Scope<'_>, step_us: i64) -> Result
         sum += step.change;
         let first = usize::try_from(step.bin / step_us).unwrap_or(0).min(bins - 1);
         let values = series.last_mut().into_iter().flat_map(|series| series.values.iter_mut().skip(first));
-        values.for_each(|value| *value = Some(sum));
+        // Of a pod that is given up whole it is not known that it has nothing.
+        let known = (sum > 0.0 || step.given_up == 0).then_some(sum);
+        values.for_each(|value| *value = known);
     }
     Ok(series)
 }
@@ -183,6 +203,7 @@ async fn by_process(
         start_ns: i64,
         bin: i64,
         change: f64,
+        given_up: u64,
     }
     let shown = &processes[..processes.len().min(MOST_SERIES)];
     if shown.is_empty() {
@@ -194,10 +215,10 @@ async fn by_process(
     });
     let of = format!(" WHERE {}", keys.collect::<Vec<_>>().join(" OR "));
     let sql = format!(
-        "WITH {}, own AS (SELECT node, pid, start_ns, greatest(us - {} - 1, 0) AS since_us, change FROM steps) \
-         SELECT node, pid, start_ns, since_us - since_us % {step_us} AS bin, sum(change) AS change FROM own \
+        "WITH {}, own AS (SELECT node, pid, start_ns, greatest(us - {} - 1, 0) AS since_us, change, given_up FROM changes_at) \
+         SELECT node, pid, start_ns, since_us - since_us % {step_us} AS bin, sum(change) AS change, sum(given_up) AS given_up FROM own \
          GROUP BY node, pid, start_ns, since_us - since_us % {step_us} ORDER BY bin",
-        steps(&of),
+        changes(scope, &of),
         scope.from_us,
     );
     let bins = scope.bins(step_us);
@@ -213,7 +234,8 @@ async fn by_process(
         let Some((sum, series)) = of.and_then(|of| series.get_mut(of)) else { continue };
         *sum += step.change;
         let first = usize::try_from(step.bin / step_us).unwrap_or(0).min(bins - 1);
-        series.values.iter_mut().skip(first).for_each(|value| *value = Some(*sum));
+        let known = (step.given_up == 0).then_some(*sum);
+        series.values.iter_mut().skip(first).for_each(|value| *value = known);
     }
     Ok(series.into_iter().map(|(_, series)| series).collect())
 }

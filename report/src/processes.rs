@@ -4,15 +4,18 @@
 //!
 //! In: `processes`. Out: [`Processes`]. One process is (node, pid, start_ns), which no reuse of ids confuses. Its beginning is
 //! the kernel's own (start_ns), also of those that ran before; its end is the exit of its last thread. Those that are alive at the
-//! end, or began before, are in the table all the same; a duration needs both ends.
+//! end, or began before, are in the table all the same; a duration needs both ends. Of one without an end it is known that it was
+//! alive only where every end has a row: not where events are sampled or cut, nor where nobody looked after it was last seen.
 //!
 //! Where the session samples, each row stands for `weight` of its kind. Every process has a row of how it came (snapshot, start or
 //! joined), so these say how many there were, and rows of exits how many ended and what they used; which program a process was is
 //! known of those rows that are there.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
-use crate::engine::{Engine, ReportError, ask};
+use crate::engine::{Engine, ReportError, ask, stretches};
 use crate::format::{Unit, things};
 use crate::scope::{Scope, Section, pod};
 use crate::series::rates;
@@ -57,6 +60,9 @@ pub struct Totals {
     pub cpu_ns: u64,
     /// Programs that were seen.
     pub programs: u64,
+    /// Whose end may have been missed: how long they ran is not known.
+    #[serde(default)]
+    pub end_unseen: u64,
     /// How many processes one row stands for at most: 1 where nothing was sampled.
     #[serde(default)]
     pub weight: u64,
@@ -107,8 +113,12 @@ pub struct Process {
     pub from_us: i64,
     /// Whether that was seen.
     pub started: bool,
-    /// Its end; none for one that was alive when tracing ended.
+    /// Its end; none for one that was alive when tracing ended, or whose end may have been missed.
     pub to_us: Option<i64>,
+    /// Whether its end may have been missed.
+    pub end_unseen: bool,
+    /// When it was seen last, microseconds since 1970.
+    pub last_us: i64,
     /// Exit code.
     pub exit_code: Option<i64>,
     /// Signal that ended it, 0 for none.
@@ -121,6 +131,16 @@ pub struct Process {
 
 /// One row per process. Its beginning in UTC follows from any of its rows: both clocks are in each. `stands` is how many processes it is
 /// counted as; of one whose row of how it came was left out by sampling none, since another one stands for it.
+fn one(scope: &Scope<'_>) -> String {
+    let mut until: BTreeMap<&str, i64> = BTreeMap::new();
+    for (node, stretches) in scope.blind(COLLECTOR) {
+        until.extend(stretches.into_iter().map(|(_, to)| to).max().map(|to| (node, to)));
+    }
+    until.extend(scope.nodes_without_all("processes").into_iter().map(|node| (node, i64::MAX)));
+    let blind = stretches(until.into_iter().map(|(node, until)| (node, 0, until)));
+    format!("blind AS ({blind}), {ONE}")
+}
+
 const ONE: &str = "execs AS (\
     SELECT node, pid, start_ns, exe, row_number() OVER (PARTITION BY node, pid, start_ns ORDER BY ts_ns DESC) AS newest \
     FROM processes WHERE kind = 'exec' AND exe IS NOT NULL), \
@@ -128,7 +148,7 @@ last AS (SELECT node, pid, start_ns, exe FROM execs WHERE newest = 1), \
 lives AS (\
     SELECT node, pid, start_ns, min(pod) AS pod, max(CASE WHEN NOT is_thread THEN ppid END) AS ppid, \
         min(CAST(CAST(time_utc AS BIGINT) - (ts_ns - start_ns - (ts_ns - start_ns) % 1000) / 1000 AS BIGINT)) AS from_us, \
-        max(weight) AS weight, \
+        max(weight) AS weight, max(CAST(time_utc AS BIGINT)) AS last_us, \
         max(CASE WHEN kind IN ('snapshot', 'start', 'joined') AND NOT is_thread THEN weight END) AS came, \
         max(CASE WHEN kind = 'start' AND NOT is_thread THEN weight ELSE 0 END) AS started, \
         max(CASE WHEN kind = 'exit' AND group_dead THEN weight ELSE 0 END) AS ended, \
@@ -144,28 +164,32 @@ lives AS (\
 one AS (\
     SELECT v.*, e.exe, coalesce(v.last_comm, v.any_comm) AS comm, \
         coalesce(came, CASE WHEN weight = 1 THEN 1 ELSE 0 END) AS stands, \
-        CASE WHEN coalesce(exit_code, 0) <> 0 OR coalesce(signal, 0) <> 0 THEN ended ELSE 0 END AS failed \
-    FROM lives v LEFT JOIN last e ON v.node = e.node AND v.pid = e.pid AND v.start_ns = e.start_ns)";
+        CASE WHEN coalesce(exit_code, 0) <> 0 OR coalesce(signal, 0) <> 0 THEN ended ELSE 0 END AS failed, \
+        CASE WHEN to_us IS NULL AND (last_us < b.until_us OR (SELECT max(weight) FROM lives) > 1) THEN 1 ELSE 0 END AS unseen \
+    FROM lives v LEFT JOIN last e ON v.node = e.node AND v.pid = e.pid AND v.start_ns = e.start_ns \
+        LEFT JOIN blind b ON v.node = b.node)";
 
 /// Reads the section.
 pub(crate) async fn read(engine: &impl Engine, scope: &Scope<'_>) -> Result<Section<Processes>, ReportError> {
     if let Err(why) = scope.has(COLLECTOR) {
         return Ok(Section::Absent(why));
     }
+    let one = one(scope);
     let totals = format!(
-        "WITH {ONE} SELECT coalesce(sum(stands), 0) AS processes, coalesce(sum(started), 0) AS started, \
+        "WITH {one} SELECT coalesce(sum(stands), 0) AS processes, coalesce(sum(started), 0) AS started, \
          coalesce(sum(ended), 0) AS ended, coalesce(sum(failed), 0) AS failed, coalesce(sum(ended * cpu_ns), 0) AS cpu_ns, \
-         count(DISTINCT coalesce(exe, comm)) AS programs, coalesce(max(weight), 1) AS weight FROM one"
+         coalesce(sum(stands * unseen), 0) AS end_unseen, count(DISTINCT coalesce(exe, comm)) AS programs, coalesce(max(weight), 1) AS weight FROM one"
     );
     let programs = format!(
-        "WITH {ONE} SELECT pod, coalesce(exe, comm) AS program, sum(stands) AS processes, sum(ended) AS ended, sum(failed) AS failed, \
+        "WITH {one} SELECT pod, coalesce(exe, comm) AS program, sum(stands) AS processes, sum(ended) AS ended, sum(failed) AS failed, \
          coalesce(sum(ended * cpu_ns), 0) AS cpu_ns, max(max_rss_bytes) AS max_rss_bytes, max(life_ns) AS longest_ns FROM one \
          WHERE stands > 0 OR ended > 0 GROUP BY pod, coalesce(exe, comm) ORDER BY cpu_ns DESC, processes DESC, program, pod NULLS FIRST LIMIT {MOST_PROGRAMS}"
     );
     let longest = format!(
-        "WITH {ONE}, shown AS (SELECT *, coalesce(to_us, {to}) - greatest(from_us, {from}) AS inside FROM one) \
-         SELECT node, pod, pid, ppid, start_ns, comm, exe, from_us, started > 0 AS started, to_us, exit_code, signal, cpu_ns, \
-         max_rss_bytes FROM shown ORDER BY inside DESC, from_us, node, pid LIMIT {MOST_SPANS}",
+        "WITH {one}, shown AS (SELECT *, coalesce(to_us, CASE WHEN unseen = 1 THEN last_us ELSE {to} END) - greatest(from_us, {from}) \
+             AS inside FROM one) \
+         SELECT node, pod, pid, ppid, start_ns, comm, exe, from_us, started > 0 AS started, to_us, unseen = 1 AS end_unseen, last_us, exit_code, signal, \
+         cpu_ns, max_rss_bytes FROM shown ORDER BY unseen, inside DESC, from_us, node, pid LIMIT {MOST_SPANS}",
         from = scope.from_us,
         to = scope.to_us,
     );
@@ -229,6 +253,7 @@ impl Process {
 
     fn ended(&self) -> String {
         match (self.to_us, self.signal.unwrap_or(0), self.exit_code) {
+            (None, ..) if self.end_unseen => "end not seen".to_owned(),
             (None, ..) => "alive at the end".to_owned(),
             (Some(_), 0, code) => format!("exit {}", code.unwrap_or(0)),
             (Some(_), signal, _) => format!("signal {signal}"),
@@ -271,7 +296,11 @@ impl Processes {
                 name: process.comm.clone().unwrap_or_else(|| "?".to_owned()),
                 detail,
                 from_us: process.from_us.max(scope.from_us),
-                to_us: process.to_us.unwrap_or(scope.to_us),
+                to_us: match process.to_us {
+                    Some(to) => to,
+                    None if process.end_unseen => process.last_us.max(scope.from_us),
+                    None => scope.to_us,
+                },
                 earlier: process.from_us < scope.from_us,
                 open: process.to_us.is_none(),
                 failed: process.failed(),
@@ -383,8 +412,16 @@ impl Processes {
             table.note = if self.is_sampled() {
                 format!("{others}; sampled, so that some of them may have run longer.")
             } else {
-                format!("{others}, none of which ran longer.")
+                format!("{others}, none of which is known to have run longer.")
             };
+        }
+        if self.totals.end_unseen > 0 {
+            let unseen = things(self.totals.end_unseen, "process", "processes");
+            table.note += &format!(
+                " The end of {unseen} may have been missed, by sampling or where nobody looked: how long they ran is not known, and they \
+                 are listed last where there is room."
+            );
+            table.note = table.note.trim_start().to_owned();
         }
         table
     }

@@ -178,6 +178,32 @@ impl<'a> Scope<'a> {
         Some(format!("{collector} did not run on node {node}{others}: {reason}"))
     }
 
+    /// By node, when nobody looked for a collector: gaps, and from what is last known of one boot to the beginning of the next.
+    pub(crate) fn blind(&self, collector: &str) -> BTreeMap<&str, BTreeSet<(i64, i64)>> {
+        let mut blind: BTreeMap<&str, BTreeSet<(i64, i64)>> = BTreeMap::new();
+        let mut boots: BTreeMap<&str, BTreeMap<&str, (i64, i64)>> = BTreeMap::new();
+        for row in nodes(self.contents).flat_map(|node| &node.coverage) {
+            let (from, to) = (row.from_utc_us, row.to_utc_us);
+            match row.kind {
+                CoverageKind::Gap if row.collector == collector || row.collector.is_empty() => {
+                    blind.entry(&row.node).or_default().insert((from, to));
+                }
+                CoverageKind::Traced => {
+                    let boot = boots.entry(&row.node).or_default().entry(&row.boot).or_insert((from, to));
+                    *boot = (from.min(boot.0), to.max(boot.1));
+                }
+                CoverageKind::Gap | CoverageKind::Unsupported => {}
+            }
+        }
+        for (node, boots) in boots {
+            let mut boots: Vec<(i64, i64)> = boots.into_values().collect();
+            boots.sort_unstable();
+            let between = boots.iter().zip(boots.iter().skip(1)).map(|(one, next)| (one.1, next.0));
+            between.for_each(|between| _ = blind.entry(node).or_default().insert(between));
+        }
+        blind
+    }
+
     /// Events of a table that became no row and are in none's weight.
     pub(crate) fn missing(&self, table: &str) -> u64 {
         let rows = nodes(self.contents).flat_map(|node| &node.ledger).filter(|row| row.table == table);
@@ -197,6 +223,19 @@ impl<'a> Scope<'a> {
         });
         let share = cut as f64 / all.max(1) as f64;
         (share > TOLERATED).then_some(share)
+    }
+
+    /// Nodes on which so much of a table's events was sampled out, limited or lost that what has no row may have happened all the same.
+    pub(crate) fn nodes_without_all(&self, table: &str) -> BTreeSet<&str> {
+        let rows = nodes(self.contents).flat_map(|node| &node.ledger).filter(|row| row.table == table);
+        let mut without: BTreeSet<&str> =
+            rows.filter(|row| row.terms.get(Term::SampledOut) > 0).map(|row| row.node.as_str()).collect();
+        for (node, (cut, all)) in self.cut.get(table).into_iter().flatten() {
+            if *cut as f64 > TOLERATED * *all as f64 {
+                without.insert(node);
+            }
+        }
+        without
     }
 
     /// A parameter as the session set it; none if it has its default.

@@ -116,6 +116,40 @@ async fn the_shops_memory_is_a_step_function_that_ends_with_the_process() {
 }
 
 #[tokio::test]
+async fn memory_of_which_nobody_has_heard_since_a_gap_is_not_held_over_it() {
+    let mut session = Session::shop();
+    // From 70 s to 80 s after the beginning; postgres is looked at again afterwards, walwriter is not.
+    let mut gap = coverage("b", "db", "memoryRss", CoverageKind::Gap);
+    (gap.from_utc_us, gap.to_utc_us) = (gap.from_utc_us + 70_000_000, gap.from_utc_us + 80_000_000);
+    session.coverage.push(gap);
+    // What the agent before it had seen from the start, the next one has not.
+    let mut late = coverage("b", "db", "memoryRss", CoverageKind::Traced);
+    (late.from_utc_us, late.from_start) = (late.from_utc_us + 80_000_000, false);
+    session.coverage.push(late);
+    let cells = session.tables.get_mut("memory_rss").unwrap();
+    let mut row = cells[1].clone();
+    (row[0], row[7], row[9]) = ("190000000000".to_owned(), "9".to_owned(), (200 << 20).to_string());
+    cells.push(row);
+    let report = report(&session).await;
+    let memory = data(&report.memory);
+    let at = |series: &[report::view::Series], name: &str, second: usize| {
+        let one = series.iter().find(|one| one.name.starts_with(name)).unwrap();
+        one.values[second].map(|bytes| bytes as u64 >> 20)
+    };
+    assert_eq!((at(&memory.pods, "db", 68), at(&memory.pods, "db", 98)), (Some(232), Some(230)));
+    let walwriter = |second| at(&memory.process_series, "walwriter", second);
+    assert_eq!((walwriter(68), walwriter(70)), (Some(2), None));
+    assert_eq!(at(&memory.process_series, "postgres", 98), Some(230));
+    assert_eq!((report.account.containers, report.account.from_start), (3, 3));
+    // Nobody came back.
+    session.coverage.iter_mut().filter(|row| row.kind == CoverageKind::Gap).for_each(|row| row.to_utc_us += 20_000_000);
+    let cells = session.tables.get_mut("memory_rss").unwrap();
+    cells.pop();
+    let gone = self::report(&session).await;
+    assert_eq!(at(&data(&gone.memory).pods, "db", 98), None);
+}
+
+#[tokio::test]
 async fn the_shops_processes_are_one_row_for_each_life() {
     let report = report(&Session::shop()).await;
     let processes = data(&report.processes);
@@ -177,6 +211,34 @@ async fn sampled_processes_are_counted_by_what_their_rows_stand_for() {
     let text = report::text::report(&report, report::text::Style::default());
     assert!(text.contains("counts and CPU time are estimates"), "{text}");
     assert!(!text.contains("none of which ran longer"), "{text}");
+}
+
+#[tokio::test]
+async fn a_process_whose_end_may_have_been_missed_is_not_said_to_be_alive_and_leads_no_list() {
+    // A row for each of two that ran before: one on a node without gaps, and postgres, last seen at 100 s.
+    let ended = |report: &Report| -> Vec<String> {
+        let view = report.views().iter().find(|view| view.id == "processes").unwrap();
+        let table = view.tables.iter().find(|table| table.title.starts_with("Processes that ran")).unwrap();
+        table.rows.iter().map(|row| format!("{} {}", row[0].text, row[8].text)).collect()
+    };
+    assert_eq!(ended(&report(&Session::shop()).await)[0], "postgres alive at the end");
+    let mut gap = Session::shop();
+    let row = coverage("b", "db", "processes", CoverageKind::Gap);
+    gap.coverage.push(dataset::coverage::CoverageRow { from_utc_us: row.from_utc_us + 50_000_000, ..row });
+    let mut cut = Session::shop();
+    cut.lost.push(("b", "processes", Term::SampledOut, 1));
+    let mut rebooted = Session::shop();
+    let row = coverage("b", "db", "processes", CoverageKind::Traced);
+    let (boot, from) = ("f".repeat(32), row.from_utc_us + 90_000_000);
+    rebooted.coverage.iter_mut().for_each(|row| row.to_utc_us -= 20_000_000);
+    rebooted.coverage.push(dataset::coverage::CoverageRow { boot, from_utc_us: from, ..row });
+    for session in [gap, cut, rebooted] {
+        let report = report(&session).await;
+        assert_eq!(ended(&report), ["postgres end not seen", "gzip signal 9", "true exit 0"]);
+        assert_eq!(data(&report.processes).totals.end_unseen, 1);
+        let text = report::text::report(&report, report::text::Style::default());
+        assert!(text.contains("The end of 1 process may have been missed"), "{text}");
+    }
 }
 
 #[tokio::test]
