@@ -20,6 +20,8 @@ use crate::view::{Advice, Cell, Change, Figure, Level, Table, View};
 
 /// Rows of each list that are kept; the rest is counted.
 const MOST: usize = 20;
+/// Nodes that are named of each row.
+const MOST_NAMES: usize = 5;
 
 /// The account of a session.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -27,8 +29,12 @@ const MOST: usize = 20;
 pub struct Account {
     /// `complete`, `incomplete`, or `running` where no manifest is there yet.
     pub verdict: &'static str,
-    /// Nodes that are not complete, with the reason.
-    pub incomplete_nodes: Vec<(String, String)>,
+    /// Nodes that have written a manifest: of no other is anything read.
+    pub done: u64,
+    /// Nodes that are not complete, by reason, at most some reasons.
+    pub incomplete_nodes: Vec<IncompleteNodes>,
+    /// How many nodes there are of them.
+    pub incomplete_nodes_total: u64,
     /// Hits on targets, counted in the kernel; a lower bound if `unknown`.
     pub emitted: u64,
     /// Whether an agent crashed, and took a count of events with it.
@@ -49,8 +55,10 @@ pub struct Account {
     pub gaps: Vec<Uncovered>,
     /// How many there are.
     pub gaps_total: u64,
-    /// Collectors that some node could not run.
+    /// Collectors that some nodes did not run, by reason, at most some.
     pub unsupported: Vec<Unsupported>,
+    /// How many such there are.
+    pub unsupported_total: u64,
     /// Collectors, with the parameters that were set: what they left out is in no table.
     pub collectors: BTreeMap<String, BTreeMap<String, String>>,
     /// Where store and manifests differ, at most some.
@@ -85,21 +93,57 @@ pub struct Uncovered {
     pub node: String,
     /// Whose.
     pub pod: String,
-    /// What.
+    /// What; empty where there was no target.
     pub collector: String,
     /// Why.
     pub reason: String,
 }
 
-/// A collector that a node could not run.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+/// Nodes that are not complete for one reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct IncompleteNodes {
+    /// Why not.
+    pub reason: String,
+    /// Whether they have written a manifest, so that something of them can be read.
+    pub listed: bool,
+    /// Which.
+    #[serde(flatten)]
+    pub nodes: Nodes,
+}
+
+/// A collector that some nodes did not run for one reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Unsupported {
     /// Which.
     pub collector: String,
-    /// Where.
-    pub node: String,
     /// Why.
     pub reason: String,
+    /// Where.
+    #[serde(flatten)]
+    pub nodes: Nodes,
+}
+
+/// Some nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Nodes {
+    /// How many.
+    pub nodes: u64,
+    /// The first of them by name.
+    pub names: Vec<String>,
+}
+
+impl Nodes {
+    fn new(nodes: &BTreeSet<&str>) -> Self {
+        let names = nodes.iter().take(MOST_NAMES).map(|name| (*name).to_owned()).collect();
+        Self { nodes: nodes.len() as u64, names }
+    }
+
+    /// `node a`, `nodes a, b and 3 more`.
+    fn named(&self) -> String {
+        let more = self.nodes - self.names.len() as u64;
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        format!("node{} {}{more}", if self.nodes == 1 { "" } else { "s" }, self.names.join(", "))
+    }
 }
 
 impl Account {
@@ -124,7 +168,7 @@ impl Account {
             table.rows += row.rows;
         }
         let mut gaps = BTreeSet::new();
-        let mut unsupported = BTreeSet::new();
+        let mut unsupported: BTreeMap<(&str, &str), BTreeSet<&str>> = BTreeMap::new();
         // By container and collector: an agent that took over from another one came late to everything.
         let mut first: BTreeMap<((&str, &str, &str), &str), (i64, bool)> = BTreeMap::new();
         for row in nodes(contents).flat_map(|node| &node.coverage) {
@@ -139,8 +183,7 @@ impl Account {
                 }
                 CoverageKind::Gap => _ = gaps.insert(gap(row)),
                 CoverageKind::Unsupported => {
-                    let (collector, node) = (row.collector.clone(), row.node.clone());
-                    unsupported.insert(Unsupported { collector, node, reason: row.reason.clone() });
+                    unsupported.entry((&row.collector, &row.reason)).or_default().insert(&row.node);
                 }
             }
         }
@@ -150,11 +193,9 @@ impl Account {
         }
         // Where others traced and it is not named, the node had it not either.
         for (name, _) in scope.collectors() {
-            unsupported.extend(scope.not_run(name).map(|(node, reason)| Unsupported {
-                collector: name.to_owned(),
-                node: node.to_owned(),
-                reason: reason.to_owned(),
-            }));
+            for (node, reason) in scope.not_run(name) {
+                unsupported.entry((name, reason)).or_default().insert(node);
+            }
         }
         let manifest = contents.manifest.as_ref();
         let named = manifest.map(|manifest| compare_manifest(contents, manifest)).unwrap_or_default();
@@ -165,11 +206,25 @@ impl Account {
             .filter(|one| one.is_error())
             .map(Finding::to_string)
             .collect();
-        let nodes = manifest.into_iter().flat_map(|manifest| &manifest.nodes);
-        let incomplete = nodes.filter(|node| !node.reason.is_empty());
+        let mut incomplete: BTreeMap<(&str, bool), BTreeSet<&str>> = BTreeMap::new();
+        for node in manifest.into_iter().flat_map(|manifest| &manifest.nodes) {
+            if !node.reason.is_empty() {
+                incomplete.entry((&node.reason, !node.manifests.is_empty())).or_default().insert(&node.node);
+            }
+        }
         Self {
             verdict: manifest.map_or("running", |manifest| manifest.verdict.as_str()),
-            incomplete_nodes: incomplete.map(|node| (node.node.clone(), node.reason.clone())).collect(),
+            done: nodes(contents).map(|node| node.node.as_str()).collect::<BTreeSet<_>>().len() as u64,
+            incomplete_nodes_total: incomplete.values().map(|nodes| nodes.len() as u64).sum(),
+            incomplete_nodes: incomplete
+                .into_iter()
+                .take(MOST)
+                .map(|((reason, listed), nodes)| IncompleteNodes {
+                    reason: reason.to_owned(),
+                    listed,
+                    nodes: Nodes::new(&nodes),
+                })
+                .collect(),
             emitted,
             unknown,
             lost: terms.lost(),
@@ -180,7 +235,16 @@ impl Account {
             from_start: containers.values().filter(|all| **all).count() as u64,
             gaps_total: gaps.len() as u64,
             gaps: gaps.into_iter().take(MOST).collect(),
-            unsupported: unsupported.into_iter().collect(),
+            unsupported_total: unsupported.len() as u64,
+            unsupported: unsupported
+                .into_iter()
+                .take(MOST)
+                .map(|((collector, reason), nodes)| Unsupported {
+                    collector: collector.to_owned(),
+                    reason: reason.to_owned(),
+                    nodes: Nodes::new(&nodes),
+                })
+                .collect(),
             collectors: scope.collectors().map(|(name, params)| (name.to_owned(), params.clone())).collect(),
             findings_total: findings.len() as u64,
             findings: findings.into_iter().take(MOST).collect(),
@@ -223,12 +287,18 @@ impl Account {
     }
 
     fn advise(&self, view: &mut View) {
-        for (node, reason) in &self.incomplete_nodes {
+        for one in &self.incomplete_nodes {
+            let is = if one.nodes.nodes == 1 { "is" } else { "are" };
+            let next = if one.listed {
+                "What it recorded and its manifest does not list is not in this report."
+            } else {
+                "Nothing of it is in this report: what it may have stored is listed by no manifest."
+            };
             view.advice.push(Advice {
                 level: Level::Crit,
-                cause: format!("Node {node} is not complete"),
-                evidence: reason.clone(),
-                next: "What it recorded since its last acknowledged object is not in this report.".to_owned(),
+                cause: format!("N{} {is} not complete", one.nodes.named().trim_start_matches('n')),
+                evidence: one.reason.clone(),
+                next: next.to_owned(),
             });
         }
         let limited = self.terms.get(Term::RateLimited);
@@ -253,16 +323,19 @@ impl Account {
             view.advice.push(Advice {
                 level: Level::Warn,
                 cause: format!("Nobody looked for {}", Unit::Nanoseconds.format(seconds)),
-                evidence: format!("{} of {} on node {}: {}", gap.collector, gap.pod, gap.node, gap.reason),
+                evidence: match gap.collector.as_str() {
+                    "" => format!("on node {}, without a target then: {}", gap.node, gap.reason),
+                    collector => format!("{collector} of {} on node {}: {}", gap.pod, gap.node, gap.reason),
+                },
                 next: "What happened meanwhile is in no table.".to_owned(),
             });
         }
         for one in &self.unsupported {
             view.advice.push(Advice {
                 level: Level::Warn,
-                cause: format!("{} did not run on node {}", one.collector, one.node),
+                cause: format!("{} did not run on {}", one.collector, one.nodes.named()),
                 evidence: one.reason.clone(),
-                next: "That node's share is missing in every number made of it.".to_owned(),
+                next: "Their share is missing in every number made of it.".to_owned(),
             });
         }
         for finding in &self.findings {
@@ -277,10 +350,14 @@ impl Account {
 
     fn note(&self, view: &mut View) {
         if self.verdict == "running" {
-            view.notes.push(
-                "The session is not over: this is what lies in the store now, and numbers will change."
+            view.notes.push(match self.done {
+                0 => "The session is not over, and no node has written its manifest: nothing that was recorded is in this report."
                     .to_owned(),
-            );
+                done => format!(
+                    "The session is not over: this is what {} that had written a manifest recorded, and numbers will change.",
+                    things(done, "node", "nodes")
+                ),
+            });
         }
         if self.unknown {
             view.notes.push(
@@ -295,13 +372,20 @@ impl Account {
                 things(self.containers, "container", "containers")
             ));
         }
-        let beyond = |shown: usize, total: u64, what: &str| {
-            let more = total.saturating_sub(shown as u64);
-            (more > 0)
-                .then(|| format!("{more} more {what} are not listed; the report's table `coverage` has all."))
+        let beyond = |shown: u64, total: u64, what: &str, all: &str| {
+            let more = total.saturating_sub(shown);
+            (more > 0).then(|| format!("{more} more {what} are not listed; {all} has all."))
         };
-        view.notes.extend(beyond(self.gaps.len(), self.gaps_total, "gaps"));
-        view.notes.extend(beyond(self.findings.len(), self.findings_total, "differences"));
+        let coverage = "the table `coverage`";
+        view.notes.extend(beyond(self.gaps.len() as u64, self.gaps_total, "gaps", coverage));
+        let shown = self.unsupported.len() as u64;
+        let what = "collectors that nodes did not run, by reason,";
+        view.notes.extend(beyond(shown, self.unsupported_total, what, coverage));
+        let shown = self.incomplete_nodes.iter().map(|one| one.nodes.nodes).sum();
+        let what = "nodes that are not complete";
+        view.notes.extend(beyond(shown, self.incomplete_nodes_total, what, "the session's manifest"));
+        let shown = self.findings.len() as u64;
+        view.notes.extend(beyond(shown, self.findings_total, "differences", "`tracelake verify`"));
         let set = self.collectors.iter().filter(|(_, params)| !params.is_empty());
         let set: Vec<String> = set
             .flat_map(|(name, params)| {

@@ -96,6 +96,10 @@ impl<'a> Scope<'a> {
         let mut began_ns: BTreeMap<String, u64> = BTreeMap::new();
         let mut pods: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for row in nodes(contents).flat_map(|node| &node.coverage) {
+            // That nobody looked while there was no target is said of no collector.
+            if row.collector.is_empty() {
+                continue;
+            }
             let collector = collectors.entry(row.collector.clone()).or_default();
             match row.kind {
                 CoverageKind::Traced => {
@@ -137,9 +141,21 @@ impl<'a> Scope<'a> {
         match found.unsupported.first() {
             _ if !found.nodes.is_empty() => Ok(()),
             Some((node, reason)) => Err(format!("no node could run {collector} (node {node}: {reason})")),
+            None if found.asked && self.contents.manifest.is_none() && self.contents.nodes.is_empty() => {
+                Err(format!("no node has written yet what {collector} traced"))
+            }
+            None if found.asked && self.is_missing_some() => {
+                Err(format!("{collector} traced no container on the nodes that wrote a manifest; others did not"))
+            }
             None if found.asked => Err(format!("{collector} was asked for, but traced no container")),
             None => Err(format!("{collector} traced nothing")),
         }
+    }
+
+    /// Whether some node has not told what it did, and others have.
+    fn is_missing_some(&self) -> bool {
+        let named = self.contents.manifest.iter().flat_map(|manifest| &manifest.nodes);
+        nodes(self.contents).next().is_some() && named.into_iter().any(|node| node.manifests.is_empty())
     }
 
     /// Whether this collector traced this pod on every node that it was on; if not, why.

@@ -395,6 +395,7 @@ async fn what_was_lost_and_not_covered_comes_first() {
     for said in [
         "incomplete",
         "Node c is not complete",
+        "What it recorded and its manifest does not list is not in this report",
         "NodeLost: it did not answer",
         "lost_ring_full",
         "17",
@@ -423,7 +424,58 @@ async fn a_session_that_runs_is_said_to_run() {
     let report = report(&session).await;
     assert_eq!(report.account.verdict, "running");
     let text = report::text::report(&report, report::text::Style::default());
-    assert!(text.contains("The session is not over"), "{text}");
+    assert!(text.contains("The session is not over: this is what 2 nodes that had written a manifest"), "{text}");
+    let mut session = Session::empty();
+    session.over = false;
+    let text = report::text::report(&self::report(&session).await, report::text::Style::default());
+    assert!(text.contains("nothing that was recorded is in this report"), "{text}");
+    assert!(text.contains("Processes: no node has written yet what processes traced\n"), "{text}");
+}
+
+#[tokio::test]
+async fn of_nodes_without_a_manifest_nothing_is_said_to_be_there_and_many_are_one_line() {
+    let mut session = Session::shop().without("memoryRss").not_on("b", "tcpReceive", Some("no tp_btf"));
+    session.spec["collectors"].as_array_mut().unwrap().push(serde_json::json!({"name": "memoryRss"}));
+    for node in 0..3_000 {
+        session.silent.insert(format!("lost-{node:04}"), "NodeLost".to_owned());
+    }
+    let report = report(&session).await;
+    let account = &report.account;
+    assert_eq!((account.incomplete_nodes.len(), account.incomplete_nodes_total), (1, 3_000));
+    let lost = &report.views()[0].advice[0];
+    let named = "Nodes lost-0000, lost-0001, lost-0002, lost-0003, lost-0004 and 2995 more are not complete";
+    assert_eq!((lost.cause.as_str(), lost.evidence.as_str()), (named, "NodeLost"));
+    assert!(lost.next.starts_with("Nothing of it is in this report"), "{}", lost.next);
+    assert_eq!((account.unsupported.len(), account.unsupported[0].nodes.nodes), (1, 1));
+    let said = "memoryRss traced no container on the nodes that wrote a manifest; others did not";
+    assert!(matches!(&report.memory, Section::Absent(why) if why == said), "{:?}", report.memory);
+}
+
+#[tokio::test]
+async fn a_gap_without_a_target_names_no_collector() {
+    let mut session = Session::shop();
+    session.coverage.push(coverage("b", "", "", CoverageKind::Gap));
+    let report = report(&session).await;
+    assert!(!report.account.collectors.contains_key(""), "{:?}", report.account.collectors);
+    let gap = &report.views()[0].advice[0];
+    assert_eq!(gap.evidence, "on node b, without a target then: ");
+}
+
+#[tokio::test]
+async fn lists_of_nodes_have_an_end() {
+    let mut session = Session::shop();
+    for one in 0..30 {
+        session.silent.insert(format!("lost-{one:02}"), format!("its own reason {one:02}"));
+        let row = coverage("b", "", "cpuSched", CoverageKind::Unsupported);
+        session.coverage.push(dataset::coverage::CoverageRow { reason: format!("reason {one:02}"), ..row });
+    }
+    let report = report(&session).await;
+    let account = &report.account;
+    assert_eq!((account.incomplete_nodes.len(), account.incomplete_nodes_total), (20, 30));
+    assert_eq!((account.unsupported.len(), account.unsupported_total), (20, 30));
+    let notes = report.views()[0].notes.join("\n");
+    assert!(notes.contains("10 more nodes that are not complete are not listed"), "{notes}");
+    assert!(notes.contains("10 more collectors that nodes did not run"), "{notes}");
 }
 
 #[tokio::test]

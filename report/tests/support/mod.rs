@@ -15,7 +15,7 @@ use dataset::coverage::{CoverageKind, CoverageRow};
 use dataset::key::{Boot, Key, SessionPrefix};
 use dataset::ledger::{LedgerRow, Term};
 use dataset::manifest::{
-    FORMAT_VERSION, Incarnation, Manifest, ManifestNode, NodeManifest, ObjectEntry, SessionFile,
+    FORMAT_VERSION, Incarnation, Manifest, ManifestNode, NodeManifest, ObjectEntry, SessionFile, Totals,
 };
 use dataset::reader::{self, Contents};
 use dataset::schema::{self, FileInfo};
@@ -44,6 +44,8 @@ pub(crate) struct Session {
     pub(crate) nodes: BTreeMap<String, String>,
     /// Of `session.json`.
     pub(crate) spec: serde_json::Value,
+    /// Nodes that wrote no manifest, each with why it is not complete.
+    pub(crate) silent: BTreeMap<String, String>,
     /// Whether there is a manifest.
     pub(crate) over: bool,
     /// The most rows that a file has.
@@ -84,6 +86,7 @@ impl Session {
             coverage: Vec::new(),
             lost: Vec::new(),
             nodes: BTreeMap::new(),
+            silent: BTreeMap::new(),
             spec: serde_json::json!({ "collectors": names.collect::<Vec<_>>() }),
             over: true,
             rows_per_file: usize::MAX,
@@ -151,6 +154,12 @@ impl Session {
         for (node, reason) in &self.nodes {
             nodes.push(self.node(&store, &prefix, node, reason).await);
         }
+        nodes.extend(self.silent.iter().map(|(node, reason)| ManifestNode {
+            node: node.clone(),
+            manifests: Vec::new(),
+            totals: Totals::default(),
+            reason: reason.clone(),
+        }));
         if self.over {
             let manifest = Manifest::new(1, "2026-11-23T04:04:00Z".into(), nodes);
             reader::create_json(store.as_ref(), &prefix, &Key::manifest(1), &manifest)
