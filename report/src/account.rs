@@ -272,7 +272,11 @@ impl Account {
         let mut columns = vec!["table", "rows", "events"];
         columns.extend(kept.iter().map(|term| term.name()));
         let mut table = Table::new("What became of every event", &columns);
-        for account in &self.tables {
+        // A terminal shows the first rows: those that something is missing of.
+        let mut tables: Vec<&TableAccount> = self.tables.iter().collect();
+        let missing = |account: &TableAccount| (account.terms.lost(), account.terms.get(Term::RateLimited));
+        tables.sort_by_key(|account| std::cmp::Reverse(missing(account)));
+        for account in tables {
             let count = |value: u64| Cell::number(Unit::Count, value);
             let mut row = vec![Cell::text(&account.table), count(account.rows), count(account.emitted)];
             row.extend(kept.iter().map(|term| {

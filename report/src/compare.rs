@@ -96,6 +96,7 @@ impl Comparison {
         }
         view.advice = advice(&a.advice, &b.advice);
         let mut table = Table::new("Side by side", &["figure", "A", "B", "from A to B"]);
+        table.whole = true;
         table.rows.extend(self.figures.iter().filter(|figure| figure.section == a.id).map(|figure| {
             let cell = |cell: &Option<Cell>| cell.clone().unwrap_or_else(|| Cell::text("–"));
             vec![Cell::text(&figure.name), cell(&figure.a), cell(&figure.b), Cell::text(&figure.change)]

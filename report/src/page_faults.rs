@@ -49,10 +49,10 @@ pub struct PageFaults {
 /// Sums.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
-    /// With I/O.
-    pub major: u64,
-    /// Without.
-    pub minor: u64,
+    /// With I/O; none where the session recorded single faults instead.
+    pub major: Option<u64>,
+    /// Without, likewise.
+    pub minor: Option<u64>,
     /// Of rows for single faults, of which it is not known.
     pub single: u64,
     /// Processes.
@@ -72,10 +72,10 @@ pub struct ProcessFaults {
     pub pid: i64,
     /// With the id its identity, nanoseconds since boot.
     pub start_ns: i64,
-    /// With I/O.
-    pub major: u64,
-    /// Without.
-    pub minor: u64,
+    /// With I/O; none where it has rows for single faults alone.
+    pub major: Option<u64>,
+    /// Without, likewise.
+    pub minor: Option<u64>,
     /// Of rows for single faults.
     pub single: u64,
     /// Different pages of those.
@@ -107,7 +107,7 @@ pub(crate) async fn read(
     if let Err(why) = scope.has(COLLECTOR) {
         return Ok(Section::Absent(why));
     }
-    let sums = "coalesce(sum(major), 0) AS major, coalesce(sum(minor), 0) AS minor, \
+    let sums = "sum(major) AS major, sum(minor) AS minor, \
                 coalesce(sum(weight) FILTER (WHERE address IS NOT NULL), 0) AS single";
     let totals = format!(
         "SELECT {sums}, (SELECT count(*) FROM (SELECT pid FROM page_faults GROUP BY node, pid, start_ns) AS p) AS processes \
@@ -115,7 +115,7 @@ pub(crate) async fn read(
     );
     let processes = format!(
         "WITH faults AS (SELECT node, pod, comm, pid, start_ns, {sums} FROM page_faults GROUP BY node, pod, comm, pid, start_ns \
-             ORDER BY major DESC, single DESC, minor DESC, node, pid, start_ns, comm LIMIT {MOST}), \
+             ORDER BY major DESC NULLS LAST, single DESC, minor DESC NULLS LAST, node, pid, start_ns, comm LIMIT {MOST}), \
          pages AS (SELECT node, pid, start_ns, comm, count(*) AS pages FROM (\
              SELECT node, pid, start_ns, comm FROM page_faults WHERE address IS NOT NULL \
              GROUP BY node, pid, start_ns, comm, address - address % 4096) AS p GROUP BY node, pid, start_ns, comm), \
@@ -124,7 +124,7 @@ pub(crate) async fn read(
          SELECT f.*, p.pages, e.major_at_exit, e.minor_at_exit FROM faults f \
          LEFT JOIN pages p ON f.node = p.node AND f.pid = p.pid AND f.start_ns = p.start_ns AND f.comm = p.comm \
          LEFT JOIN ends e ON f.node = e.node AND f.pid = e.pid AND f.start_ns = e.start_ns \
-         ORDER BY f.major DESC, f.single DESC, f.minor DESC, f.node, f.pid, f.start_ns, f.comm"
+         ORDER BY f.major DESC NULLS LAST, f.single DESC, f.minor DESC NULLS LAST, f.node, f.pid, f.start_ns, f.comm"
     );
     let kinds = "SELECT kind, sum(major) AS major, sum(minor) AS minor, coalesce(sum(failed), 0) AS failed FROM page_faults \
                  WHERE kind IS NOT NULL GROUP BY kind ORDER BY kind";
@@ -135,10 +135,15 @@ pub(crate) async fn read(
     let totals: Vec<Totals> = ask(engine, &totals).await?;
     let any = "coalesce(minor, CASE WHEN address IS NOT NULL THEN weight ELSE 0 END)";
     let read_again = read_again(engine, scope).await?;
-    let totals = totals.first().copied().unwrap_or_default();
+    let mut totals = totals.first().copied().unwrap_or_default();
+    // Sums of no row are 0 where rows would be of sums.
+    if totals.single == 0 && scope.param(COLLECTOR, "events") != Some("true") {
+        totals.major.get_or_insert(0);
+        totals.minor.get_or_insert(0);
+    }
     Ok(Section::Data(PageFaults {
         totals,
-        advice: read_again.map(|again| advise(again, totals.major, scope)).unwrap_or_default(),
+        advice: read_again.map(|again| advise(again, totals.major.unwrap_or(0), scope)).unwrap_or_default(),
         read_again,
         processes: ask(engine, &processes).await?,
         kinds: ask(engine, kinds).await?,
@@ -165,7 +170,7 @@ async fn read_again(engine: &impl Engine, scope: &Scope<'_>) -> Result<Option<u6
              UNION ALL SELECT node, pid, start_ns, max_rss_bytes AS bytes FROM processes WHERE kind = 'exit' AND group_dead), \
          most AS (SELECT node, pid, start_ns, max(bytes) AS bytes FROM told GROUP BY node, pid, start_ns) \
          SELECT CAST(sum(greatest(f.major - CAST(floor(m.bytes / 4096) AS BIGINT), 0)) AS BIGINT) AS again FROM faults f \
-         JOIN most m ON f.node = m.node AND f.pid = m.pid AND f.start_ns = m.start_ns";
+         JOIN most m ON f.node = m.node AND f.pid = m.pid AND f.start_ns = m.start_ns WHERE f.major IS NOT NULL";
     let again: Vec<Again> = ask(engine, sql).await?;
     Ok(again.first().and_then(|one| one.again))
 }
@@ -195,8 +200,8 @@ impl PageFaults {
     pub(crate) fn view(&self, view: &mut View) {
         let totals = &self.totals;
         view.figures = vec![
-            Figure::number("With I/O (major)", Unit::Count, totals.major),
-            Figure::number("Without (minor)", Unit::Count, totals.minor),
+            Figure::maybe("With I/O (major)", Unit::Count, totals.major),
+            Figure::maybe("Without (minor)", Unit::Count, totals.minor),
             Figure::maybe("Read again, at least", Unit::Count, self.read_again),
             Figure::number("Processes", Unit::Count, totals.processes),
         ];
@@ -220,7 +225,9 @@ impl PageFaults {
             view.charts.push(chart("Page faults with I/O, by pod", &self.major));
         }
         if !self.minor.is_empty() {
-            view.charts.push(chart("Page faults without I/O, by pod", &self.minor));
+            let known = totals.minor.is_some();
+            let title = if known { "Page faults without I/O, by pod" } else { "Single faults in user mode, by pod" };
+            view.charts.push(chart(title, &self.minor));
         }
         view.tables.push(self.table());
         if !self.kinds.is_empty() {
@@ -256,8 +263,8 @@ impl PageFaults {
                 Cell::id(process.pid),
                 Cell::text(pod(process.pod.as_deref())),
                 Cell::text(&process.node),
-                count(process.major),
-                count(process.minor),
+                Cell::maybe(Unit::Count, process.major),
+                Cell::maybe(Unit::Count, process.minor),
                 at_exit,
             ];
             if single {
@@ -266,8 +273,9 @@ impl PageFaults {
             row
         }));
         let listed = |of: fn(&ProcessFaults) -> u64| self.processes.iter().map(of).sum::<u64>();
-        let major = self.totals.major.saturating_sub(listed(|process| process.major));
-        let minor = self.totals.minor.saturating_sub(listed(|process| process.minor));
+        let rest = |all: Option<u64>, listed: u64| all.unwrap_or(0).saturating_sub(listed);
+        let major = rest(self.totals.major, listed(|process| process.major.unwrap_or(0)));
+        let minor = rest(self.totals.minor, listed(|process| process.minor.unwrap_or(0)));
         if major + minor > 0 {
             table.note = format!(
                 "Of other processes: {} with I/O, {} without.",

@@ -2,7 +2,7 @@
 
 //! The report on a terminal.
 //!
-//! In: [`View`]s. Out: text, with numbers to the right, the first rows of each table, and colours only if asked for. Names are
+//! In: [`View`]s. Out: text, with numbers to the right, the first rows of each table that is not short by itself, and colours only if asked for. Names are
 //! others' to choose: whatever could move the cursor, change colours or turn the direction of text is shown escaped.
 
 use std::fmt::Write;
@@ -85,7 +85,8 @@ fn section(view: &View, style: Style) -> String {
 }
 
 fn table(table: &Table, style: Style) -> String {
-    let shown = &table.rows[..table.rows.len().min(ROWS)];
+    let rows = if table.whole { usize::MAX } else { ROWS };
+    let shown = &table.rows[..table.rows.len().min(rows)];
     let cells: Vec<Vec<String>> =
         shown.iter().map(|row| row.iter().map(|cell| cut(&clean(&cell.text))).collect()).collect();
     let width = |column: usize| {
@@ -111,12 +112,9 @@ fn table(table: &Table, style: Style) -> String {
     for (row, cells) in shown.iter().zip(cells) {
         line(&cells.into_iter().zip(row.iter().map(|cell| cell.level)).collect::<Vec<_>>());
     }
-    if table.rows.len() > ROWS {
-        _ = writeln!(
-            text,
-            "  {} more in --html and --json",
-            things((table.rows.len() - ROWS) as u64, "row", "rows")
-        );
+    let more = table.rows.len() - shown.len();
+    if more > 0 {
+        _ = writeln!(text, "  {} more in --html and --json", things(more as u64, "row", "rows"));
     }
     if !table.note.is_empty() {
         _ = writeln!(text, "  {}", clean(&table.note));

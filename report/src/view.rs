@@ -161,13 +161,16 @@ pub struct Table {
     /// What is not in it, and other remarks.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub note: String,
+    /// Whether all of it is printed on a terminal, too: a list that is short by itself.
+    #[serde(skip)]
+    pub whole: bool,
 }
 
 impl Table {
     /// Without rows yet.
     pub fn new(title: &str, columns: &[&str]) -> Self {
         let columns = columns.iter().map(|&name| name.to_owned()).collect();
-        Self { title: title.to_owned(), columns, rows: Vec::new(), note: String::new() }
+        Self { title: title.to_owned(), columns, rows: Vec::new(), note: String::new(), whole: false }
     }
 }
 

@@ -245,11 +245,11 @@ async fn a_process_whose_end_may_have_been_missed_is_not_said_to_be_alive_and_le
 async fn the_shops_other_sections_add_up() {
     let report = report(&Session::shop()).await;
     let faults = data(&report.page_faults);
-    assert_eq!((faults.totals.major, faults.totals.minor, faults.totals.processes), (42, 13_460, 2));
+    assert_eq!((faults.totals.major, faults.totals.minor, faults.totals.processes), (Some(42), Some(13_460), 2));
     let gzip = faults.processes.iter().find(|one| one.comm.as_deref() == Some("gzip")).unwrap();
     assert_eq!(
         (gzip.major, gzip.minor, gzip.major_at_exit, gzip.minor_at_exit),
-        (1, 12_900, Some(2), Some(13_000))
+        (Some(1), Some(12_900), Some(2), Some(13_000))
     );
     // 12,000 in the window from 20 s to 30 s.
     let web = faults.minor.iter().find(|series| series.name == "web").unwrap();
@@ -297,6 +297,31 @@ async fn a_rate_is_of_the_time_that_was_traced_at_both_ends_of_the_session() {
 }
 
 #[tokio::test]
+async fn single_faults_are_not_said_to_be_none_with_io() {
+    let mut session = Session::shop();
+    session.spec["collectors"] = serde_json::json!([{"name": "pageFaults", "params": {"events": true}}]);
+    session.tables.remove("page_faults");
+    let single = |session: &Report| data(&session.page_faults).totals;
+    let none = report(&session).await;
+    assert_eq!((single(&none).major, single(&none).single), (None, 0), "no row, and no count");
+    let session = session.with(
+        "page_faults",
+        "\
+| ts_ns | node | pod | pid | start_ns | comm | weight | address |
+| --- | --- | --- | --- | --- | --- | --- | --- |
+| 120000000000 | a | web | 71 | 112000000000 | gzip | 10 | 4096 |
+",
+    );
+    let report = report(&session).await;
+    let faults = data(&report.page_faults);
+    assert_eq!((single(&report).major, single(&report).minor, single(&report).single), (None, None, 10));
+    assert_eq!((faults.processes[0].major, faults.processes[0].single), (None, 10));
+    assert_eq!(faults.read_again, None);
+    let view = report.views().iter().find(|view| view.id == "page-faults").unwrap();
+    assert_eq!((view.figures[0].cell.text.as_str(), view.tables[0].rows[0][4].text.as_str()), ("–", "–"));
+}
+
+#[tokio::test]
 async fn the_shops_report_is_the_golden_one() {
     let session = Session::shop();
     let report = report(&session).await;
@@ -314,6 +339,26 @@ async fn duckdb_says_the_same() {
         "shop.json",
         &(serde_json::to_string_pretty(&other.unwrap_or_else(|error| panic!("{error}"))).unwrap() + "\n"),
     );
+}
+
+/// Nor do they differ where a node has gaps, and rows are spread over the intervals that they reach into.
+#[tokio::test]
+async fn duckdb_says_the_same_of_a_session_with_gaps() {
+    let mut session = Session::shop();
+    for collector in ["processes", "memoryRss"] {
+        let mut gap = coverage("b", "db", collector, CoverageKind::Gap);
+        (gap.from_utc_us, gap.to_utc_us) = (gap.from_utc_us + 67_000_000, gap.to_utc_us - 3_000_000);
+        session.coverage.push(gap);
+    }
+    for row in session.coverage.iter_mut().filter(|row| row.kind == CoverageKind::Traced) {
+        (row.from_utc_us, row.to_utc_us) = (row.from_utc_us + 4_000_000, row.to_utc_us - 4_000_000);
+    }
+    let written = session.write().await;
+    let folder = written.folder.path();
+    let ours = Report::new(&written.contents, &written.tables().await).await.unwrap();
+    let other = Report::new(&written.contents, &DuckDb::over(&written.contents, folder, folder)).await;
+    let json = |report: &Report| serde_json::to_string_pretty(report).unwrap();
+    assert_eq!(json(&ours), json(&other.unwrap_or_else(|error| panic!("{error}"))));
 }
 
 #[tokio::test]
@@ -550,6 +595,16 @@ async fn terms_of_tables_that_were_cut_have_no_value() {
     assert_eq!(why(&db.health, "loss_ratio"), None, "its node cut nothing");
     let web = tcp.pods.iter().find(|pod| pod.pod.as_deref() == Some("web")).unwrap();
     assert_eq!(why(&web.health, "loss_ratio"), said("18.7 %", "packet_drops"));
+    // Of eleven tables a terminal shows eight: these first, and every term.
+    let text = report::text::report(&report, report::text::Style::default());
+    let ledger: Vec<&str> = text.split("What became of every event").nth(1).unwrap().lines().skip(3).collect();
+    let begin = |line: usize, table: &str| assert!(ledger[line].trim_start().starts_with(table), "{ledger:#?}");
+    for (line, table) in ["packet_drops", "tcp_receive", "tcp_connections"].into_iter().enumerate() {
+        begin(line, table);
+    }
+    for term in &tcp.all.terms {
+        assert!(text.matches(&format!("\n  {} ", term.name)).count() >= 2, "{}: {text}", term.name);
+    }
     let account = &report.views()[0];
     let limited = account.advice.iter().find(|one| one.cause.starts_with("Events were cut")).unwrap();
     assert_eq!(limited.evidence, "500 of 28,442 events, of tcp_connections");
@@ -575,6 +630,36 @@ async fn an_adopted_connection_stands_for_others_and_counts_where_all_that_it_se
     row[3] = "db".to_owned();
     cells.push(row);
     assert_eq!(again(&report(&beyond).await), (95, 9_000));
+}
+
+#[tokio::test]
+async fn counters_of_a_network_whose_number_another_one_had_are_no_difference_of_both() {
+    // Another pod of the same name got the same inode; and of one network the counters began anew.
+    let mut session = Session::shop().with(
+        "net_counters",
+        "\
+| ts_ns | window_ns | node | pod | pod_uid | attribution | netns | counter | value |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |
+| 110000000000 | 10000000000 | a | web | one | netns | 1 | TcpExtTCPToZeroWindowAdv | 900000 |
+| 120000000000 | 10000000000 | a | web | one | netns | 1 | TcpExtTCPToZeroWindowAdv | 900003 |
+| 130000000000 | 10000000000 | a | web | two | netns | 1 | TcpExtTCPToZeroWindowAdv | 0 |
+| 140000000000 | 10000000000 | a | web | two | netns | 1 | TcpExtTCPToZeroWindowAdv | 4 |
+| 110000000000 | 10000000000 | b | db | db | netns | 2 | TcpExtTCPToZeroWindowAdv | 50 |
+| 120000000000 | 10000000000 | b | db | db | netns | 2 | TcpExtTCPToZeroWindowAdv | 60 |
+| 130000000000 | 10000000000 | b | db | db | netns | 2 | TcpExtTCPToZeroWindowAdv | 1 |
+| 140000000000 | 10000000000 | b | db | db | netns | 2 | TcpExtTCPToZeroWindowAdv | 2 |
+",
+    );
+    for (node, pod) in [("a", "web"), ("a", "client"), ("b", "db")] {
+        session.coverage.push(coverage(node, pod, "nodeInfo", CoverageKind::Traced));
+    }
+    let report = report(&session).await;
+    let tcp = data(&report.tcp_health);
+    let closed = |pod: &str| {
+        let pod = tcp.pods.iter().find(|one| one.pod.as_deref() == Some(pod)).unwrap();
+        term(&pod.health, "windows_closed").numerator
+    };
+    assert_eq!((closed("web"), closed("db")), (Some(3 + 4), Some(10 + 1)));
 }
 
 #[tokio::test]

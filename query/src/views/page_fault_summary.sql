@@ -1,5 +1,5 @@
 -- Page faults of each process: with and without IO, and per second over the windows in which it had any. Rows of single faults are left
--- out: their sums are in the windows' rows.
+-- out: of a session with the parameter `events`, which has no others, nothing is in it.
 WITH windows AS (
     SELECT node, namespace, pod, container, pid, start_ns, comm, time_utc, sum(major) AS major, sum(minor) AS minor,
            max(window_ns) AS window_ns

@@ -289,8 +289,9 @@ async fn receive(
 const RECEIVED: &str = "TcpInSegs";
 const CLOSED: &str = "TcpExtTCPToZeroWindowAdv";
 
-/// What was counted since a network was made; the difference between its first and its last look, where there were two. Also of
-/// a pod whose kernel showed none of its segments.
+/// What was counted since a network was made: by how much it grew from each look to the next, where there were two. Also of a pod
+/// whose kernel showed none of its segments. The kernel gives a network's number to another one later: what fell since the look
+/// before is of another, and counts from there on. Containers of a pod may have looked at their network each.
 async fn counted(
     engine: &impl Engine,
     scope: &Scope<'_>,
@@ -300,11 +301,13 @@ async fn counted(
         return Ok(());
     }
     let sql = format!(
-        "SELECT namespace, pod, counter AS name, sum(segments) AS segments FROM (\
-             SELECT namespace, pod, node, netns, counter, max(value) - min(value) AS segments FROM net_counters \
+        "WITH looks AS (SELECT namespace, pod, pod_uid, node, netns, counter, ts_ns, max(value) AS value FROM net_counters \
              WHERE counter IN ('{RECEIVED}', '{CLOSED}') AND attribution = 'netns' \
-             GROUP BY namespace, pod, node, netns, counter HAVING min(ts_ns) < max(ts_ns)\
-         ) AS networks GROUP BY namespace, pod, counter"
+             GROUP BY namespace, pod, pod_uid, node, netns, counter, ts_ns), \
+         grown AS (SELECT namespace, pod, counter, \
+             value - lag(value) OVER (PARTITION BY namespace, pod, pod_uid, node, netns, counter ORDER BY ts_ns) AS by_how_much FROM looks) \
+         SELECT namespace, pod, counter AS name, sum(greatest(by_how_much, 0)) AS segments FROM grown \
+         WHERE by_how_much IS NOT NULL GROUP BY namespace, pod, counter"
     );
     for (pod, row) in ask::<Of<Named>>(engine, &sql).await?.into_iter().map(Of::split) {
         let Some(inputs) = pods.get_mut(&pod) else { continue };

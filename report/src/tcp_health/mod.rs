@@ -317,6 +317,7 @@ fn terms(terms: &[Term]) -> Table {
         "what is counted",
     ];
     let mut table = Table::new("Every term of the score", &columns);
+    table.whole = true;
     for term in terms {
         let bound = |bound: Option<f64>| bound.map_or_else(|| Cell::text("–"), Cell::ratio);
         let taken = Cell { text: format!("{:.1}", term.taken), value: Some(term.taken), level: None };
