@@ -21,7 +21,7 @@ pub trait Engine: Sync {
     fn rows(&self, sql: &str) -> impl Future<Output = Result<Vec<Row>, String>> + Send;
 }
 
-/// Why there is no report.
+/// Why a section cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ReportError {
     /// The engine failed; its words name what.

@@ -79,8 +79,10 @@ pub struct SessionName {
 impl Report {
     /// Makes the report of a session from its own files and its tables.
     ///
+    /// A section whose queries the engine cannot answer, because an object is gone for one, says so; the others are made all the same.
+    ///
     /// # Errors
-    /// When the engine fails.
+    /// When an answer has another shape than its query makes it.
     pub async fn new(contents: &Contents, engine: &impl Engine) -> Result<Self, ReportError> {
         let scope = Scope::new(contents);
         let account = Account::new(&scope);
@@ -106,14 +108,14 @@ impl Report {
             format: FORMAT,
             session: name,
             account,
-            tcp_health: tcp_health::read(engine, &scope).await?,
-            memory: memory::read(engine, &scope).await?,
-            processes: processes::read(engine, &scope).await?,
-            page_faults: page_faults::read(engine, &scope).await?,
-            scheduling: scheduling::read(engine, &scope).await?,
-            drops: drops::read(engine, &scope).await?,
-            retransmits: retransmits::read(engine, &scope).await?,
-            throughput: throughput::read(engine, &scope).await?,
+            tcp_health: or_absent(tcp_health::read(engine, &scope).await)?,
+            memory: or_absent(memory::read(engine, &scope).await)?,
+            processes: or_absent(processes::read(engine, &scope).await)?,
+            page_faults: or_absent(page_faults::read(engine, &scope).await)?,
+            scheduling: or_absent(scheduling::read(engine, &scope).await)?,
+            drops: or_absent(drops::read(engine, &scope).await)?,
+            retransmits: or_absent(retransmits::read(engine, &scope).await)?,
+            throughput: or_absent(throughput::read(engine, &scope).await)?,
             views: Vec::new(),
         };
         report.views = report.show(&scope);
@@ -154,5 +156,13 @@ impl Report {
             self.retransmits.view("retransmits", "Retransmissions", Retransmits::view),
             self.throughput.view("throughput", "Throughput", |throughput, view| throughput.view(scope, view)),
         ]
+    }
+}
+
+/// A section that cannot be read is none.
+fn or_absent<T>(section: Result<Section<T>, ReportError>) -> Result<Section<T>, ReportError> {
+    match section {
+        Err(error @ ReportError::Query(_)) => Ok(Section::Absent(error.to_string())),
+        section => section,
     }
 }

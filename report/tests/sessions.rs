@@ -507,6 +507,18 @@ async fn a_gap_without_a_target_names_no_collector() {
 }
 
 #[tokio::test]
+async fn an_object_that_is_gone_takes_its_sections_with_it_and_no_others() {
+    let written = Session::shop().write().await;
+    let key = &written.contents.tables()["page_faults"][0].key;
+    std::fs::remove_file(written.folder.path().join(key)).unwrap();
+    let report = Report::new(&written.contents, &written.tables().await).await.unwrap();
+    let said = "the session's tables cannot be queried";
+    assert!(matches!(&report.page_faults, Section::Absent(why) if why.starts_with(said)));
+    assert_eq!(data(&report.tcp_health).all.score, Some(60));
+    data(&report.throughput);
+}
+
+#[tokio::test]
 async fn lists_of_nodes_have_an_end() {
     let mut session = Session::shop();
     for one in 0..30 {

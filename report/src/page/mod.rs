@@ -79,6 +79,13 @@ mod tests {
     }
 
     #[test]
+    fn what_one_can_only_click_is_not_printed() {
+        let print = STYLE.split("@media print").nth(1).unwrap();
+        assert_eq!(print.trim(), "{ .tools, .theme, nav, .skip { display: none; } }");
+        assert_eq!(STYLE.matches('{').count(), STYLE.matches('}').count());
+    }
+
+    #[test]
     fn the_page_names_nothing_outside_of_itself() {
         let page = page("t", "s", &[]).unwrap();
         for outside in ["src=", "https:", "url(", "@import", "fetch(", "innerHTML"] {
