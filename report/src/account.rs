@@ -260,9 +260,9 @@ impl Account {
             Cell::number(Unit::Count, self.lost).marked(if self.lost == 0 { Level::Ok } else { Level::Crit });
         view.figures = vec![
             Figure::cell("Session", verdict, Change::None),
-            Figure::cell("Events lost", lost, Change::Relative),
-            Figure::number("Events", Unit::Count, self.emitted),
-            Figure::number("Rows", Unit::Count, self.rows),
+            Figure::cell("Events lost", lost, Change::Total),
+            Figure::total("Events", Unit::Count, self.emitted),
+            Figure::total("Rows", Unit::Count, self.rows),
             Figure::number("Containers", Unit::Count, self.containers),
         ];
         self.advise(&mut view);

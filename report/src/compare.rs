@@ -3,17 +3,20 @@
 //! Two sessions side by side: what changed, figure by figure, and the charts of both.
 //!
 //! In: two [`Report`]s. Out: [`Comparison`], whose JSON is `tracelake-comparison/1` with both reports inside, and its
-//! [`View`]s. Figures stand for a whole session: pods and processes of two sessions are rarely the same ones.
+//! [`View`]s. Figures stand for a whole session: pods and processes of two sessions are rarely the same ones. What adds up over a
+//! session is compared per second where one lasted longer than the other.
 
 use serde::Serialize;
 
-use crate::format::percent;
+use crate::format::{Unit, percent};
 use crate::report::Report;
 use crate::text::clean;
 use crate::view::{Advice, Cell, Change, Chart, Figure, Table, View};
 
 /// The version of the JSON.
 pub const FORMAT: &str = "tracelake-comparison/1";
+/// By how much lengths may differ and be the same.
+const SAME_LENGTH: f64 = 0.05;
 
 /// Two sessions.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -47,6 +50,7 @@ impl Comparison {
     /// Compares.
     pub fn new(a: Report, b: Report) -> Self {
         let mut figures = Vec::new();
+        let longer = longer(&a, &b);
         for (one, other) in a.views().iter().zip(b.views()) {
             let with = |name: &str, of: &View| of.figures.iter().find(|figure| figure.name == name).cloned();
             let mut names: Vec<&str> = Vec::new();
@@ -60,7 +64,7 @@ impl Comparison {
                 Compared {
                     section: one.id.clone(),
                     name: name.to_owned(),
-                    change: a.as_ref().zip(b.as_ref()).map(|(a, b)| change(a, b)).unwrap_or_default(),
+                    change: a.as_ref().zip(b.as_ref()).map(|(a, b)| change(a, b, longer)).unwrap_or_default(),
                     a: a.map(|figure| figure.cell),
                     b: b.map(|figure| figure.cell),
                 }
@@ -93,6 +97,15 @@ impl Comparison {
         for (side, of) in [("A", a), ("B", b)] {
             view.notes.extend(of.absent.iter().map(|why| format!("{side}: {why}.")));
             view.charts.extend(of.charts.iter().map(|chart| of_side(side, chart)));
+        }
+        if let Some(longer) = longer(&self.a, &self.b).filter(|_| a.figures.iter().any(is_total)) {
+            let length = |report: &Report| Unit::Nanoseconds.format(length_us(report) * 1e3);
+            view.notes.push(format!(
+                "A lasted {}, B {}: {}. Changes of what adds up over a session are per second.",
+                length(&self.a),
+                length(&self.b),
+                if longer > 1.0 { "B was longer" } else { "A was longer" }
+            ));
         }
         view.advice = advice(&a.advice, &b.advice);
         let mut table = Table::new("Side by side", &["figure", "A", "B", "from A to B"]);
@@ -139,20 +152,42 @@ fn of_side(side: &str, chart: &Chart) -> Chart {
     chart
 }
 
-fn change(a: &Figure, b: &Figure) -> String {
+fn length_us(report: &Report) -> f64 {
+    (report.session.to_us - report.session.from_us) as f64
+}
+
+/// How many times as long as A B was, where that is not about the same.
+fn longer(a: &Report, b: &Report) -> Option<f64> {
+    let (a, b) = (length_us(a), length_us(b));
+    (a > 0.0 && b > 0.0 && (b / a - 1.0).abs() > SAME_LENGTH).then(|| b / a)
+}
+
+fn is_total(figure: &Figure) -> bool {
+    figure.change == Change::Total
+}
+
+/// From the one to the other, if B was so many times longer.
+fn change(a: &Figure, b: &Figure, longer: Option<f64>) -> String {
     let (Some(from), Some(to)) = (a.cell.value, b.cell.value) else { return String::new() };
+    let longer = longer.filter(|_| is_total(a));
+    let to = to / longer.unwrap_or(1.0);
+    let text = change_of(a.change, from, to);
+    if longer.is_some() && !text.is_empty() { text + " per second" } else { text }
+}
+
+fn change_of(change: Change, from: f64, to: f64) -> String {
     if from == to {
         return "the same".to_owned();
     }
     let sign = if to > from { "+" } else { "−" };
     let by = (to - from).abs();
-    match a.change {
+    match change {
         Change::None => String::new(),
         Change::Points => format!("{sign}{by:.0}"),
         Change::Share => format!("{sign}{} of the whole", percent(by)),
-        Change::Relative if from == 0.0 => "from none".to_owned(),
-        Change::Relative if to / from >= 10.0 => format!("{:.0} times", to / from),
-        Change::Relative => format!("{sign}{}", percent(by / from)),
+        Change::Relative | Change::Total if from == 0.0 => "from none".to_owned(),
+        Change::Relative | Change::Total if to / from >= 10.0 => format!("{:.0} times", to / from),
+        Change::Relative | Change::Total => format!("{sign}{}", percent(by / from)),
     }
 }
 
@@ -168,13 +203,12 @@ pub fn text(comparison: &Comparison, style: crate::text::Style) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::Unit;
 
     #[test]
     fn changes_are_told_in_the_way_of_each_figure() {
         let of = |change, from: f64, to: f64| {
             let figure = |value: f64| Figure::cell("x", Cell::number(Unit::Count, value), change);
-            super::change(&figure(from), &figure(to))
+            super::change(&figure(from), &figure(to), None)
         };
         assert_eq!(of(Change::Relative, 200.0, 150.0), "−25.0 %");
         assert_eq!(of(Change::Relative, 2.0, 50.0), "25 times");
@@ -182,5 +216,14 @@ mod tests {
         assert_eq!(of(Change::Points, 88.0, 60.0), "−28");
         assert_eq!(of(Change::Share, 0.01, 0.025), "+1.50 % of the whole");
         assert_eq!(of(Change::Share, 0.01, 0.01), "the same");
+        assert_eq!(of(Change::Total, 200.0, 150.0), "−25.0 %");
+        // B was twice as long.
+        let twice = |change, from: f64, to: f64| {
+            let figure = |value: f64| Figure::cell("x", Cell::number(Unit::Count, value), change);
+            super::change(&figure(from), &figure(to), Some(2.0))
+        };
+        assert_eq!(twice(Change::Total, 200.0, 300.0), "−25.0 % per second");
+        assert_eq!(twice(Change::Total, 200.0, 400.0), "the same per second");
+        assert_eq!(twice(Change::Relative, 200.0, 150.0), "−25.0 %", "a largest value is none the larger");
     }
 }

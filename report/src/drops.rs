@@ -138,9 +138,9 @@ impl Drops {
         let packets =
             |class: &str| self.classes.iter().find(|one| one.class == class).map_or(0, |one| one.packets);
         let all: u64 = self.classes.iter().map(|class| class.packets).sum();
-        view.figures = vec![Figure::number("Packets dropped", Unit::Count, all)];
+        view.figures = vec![Figure::total("Packets dropped", Unit::Count, all)];
         for name in ["loss", "refused", "policy", "teardown", "unknown"] {
-            view.figures.push(Figure::number(&format!("Class {name}"), Unit::Count, packets(name)));
+            view.figures.push(Figure::total(&format!("Class {name}"), Unit::Count, packets(name)));
         }
         view.notes.push(
             "Loss was wanted and had no room or was damaged; refused is for a port where nobody listens; policy is what a filter \

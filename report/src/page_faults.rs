@@ -13,7 +13,7 @@ use crate::engine::{Engine, ReportError, ask};
 use crate::format::{Unit, things};
 use crate::scope::{Scope, Section, pod};
 use crate::series::{over_time, rates, window_us};
-use crate::view::{Advice, Cell, Chart, Figure, Level, Series, Table, View};
+use crate::view::{Advice, Cell, Change, Chart, Figure, Level, Series, Table, View};
 
 const COLLECTOR: &str = "pageFaults";
 /// Faults with I/O for pages that had been there, per second of the session, from which on something is said of them.
@@ -200,14 +200,14 @@ impl PageFaults {
     pub(crate) fn view(&self, view: &mut View) {
         let totals = &self.totals;
         view.figures = vec![
-            Figure::maybe("With I/O (major)", Unit::Count, totals.major),
-            Figure::maybe("Without (minor)", Unit::Count, totals.minor),
-            Figure::maybe("Read again, at least", Unit::Count, self.read_again),
+            Figure::cell("With I/O (major)", Cell::maybe(Unit::Count, totals.major), Change::Total),
+            Figure::cell("Without (minor)", Cell::maybe(Unit::Count, totals.minor), Change::Total),
+            Figure::cell("Read again, at least", Cell::maybe(Unit::Count, self.read_again), Change::Total),
             Figure::number("Processes", Unit::Count, totals.processes),
         ];
         view.advice.clone_from(&self.advice);
         if totals.single > 0 {
-            view.figures.push(Figure::number("Single faults in user mode", Unit::Count, totals.single));
+            view.figures.push(Figure::total("Single faults in user mode", Unit::Count, totals.single));
             view.notes.push("Rows for single faults do not say whether I/O was needed.".to_owned());
         }
         view.notes.push(

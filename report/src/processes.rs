@@ -271,10 +271,10 @@ impl Processes {
         let totals = &self.totals;
         view.figures = vec![
             Figure::number("Processes", Unit::Count, totals.processes),
-            Figure::number("Started while traced", Unit::Count, totals.started),
-            Figure::number("Ended while traced", Unit::Count, totals.ended),
-            Figure::number("Ended badly", Unit::Count, totals.failed),
-            Figure::number("CPU time of those that ended", Unit::Nanoseconds, totals.cpu_ns),
+            Figure::total("Started while traced", Unit::Count, totals.started),
+            Figure::total("Ended while traced", Unit::Count, totals.ended),
+            Figure::total("Ended badly", Unit::Count, totals.failed),
+            Figure::total("CPU time of those that ended", Unit::Nanoseconds, totals.cpu_ns),
         ];
         let spans = self.processes.iter().map(|process| {
             let length =

@@ -143,9 +143,9 @@ impl Retransmits {
         let all: u64 = self.kinds.iter().map(|kind| kind.segments).sum();
         let of = |kind: &str| self.kinds.iter().find(|one| one.kind == kind).map_or(0, |one| one.segments);
         view.figures = vec![
-            Figure::number("Segments sent again", Unit::Count, all),
-            Figure::number("After a timeout", Unit::Count, of("rto")),
-            Figure::number("SYN and SYN-ACK", Unit::Count, of("syn") + of("synack")),
+            Figure::total("Segments sent again", Unit::Count, all),
+            Figure::total("After a timeout", Unit::Count, of("rto")),
+            Figure::total("SYN and SYN-ACK", Unit::Count, of("syn") + of("synack")),
         ];
         if self.not_sent > 0 {
             view.notes.push(format!(

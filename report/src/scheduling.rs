@@ -214,8 +214,8 @@ impl Scheduling {
         view.figures = vec![
             Figure::cell("Half of all waits", below(0.5), Change::Relative),
             Figure::cell("99 of 100 waits", below(0.99), Change::Relative),
-            Figure::number("Waited", Unit::Nanoseconds, self.all.wait_ns),
-            Figure::number("Ran", Unit::Nanoseconds, self.all.run_ns),
+            Figure::total("Waited", Unit::Nanoseconds, self.all.wait_ns),
+            Figure::total("Ran", Unit::Nanoseconds, self.all.run_ns),
             Figure::cell("Waited, of the time wanted", waited, Change::Share),
         ];
         view.advice.clone_from(&self.advice);

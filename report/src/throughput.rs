@@ -130,9 +130,9 @@ impl Throughput {
         let seconds = (scope.to_us - scope.from_us) as f64 / 1e6;
         let mean = |bytes: u64| (seconds > 0.0).then(|| bytes as f64 * 8.0 / seconds);
         view.figures = vec![
-            Figure::number("Received", Unit::Bytes, all.rx_bytes),
+            Figure::total("Received", Unit::Bytes, all.rx_bytes),
             Figure::maybe("On average", Unit::BitsPerSecond, mean(all.rx_bytes)),
-            Figure::number("Sent", Unit::Bytes, all.tx_bytes),
+            Figure::total("Sent", Unit::Bytes, all.tx_bytes),
             Figure::maybe("Sent on average", Unit::BitsPerSecond, mean(all.tx_bytes)),
             Figure::cell("Sent again", Cell::share(all.retrans_bytes, all.tx_bytes), Change::Share),
         ];

@@ -99,6 +99,8 @@ impl From<f64> for Measure {
 pub enum Change {
     /// By what share it grew.
     Relative,
+    /// The same of what adds up over the session: per second, where one lasted longer than the other.
+    Total,
     /// By how many points.
     Points,
     /// By how many per cent of the whole, where the value is a share.
@@ -123,6 +125,11 @@ impl Figure {
     /// A number.
     pub fn number(name: &str, unit: Unit, value: impl Into<Measure>) -> Self {
         Self::cell(name, Cell::number(unit, value), Change::Relative)
+    }
+
+    /// A number that adds up over the session.
+    pub fn total(name: &str, unit: Unit, value: impl Into<Measure>) -> Self {
+        Self::cell(name, Cell::number(unit, value), Change::Total)
     }
 
     /// A number that may be unknown.

@@ -426,6 +426,18 @@ async fn two_sessions_stand_side_by_side() {
 }
 
 #[tokio::test]
+async fn totals_of_sessions_of_different_lengths_are_compared_per_second() {
+    let mut half = Session::shop();
+    half.coverage.iter_mut().for_each(|row| row.to_utc_us -= 50_000_000);
+    let both = Comparison::new(report(&Session::shop()).await, report(&half).await);
+    let of = |name: &str| both.figures.iter().find(|figure| figure.name == name).unwrap().change.as_str();
+    // As many in half the time.
+    assert_eq!((of("Segments sent again"), of("Most resident at once")), ("+100.0 % per second", "the same"));
+    let text = report::compare::text(&both, report::text::Style::default());
+    assert!(text.contains("A lasted 100 s, B 50.0 s: A was longer"), "{text}");
+}
+
+#[tokio::test]
 async fn what_was_lost_and_not_covered_comes_first() {
     let mut session = Session::shop();
     session.nodes.insert("c".to_owned(), "NodeLost: it did not answer for 10 min".to_owned());

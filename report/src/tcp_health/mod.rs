@@ -197,7 +197,11 @@ impl TcpHealth {
             Figure::cell("Older formula (tcp_health_v0)", v0, Change::Points),
         ];
         view.figures.extend(self.all.terms.iter().map(|term| {
-            let change = if score::is_number(term.name) { Change::Points } else { Change::Share };
+            let change = match term.name {
+                score::WINDOWS_CLOSED => Change::Total,
+                name if score::is_number(name) => Change::Points,
+                _ => Change::Share,
+            };
             Figure::cell(term.name, value(term), change)
         }));
         view.advice.clone_from(&self.advice);
