@@ -23,6 +23,9 @@ const MOST: usize = 20;
 /// Nodes that are named of each row.
 const MOST_NAMES: usize = 5;
 
+/// Node, pod's UID and name.
+type Container<'a> = (&'a str, &'a str, &'a str);
+
 /// The account of a session.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -170,7 +173,7 @@ impl Account {
         let mut gaps = BTreeSet::new();
         let mut unsupported: BTreeMap<(&str, &str), BTreeSet<&str>> = BTreeMap::new();
         // By container and collector: an agent that took over from another one came late to everything.
-        let mut first: BTreeMap<((&str, &str, &str), &str), (i64, bool)> = BTreeMap::new();
+        let mut first: BTreeMap<(Container<'_>, &str), (i64, bool)> = BTreeMap::new();
         for row in nodes(contents).flat_map(|node| &node.coverage) {
             match row.kind {
                 CoverageKind::Traced => {
@@ -187,7 +190,7 @@ impl Account {
                 }
             }
         }
-        let mut containers: BTreeMap<(&str, &str, &str), bool> = BTreeMap::new();
+        let mut containers: BTreeMap<Container<'_>, bool> = BTreeMap::new();
         for ((container, _), (_, from_start)) in first {
             *containers.entry(container).or_insert(true) &= from_start;
         }

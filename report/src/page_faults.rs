@@ -226,7 +226,8 @@ impl PageFaults {
         }
         if !self.minor.is_empty() {
             let known = totals.minor.is_some();
-            let title = if known { "Page faults without I/O, by pod" } else { "Single faults in user mode, by pod" };
+            let title =
+                if known { "Page faults without I/O, by pod" } else { "Single faults in user mode, by pod" };
             view.charts.push(chart(title, &self.minor));
         }
         view.tables.push(self.table());

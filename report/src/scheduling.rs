@@ -114,7 +114,8 @@ pub(crate) async fn read(
     let names = "SELECT count(*) AS names FROM (SELECT pod, comm FROM cpu_sched GROUP BY pod, comm) AS p";
     let names: Vec<Count> = ask(engine, names).await?;
     let step_us = scope.bin_us(window_us(engine, "cpu_sched").await?);
-    let over_time = |value: &str| over_time(scope, step_us, "pod", &format!("sum({value}) / 1e9"), "cpu_sched");
+    let over_time =
+        |value: &str| over_time(scope, step_us, "pod", &format!("sum({value}) / 1e9"), "cpu_sched");
     let all: Vec<Waits> = ask(engine, &all).await?;
     let programs: Vec<ProgramWaits> = ask(engine, &programs).await?;
     let other = names.first().map_or(0, |count| count.names).saturating_sub(programs.len() as u64);

@@ -144,9 +144,9 @@ impl<'a> Scope<'a> {
             None if found.asked && self.contents.manifest.is_none() && self.contents.nodes.is_empty() => {
                 Err(format!("no node has written yet what {collector} traced"))
             }
-            None if found.asked && self.is_missing_some() => {
-                Err(format!("{collector} traced no container on the nodes that wrote a manifest; others did not"))
-            }
+            None if found.asked && self.is_missing_some() => Err(format!(
+                "{collector} traced no container on the nodes that wrote a manifest; others did not"
+            )),
             None if found.asked => Err(format!("{collector} was asked for, but traced no container")),
             None => Err(format!("{collector} traced nothing")),
         }
@@ -165,7 +165,8 @@ impl<'a> Scope<'a> {
         let on = self.pods.get(pod.unwrap_or_default()).into_iter().flatten();
         let without = on.into_iter().find(|node| ran.is_none_or(|ran| !ran.contains(*node)));
         let Some(node) = without else { return Ok(()) };
-        let (_, reason) = self.not_run(collector).find(|(on, _)| on == node).unwrap_or((node.as_str(), NOT_NAMED));
+        let (_, reason) =
+            self.not_run(collector).find(|(on, _)| on == node).unwrap_or((node.as_str(), NOT_NAMED));
         Err(format!("{collector} did not run on node {node}: {reason}"))
     }
 

@@ -8,6 +8,7 @@
 
 extern crate tracelake_report as report;
 
+#[allow(dead_code, reason = "each test uses a part of it")]
 mod support;
 
 use std::io::{BufRead, BufReader};

@@ -98,10 +98,8 @@ pub(crate) async fn read(engine: &impl Engine, scope: &Scope<'_>) -> Result<Sect
     let mut pods = Vec::new();
     for (pod, inputs) in &by_pod {
         let counts = counts(Some(pod), inputs);
-        let own = LeftOut {
-            some: inputs::left_out(scope, Some(pod)),
-            absent: inputs::absent(scope, Some(pod)),
-        };
+        let own =
+            LeftOut { some: inputs::left_out(scope, Some(pod)), absent: inputs::absent(scope, Some(pod)) };
         let own = Counts::of(inputs, &own);
         let lost = own.losses.clone();
         let own = own.health(inputs.handshake);
@@ -134,7 +132,11 @@ pub(crate) async fn read(engine: &impl Engine, scope: &Scope<'_>) -> Result<Sect
         other_pods,
         outcomes: all.receive.map(|receive| receive.outcomes).unwrap_or_default(),
         failed_targets: ask(engine, &sql).await?,
-        missing: inputs::COLLECTORS.iter().filter_map(|collector| absent.get(collector).cloned()).chain(partly).collect(),
+        missing: inputs::COLLECTORS
+            .iter()
+            .filter_map(|collector| absent.get(collector).cloned())
+            .chain(partly)
+            .collect(),
     }))
 }
 

@@ -223,9 +223,8 @@ impl LeftOut {
 
 const TERMS: usize = 10;
 /// In the order in which they are told.
-const RULES: [&Rule; TERMS] = [
-    &LOSS, &REFUSED, &RETRANS, &CONNECT, &ACCEPT, &BACKLOG, &RESET, &PEER_STALL, &WINDOWS, &LEAKS,
-];
+const RULES: [&Rule; TERMS] =
+    [&LOSS, &REFUSED, &RETRANS, &CONNECT, &ACCEPT, &BACKLOG, &RESET, &PEER_STALL, &WINDOWS, &LEAKS];
 
 /// What the terms count, of one pod or of several together: of each term over those pods of which both of its counts are known, so
 /// that a node that could not run a collector gives neither side of a ratio.
@@ -569,10 +568,8 @@ mod tests {
         lossy.drops = Some([(qdisc.clone(), 100)].into());
         unseen.drops = Some([(qdisc, 5_000)].into());
         unseen.receive = None;
-        let left_out = |why: &str| LeftOut {
-            absent: [("tcpReceive", why.to_owned())].into(),
-            ..LeftOut::default()
-        };
+        let left_out =
+            |why: &str| LeftOut { absent: [("tcpReceive", why.to_owned())].into(), ..LeftOut::default() };
         let counts = |inputs: &Inputs| Counts::of(inputs, &left_out("tcpReceive did not run on node b"));
         for (one, other) in [(&lossy, &unseen), (&unseen, &lossy)] {
             let both = counts(one).add(&counts(other));
@@ -588,9 +585,8 @@ mod tests {
 
     #[test]
     fn the_older_formula_is_reproduced() {
-        let of = |packets, dropped, slow, (failed, attempts)| {
-            v0(&V0 { packets, dropped, slow, failed, attempts })
-        };
+        let of =
+            |packets, dropped, slow, (failed, attempts)| v0(&V0 { packets, dropped, slow, failed, attempts });
         assert!((of(1_000, 1, 0, (0, 10)) - 99.0).abs() < 1e-9, "0.1 % of drops take one point");
         assert!((of(1_000, 500, 101, (9, 10)) - 50.0).abs() < 1e-9, "it never falls below 50");
         assert!((of(1_000, 0, 100, (1, 100)) - 95.0).abs() < 1e-9);
