@@ -64,7 +64,7 @@ async fn a_session_is_printed_as_text_json_and_a_page_and_beside_another() {
     assert!(output.status.success(), "{errors}");
     assert!(text.starts_with("shop/checkout  1 node, nothing was traced\n\nWhat was lost"), "{text}");
     assert!(text.contains("Node a is not complete\n     NodeLost\n"), "{text}");
-    assert!(text.contains("Processes: processes was asked for, but traced no container\n"), "{text}");
+    assert!(text.contains("Processes: no node wrote a manifest that says what processes traced\n"), "{text}");
     assert!(text.contains("Memory over time: memoryRss was not in the session\n"), "{text}");
     assert!(!text.contains('\u{1b}'), "no colours but on a terminal: {text}");
 

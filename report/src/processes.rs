@@ -165,7 +165,7 @@ one AS (\
     SELECT v.*, e.exe, coalesce(v.last_comm, v.any_comm) AS comm, \
         coalesce(came, CASE WHEN weight = 1 THEN 1 ELSE 0 END) AS stands, \
         CASE WHEN coalesce(exit_code, 0) <> 0 OR coalesce(signal, 0) <> 0 THEN ended ELSE 0 END AS failed, \
-        CASE WHEN to_us IS NULL AND (last_us < b.until_us OR (SELECT max(weight) FROM lives) > 1) THEN 1 ELSE 0 END AS unseen \
+        CASE WHEN to_us IS NULL AND (last_us < b.until_us OR (SELECT max(weight) FROM processes) > 1) THEN 1 ELSE 0 END AS unseen \
     FROM lives v LEFT JOIN last e ON v.node = e.node AND v.pid = e.pid AND v.start_ns = e.start_ns \
         LEFT JOIN blind b ON v.node = b.node)";
 

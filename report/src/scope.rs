@@ -144,12 +144,21 @@ impl<'a> Scope<'a> {
             None if found.asked && self.contents.manifest.is_none() && self.contents.nodes.is_empty() => {
                 Err(format!("no node has written yet what {collector} traced"))
             }
+            None if found.asked && self.is_missing_all() => {
+                Err(format!("no node wrote a manifest that says what {collector} traced"))
+            }
             None if found.asked && self.is_missing_some() => Err(format!(
                 "{collector} traced no container on the nodes that wrote a manifest; others did not"
             )),
             None if found.asked => Err(format!("{collector} was asked for, but traced no container")),
             None => Err(format!("{collector} traced nothing")),
         }
+    }
+
+    /// Whether there were nodes, and none has told what it did.
+    fn is_missing_all(&self) -> bool {
+        let named = self.contents.manifest.iter().flat_map(|manifest| &manifest.nodes);
+        named.count() > 0 && nodes(self.contents).next().is_none()
     }
 
     /// Whether some node has not told what it did, and others have.
