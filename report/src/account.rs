@@ -141,11 +141,11 @@ impl Nodes {
         Self { nodes: nodes.len() as u64, names }
     }
 
-    /// `node a`, `nodes a, b and 3 more`.
-    fn named(&self) -> String {
+    /// `node a`, `nodes a, b and 3 more`, with the word for one as it is given.
+    fn named(&self, node: &str) -> String {
         let more = self.nodes - self.names.len() as u64;
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        format!("node{} {}{more}", if self.nodes == 1 { "" } else { "s" }, self.names.join(", "))
+        format!("{node}{} {}{more}", if self.nodes == 1 { "" } else { "s" }, self.names.join(", "))
     }
 }
 
@@ -303,7 +303,7 @@ impl Account {
             };
             view.advice.push(Advice {
                 level: Level::Crit,
-                cause: format!("N{} {is} not complete", one.nodes.named().trim_start_matches('n')),
+                cause: format!("{} {is} not complete", one.nodes.named("Node")),
                 evidence: one.reason.clone(),
                 next: next.to_owned(),
             });
@@ -340,7 +340,7 @@ impl Account {
         for one in &self.unsupported {
             view.advice.push(Advice {
                 level: Level::Warn,
-                cause: format!("{} did not run on {}", one.collector, one.nodes.named()),
+                cause: format!("{} did not run on {}", one.collector, one.nodes.named("node")),
                 evidence: one.reason.clone(),
                 next: "Their share is missing in every number made of it.".to_owned(),
             });

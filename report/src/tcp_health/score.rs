@@ -5,8 +5,9 @@
 //! In: [`Inputs`]. Out: [`Health`]. Pure: the tests compute the same by hand.
 //!
 //! Each term is a ratio of two counts, both of which are kept. Between its two bounds it takes from nothing to its whole
-//! weight off a hundred points. A term whose collector traced nothing, whose denominator is zero, or of which a parameter left
-//! something out is null: it takes nothing off, and its weight is missing in `coverage`, by which the score is rescaled.
+//! weight off a hundred points. A term whose collector traced nothing, whose denominator is zero, or of which a parameter, a
+//! limit or a loss left something out is null: it takes nothing off, and its weight is missing in `coverage`, by which the score is
+//! rescaled. Of several pods a term adds up those of which it is known.
 
 use std::collections::BTreeMap;
 
