@@ -11,6 +11,7 @@ use std::fmt;
 use arrow_array::RecordBatch;
 use arrow_array::cast::AsArray;
 use arrow_array::types::Int64Type;
+use arrow_schema::Schema;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use object_store::ObjectStore;
@@ -24,6 +25,7 @@ use crate::key::Key;
 use crate::ledger::Term;
 use crate::manifest::{Manifest, NodeManifest, ObjectEntry, Totals};
 use crate::reader::{Contents, READERS, ReadError, fetch};
+use crate::schema::{META, SCHEMA_VERSION};
 
 /// Where an object that a node manifest lists stands in its store.
 pub(crate) enum Listed {
@@ -68,8 +70,7 @@ pub(crate) fn compare_node(
             }
             Listed::Stored(_) => {}
         }
-        let table = object.key.split_once('/').map_or("", |(table, _)| table);
-        let sum = sums.entry(table).or_default();
+        let sum = sums.entry(table_of(object)).or_default();
         *sum = (sum.0.saturating_add(object.weight), sum.1.saturating_add(object.rows));
     }
     node.ledger.iter().filter_map(|row| row.check().err()).map(Finding::Ledger).for_each(&mut report);
@@ -209,20 +210,33 @@ pub fn compare_manifest(contents: &Contents, manifest: &Manifest) -> Vec<Finding
 
 /// Checks an object's content against its entry. Of the rows only those of the column that says what they stand for are decoded:
 /// with this SHA-256 the rest is what the writer made.
+///
+/// A file of an older schema may lack columns that were added since; one of today's, or of a newer one, has them all.
 pub(crate) fn check_object(object: &ObjectEntry, content: Bytes) -> Result<(), String> {
+    let schema = crate::schema(table_of(object));
+    check_file(object, content, |file| match &schema {
+        Some(schema) => check_columns(file, schema, is_of_older_schema(file)),
+        None => Ok(()),
+    })
+}
+
+/// As [`check_object`], of a file that was just written with these columns: it has them all, whatever today's schema is.
+pub(crate) fn check_written(object: &ObjectEntry, content: Bytes, schema: &Schema) -> Result<(), String> {
+    check_file(object, content, |file| check_columns(file, schema, false))
+}
+
+type Opened = ParquetRecordBatchReaderBuilder<Bytes>;
+
+fn check_file(
+    object: &ObjectEntry,
+    content: Bytes,
+    check_columns: impl FnOnce(&Opened) -> Result<(), String>,
+) -> Result<(), String> {
     check_digest(object, &content)?;
     let readable = |error: &dyn fmt::Display| format!("it is not readable: {error}");
-    let reader = ParquetRecordBatchReaderBuilder::try_new(content).map_err(|error| readable(&error))?;
-    let table = object.key.split_once('/').map_or("", |(table, _)| table);
-    if let Some(schema) = crate::schema(table).filter(|_| reader.metadata().file_metadata().num_rows() > 0) {
-        // A newer writer may have added columns; those that are known may not have changed.
-        for field in schema.fields() {
-            match reader.schema().field_with_name(field.name()) {
-                Ok(found) if found.data_type() == field.data_type() => {}
-                Ok(found) => return Err(format!("its column {} is {}", field.name(), found.data_type())),
-                Err(_) => return Err(format!("it has no column {}", field.name())),
-            }
-        }
+    let reader = Opened::try_new(content).map_err(|error| readable(&error))?;
+    if reader.metadata().file_metadata().num_rows() > 0 {
+        check_columns(&reader)?;
     }
     let weight_only = ProjectionMask::columns(reader.parquet_schema(), ["weight"]);
     let (mut rows, mut weights) = (0, 0);
@@ -231,7 +245,35 @@ pub(crate) fn check_object(object: &ObjectEntry, content: Bytes) -> Result<(), S
         rows += batch.num_rows() as u64;
         weights += weight(&batch);
     }
-    check_counts(object, table, rows, weights)
+    check_counts(object, table_of(object), rows, weights)
+}
+
+/// Columns that are not in the schema are a newer writer's: what it added is no fault.
+fn check_columns(file: &Opened, schema: &Schema, may_lack: bool) -> Result<(), String> {
+    for field in schema.fields() {
+        match file.schema().field_with_name(field.name()) {
+            Ok(found) if found.data_type() == field.data_type() => {}
+            Ok(found) => return Err(format!("its column {} is {}", field.name(), found.data_type())),
+            Err(_) if may_lack => {}
+            Err(_) => return Err(format!("it has no column {}", field.name())),
+        }
+    }
+    Ok(())
+}
+
+/// Whether a file says that it was written before a column was last added to any table. One that says nothing is none of an
+/// agent's, and gets no credit for its age.
+fn is_of_older_schema(file: &Opened) -> bool {
+    let name = format!("{META}schema_version");
+    let mut pairs = file.metadata().file_metadata().key_value_metadata().into_iter().flatten();
+    let version =
+        pairs.find(|pair| pair.key == name).and_then(|pair| pair.value.as_ref()?.parse::<u32>().ok());
+    version.is_some_and(|version| version < SCHEMA_VERSION)
+}
+
+/// The table that an object's key names.
+fn table_of(object: &ObjectEntry) -> &str {
+    object.key.split_once('/').map_or("", |(table, _)| table)
 }
 
 /// Checks an object's content against the checksum of its entry.

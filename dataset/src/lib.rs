@@ -35,7 +35,8 @@
 //! Types are what every engine reads: signed integers, UTF-8 with dictionaries, timestamps in microseconds UTC. Each row
 //! group is sorted by `ts_ns`; statistics are on; zstd level 1. Each field's Arrow metadata has `unit` and `doc`. File metadata:
 //! `tracelake.table`, `.schema_version`, `.session`, `.node`, `.boot`, `.incarnation`, `.sequence`.
-//! Columns may be added, never change type; `schemas/*.txt` are golden files. See [`schema`](mod@schema).
+//! Columns may be added, never change type; that raises the schema's version, and a file of a lower one may lack what was added since,
+//! which reads as null. `schemas/*.txt` are golden files. See [`schema`](mod@schema).
 //!
 //! # Versions
 //! `formatVersion` in every JSON file is that of the layout; readers refuse a higher one. Unknown JSON fields and unknown

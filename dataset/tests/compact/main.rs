@@ -6,6 +6,7 @@
 extern crate tracelake_dataset as dataset;
 
 mod faulty;
+mod older;
 #[allow(dead_code, reason = "each test uses a part of it")]
 #[path = "../../../query/tests/session/mod.rs"]
 mod session;
