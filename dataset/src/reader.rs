@@ -325,31 +325,30 @@ impl Contents {
     }
 }
 
-/// The rows of one object.
+/// The rows of one object, of which no more is read than its manifest promises.
 ///
 /// # Errors
-/// When the store fails or the content is not Parquet.
+/// When the store fails, or the content is longer or not Parquet.
 pub async fn read_object(
     store: &dyn ObjectStore,
     prefix: &SessionPrefix,
-    key: &str,
+    object: &ObjectEntry,
 ) -> Result<Vec<RecordBatch>, ReadError> {
-    batches(key, fetch(store, prefix, key, u64::MAX).await?)
+    batches(&object.key, fetch(store, prefix, &object.key, object.bytes).await?)
 }
 
 /// The rows of a table, object by object, in the order of the manifests.
 ///
 /// # Errors
-/// When the store fails or an object is not Parquet.
+/// When the store fails, or an object is longer than its manifest says or not Parquet.
 pub async fn read_table(
     store: &dyn ObjectStore,
     contents: &Contents,
     table: &str,
 ) -> Result<Vec<RecordBatch>, ReadError> {
-    let keys: Vec<String> =
-        contents.tables().remove(table).unwrap_or_default().into_iter().map(|object| object.key).collect();
-    let rows: Vec<Vec<RecordBatch>> = stream::iter(keys)
-        .map(|key| async move { read_object(store, &contents.prefix, &key).await })
+    let objects = contents.tables().remove(table).unwrap_or_default();
+    let rows: Vec<Vec<RecordBatch>> = stream::iter(objects)
+        .map(|object| async move { read_object(store, &contents.prefix, &object).await })
         .buffered(READERS)
         .try_collect()
         .await?;
@@ -367,7 +366,7 @@ pub(crate) async fn fetch(
     read_limited(store, &prefix.object(&parsed), key, limit).await.map(Bytes::from)
 }
 
-fn batches(key: &str, content: Bytes) -> Result<Vec<RecordBatch>, ReadError> {
+pub(crate) fn batches(key: &str, content: Bytes) -> Result<Vec<RecordBatch>, ReadError> {
     let invalid = |reason: String| ReadError::Invalid { key: key.to_owned(), reason };
     ParquetRecordBatchReaderBuilder::try_new(content)
         .and_then(|reader| reader.build())
