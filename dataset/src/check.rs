@@ -19,13 +19,13 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use sha2::{Digest, Sha256};
 
-use crate::catalogue;
 use crate::finding::Finding;
 use crate::key::Key;
 use crate::ledger::Term;
 use crate::manifest::{Manifest, NodeManifest, ObjectEntry, Totals};
 use crate::reader::{Contents, READERS, ReadError, fetch};
 use crate::schema::{META, SCHEMA_VERSION};
+use crate::{catalogue, restated};
 
 /// Where an object that a node manifest lists stands in its store.
 pub(crate) enum Listed {
@@ -128,11 +128,32 @@ impl Contents {
     }
 }
 
-/// Reads every object and compares it with its manifest, on top of [`Contents::compare`].
+/// Reads every object and compares it with its manifest, on top of [`Contents::compare`] and [`compare_manifest`].
 ///
 /// # Errors
 /// When the store fails. What is wrong with the dataset is not an error but a [`Finding`].
 pub async fn verify(store: &dyn ObjectStore, contents: &Contents) -> Result<Vec<Finding>, ReadError> {
+    verify_and_tell(store, contents, &mut |_| {}).await
+}
+
+/// How far [`verify_and_tell`] is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Objects that were read, of those that are there with the length that they should have.
+    pub objects: (u64, u64),
+    /// Their bytes.
+    pub bytes: (u64, u64),
+}
+
+/// As [`verify`]; says after each object how far it is.
+///
+/// # Errors
+/// As [`verify`].
+pub async fn verify_and_tell(
+    store: &dyn ObjectStore,
+    contents: &Contents,
+    tell: &mut (dyn FnMut(Progress) + Send),
+) -> Result<Vec<Finding>, ReadError> {
     let mut findings = contents.compare();
     if contents.session.is_none() {
         findings.push(Finding::Missing { key: Key::Session.relative() });
@@ -141,44 +162,57 @@ pub async fn verify(store: &dyn ObjectStore, contents: &Contents) -> Result<Vec<
         None => findings.push(Finding::Missing { key: Key::manifest(1).relative() }),
         Some(manifest) => findings.extend(compare_manifest(contents, manifest)),
     }
-    let stored = contents.nodes.values().flat_map(|node| &node.objects).filter(|object| {
+    let all = contents
+        .nodes
+        .iter()
+        .flat_map(|(node, manifest)| manifest.objects.iter().map(move |one| (node, one)));
+    let stored = all.filter(|(_, object)| {
         Key::parse(&object.key).is_ok_and(|key| contents.objects.get(&key) == Some(&object.bytes))
     });
+    let stored: Vec<(&Key, &ObjectEntry)> = stored.collect();
+    let mut progress = Progress::default();
+    progress.objects.1 = stored.len() as u64;
+    progress.bytes.1 = stored.iter().map(|(_, object)| object.bytes).sum();
     let mut read = stream::iter(stored)
-        .map(|object| async move {
+        .map(|(node, object)| async move {
             let content = match fetch(store, &contents.prefix, &object.key, object.bytes).await {
                 Ok(content) => content,
-                Err(ReadError::Invalid { reason, .. }) => return Ok((object, Err(reason))),
+                Err(ReadError::Invalid { reason, .. }) => return Ok((node, object, Err(reason))),
                 Err(error) => return Err(error),
             };
             // Each on a thread of its own: a digest takes longer than to read from a disk.
             let entry = object.clone();
-            let checked = tokio::task::spawn_blocking(move || check_object(&entry, content)).await;
-            Ok((object, checked.unwrap_or_else(|error| Err(format!("it cannot be checked: {error}")))))
+            let checked = tokio::task::spawn_blocking(move || {
+                check_object(&entry, content.clone())?;
+                restated::rows(&entry.key, content)
+            });
+            let checked = checked.await.unwrap_or_else(|error| Err(format!("it cannot be checked: {error}")));
+            Ok((node, object, checked))
         })
         .buffer_unordered(READERS);
+    // Of a node's small tables what was read, and of how many objects.
+    let mut small: BTreeMap<(&Key, &str), (Vec<RecordBatch>, usize)> = BTreeMap::new();
     while let Some(checked) = read.next().await {
-        let (object, checked) = checked?;
-        if let Err(reason) = checked {
-            findings.push(Finding::Content { key: object.key.clone(), reason });
+        let (node, object, checked) = checked?;
+        progress.objects.0 += 1;
+        progress.bytes.0 += object.bytes;
+        tell(progress);
+        match checked {
+            Ok(rows) => {
+                let of_table = small.entry((node, table_of(object))).or_default();
+                of_table.0.extend(rows);
+                of_table.1 += 1;
+            }
+            Err(reason) => findings.push(Finding::Content { key: object.key.clone(), reason }),
         }
     }
     drop(read);
     for (key, node) in &contents.nodes {
-        for (table, rows) in [
-            ("ledger", node.ledger.len()),
-            ("coverage", node.coverage.len()),
-            ("session_nodes", node.incarnations.len()),
-        ] {
-            let stored: u64 = node
-                .objects
-                .iter()
-                .filter(|o| o.key.split_once('/').is_some_and(|(t, _)| t == table))
-                .map(|o| o.rows)
-                .sum();
-            if stored != rows as u64 {
-                let reason = format!("table {table} has {stored} rows, the node manifest {rows}");
-                findings.push(Finding::Content { key: key.relative(), reason });
+        for table in crate::bookkeeping::TABLES {
+            let (rows, objects) = small.remove(&(key, table.name)).unwrap_or_default();
+            // What is missing or damaged is told already.
+            if objects == node.objects.iter().filter(|object| table_of(object) == table.name).count() {
+                findings.extend(restated::compare(key, node, table.name, &rows));
             }
         }
     }
@@ -196,6 +230,9 @@ pub fn compare_manifest(contents: &Contents, manifest: &Manifest) -> Vec<Finding
             findings.push(Finding::Missing { key: (*key).to_owned() });
         }
     }
+    // Of a node that returned after the manifest was written: until the next one names it, it is no part of the dataset.
+    let unnamed = present.iter().filter(|key| !listed.contains(key.as_str()));
+    findings.extend(unnamed.map(|key| Finding::Unlisted { key: key.clone() }));
     let mut totals = Totals::default();
     for (_, node) in contents.nodes.iter().filter(|(key, _)| listed.contains(key.relative().as_str())) {
         totals.merge(&node.totals());

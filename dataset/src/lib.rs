@@ -55,6 +55,7 @@ pub mod listing;
 pub mod manifest;
 pub mod reader;
 pub mod render;
+mod restated;
 pub mod schema;
 pub mod sort;
 

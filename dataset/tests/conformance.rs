@@ -206,6 +206,49 @@ async fn a_damaged_dataset_is_found_out(store: &Arc<dyn ObjectStore>) {
     assert_eq!(close(store, &prefix, &["node-1"]).await, Verdict::Incomplete);
 }
 
+/// What stands twice, in the small tables and in the node manifest, with each field of the latter changed once.
+#[tokio::test]
+async fn a_node_manifest_that_says_otherwise_than_its_tables_is_found_out() {
+    type Change = (&'static str, fn(&mut NodeManifest));
+    let changes: [Change; 6] = [
+        ("column to_ns of table coverage has \"2\", the node manifest \"9\"", |node| {
+            node.coverage[0].to_ns = 9
+        }),
+        ("column reason of table coverage", |node| node.coverage[0].reason = "AgentLost".into()),
+        ("column started_utc of table session_nodes", |node| node.incarnations[0].anchor_utc_us += 1_000),
+        ("column clean of table session_nodes", |node| node.incarnations[0].clean = false),
+        ("column incarnation of table ledger", |node| node.ledger[0].incarnation = "j".into()),
+        ("table coverage has 1 rows, the node manifest 2", |node| {
+            node.coverage.push(node.coverage[0].clone())
+        }),
+    ];
+    for (said, change) in changes {
+        let store: Arc<dyn ObjectStore> = Arc::new(object_store::memory::InMemory::new());
+        let prefix = SessionPrefix::root("").unwrap();
+        let mut node = write_session(&store, &prefix).await;
+        change(&mut node);
+        let key = Key::node_manifest("node-1", &BOOT.parse().unwrap()).unwrap();
+        store.put(&prefix.object(&key), serde_json::to_vec(&node).unwrap().into()).await.unwrap();
+        assert_eq!(close(&store, &prefix, &["node-1"]).await, Verdict::Complete, "{said}");
+        let contents = reader::open(&store, &prefix).await.unwrap();
+        let findings = dataset::check::verify(store.as_ref(), &contents).await.unwrap();
+        let found: Vec<String> = findings.iter().map(Finding::to_string).collect();
+        assert!(found.len() == 1 && found[0].contains(said) && findings[0].is_error(), "{said}: {found:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_node_manifest_that_no_manifest_names_is_no_part_of_the_dataset_and_is_told() {
+    let store: Arc<dyn ObjectStore> = Arc::new(object_store::memory::InMemory::new());
+    let prefix = SessionPrefix::root("").unwrap();
+    write_session(&store, &prefix).await;
+    close(&store, &prefix, &["node-2"]).await;
+    let contents = reader::open(&store, &prefix).await.unwrap();
+    let findings = dataset::check::verify(store.as_ref(), &contents).await.unwrap();
+    let key = Key::node_manifest("node-1", &BOOT.parse().unwrap()).unwrap();
+    assert_eq!(findings, [Finding::Unlisted { key: key.relative() }]);
+}
+
 async fn a_folder_without_a_session_is_no_dataset(store: &Arc<dyn ObjectStore>) {
     let prefix = SessionPrefix::new("empty", "shop", "checkout", "uid-1").unwrap();
     let opened = reader::open(store, &prefix).await;
