@@ -47,6 +47,18 @@ pub(crate) struct Dataset {
     pub(crate) path_style: bool,
 }
 
+impl Dataset {
+    /// As a status has it that was read before.
+    pub(crate) fn of_status(status: &crds::DatasetStatus) -> Self {
+        Self {
+            uri: status.uri.clone(),
+            endpoint: status.endpoint.clone(),
+            region: Some(status.region.clone()).filter(|region| !region.is_empty()),
+            path_style: status.force_path_style,
+        }
+    }
+}
+
 impl Cluster {
     /// The cluster of a context of the kubeconfig, or of the current one.
     ///
@@ -73,6 +85,12 @@ impl Cluster {
         config.default_retry = false;
         let client = Client::try_from(config).context("the kubeconfig cannot be used")?;
         Ok(Self { client, system: system.to_owned() })
+    }
+
+    /// One that somebody else has reached.
+    #[cfg(test)]
+    pub(crate) fn reached(client: Client) -> Self {
+        Self { client, system: SYSTEM.to_owned() }
     }
 
     /// The client, with the caller's own rights.
@@ -173,7 +191,7 @@ impl Cluster {
                 tokio::spawn(async move {
                     if let Err(error) = cluster.carry(stream).await {
                         // What the caller sees is a connection that ended.
-                        crate::say(&format!("tracelake: the way to the operator: {error:#}\n"));
+                        crate::say(&format!("{}: the way to the operator: {error:#}\n", crate::program()));
                     }
                 });
             }

@@ -3,8 +3,9 @@
 //! Where a dataset is: a folder, an `s3://bucket/prefix` URL, or a session of a cluster.
 //!
 //! S3 is reached with the caller's own credentials, in the way other tools do: `AWS_ACCESS_KEY_ID`,
-//! `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT`, or the machine's role. For a session that a cluster
-//! names, what the environment leaves out is as its status says. With `--via-operator` no credentials of the store are needed.
+//! `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT`, a [profile](crate::profile), or the machine's role. For a session that a
+//! cluster names, what the environment leaves out is as its status says, and what that leaves out as the profile does. With
+//! `--via-operator` no credentials of the store are needed.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,12 +19,16 @@ use object_store::local::LocalFileSystem;
 use object_store::{ClientConfigKey, ObjectStore};
 
 use crate::cluster::{Cluster, Dataset, SYSTEM};
+use crate::profile::{self, Profile};
+use crate::program;
+use crate::sessions::Sessions;
 use crate::via::{Source, ViaOperator};
 
 /// What the commands that read are told about a place.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Place {
-    /// A folder, an s3://bucket/prefix, or a session of the cluster as NAMESPACE/NAME. A folder of that name goes first.
+    /// A folder, an s3://bucket/prefix, or a session of the cluster: NAMESPACE/NAME, or NAME in the context's namespace. A folder of
+    /// that name goes first.
     place: String,
     /// The session's namespace; PLACE is then its name.
     #[arg(short, long)]
@@ -43,6 +48,9 @@ const WRITING: &str = "600s";
 enum Use {
     Read,
     Write,
+    /// By the agent, which gives requests up and repeats them itself.
+    #[cfg(target_os = "linux")]
+    Record,
 }
 
 /// How the data of a session of the cluster are read.
@@ -67,8 +75,8 @@ pub(crate) struct Access {
 enum Kind {
     /// A folder or a URL.
     Direct,
-    /// Namespace and name.
-    Session(String, String),
+    /// Namespace, if it is not that of the context, and name.
+    Session(Option<String>, String),
 }
 
 impl Place {
@@ -90,20 +98,22 @@ impl Place {
             if !is_name(namespace) || !is_name(text) {
                 bail!("with --namespace, {text:?} has to be the name of a session");
             }
-            return Ok(Kind::Session(namespace.clone(), text.clone()));
+            return Ok(Kind::Session(Some(namespace.clone()), text.clone()));
         }
-        let named = text.split_once('/').filter(|(namespace, name)| is_name(namespace) && is_name(name));
-        match named {
-            Some((namespace, name)) if self.access.via_operator || !Path::new(text).exists() => {
-                Ok(Kind::Session(namespace.to_owned(), name.to_owned()))
-            }
-            None if self.access.via_operator => {
-                bail!(
-                    "--via-operator reads a session of the cluster: name it as NAMESPACE/NAME, not as {text:?}"
-                )
-            }
-            _ => Ok(Kind::Direct),
+        let (namespace, name) = match text.split_once('/') {
+            Some((namespace, name)) => (Some(namespace), name),
+            None => (None, text.as_str()),
+        };
+        let named = is_name(name) && namespace.is_none_or(is_name);
+        if named && (self.access.via_operator || !Path::new(text).exists()) {
+            return Ok(Kind::Session(namespace.map(str::to_owned), name.to_owned()));
         }
+        if self.access.via_operator {
+            bail!(
+                "--via-operator reads a session of the cluster: name it as NAMESPACE/NAME, not as {text:?}"
+            );
+        }
+        Ok(Kind::Direct)
     }
 
     /// Opens it.
@@ -112,7 +122,7 @@ impl Place {
     /// As [`Location::open`], and when the cluster or the operator refuses.
     pub(crate) async fn open(&self) -> Result<Location> {
         let Kind::Session(namespace, session) = self.kind()? else { return Location::open(&self.place) };
-        let cluster = self.connect().await?;
+        let (cluster, namespace) = self.connect(namespace).await?;
         self.access.open(&cluster, &namespace, &session).await
     }
 
@@ -131,14 +141,19 @@ impl Place {
         let Kind::Session(namespace, session) = self.kind()? else {
             return Location::open_for(&self.place, Use::Write);
         };
-        let dataset = self.connect().await?.dataset(&namespace, &session).await?;
+        let (cluster, namespace) = self.connect(namespace).await?;
+        let dataset = cluster.dataset(&namespace, &session).await?;
         Location::open_s3(&dataset.uri, Some(&dataset), Use::Write)
     }
 
-    async fn connect(&self) -> Result<Cluster> {
+    /// The cluster, and a namespace of it: the context's where none was named.
+    async fn connect(&self, namespace: Option<String>) -> Result<(Cluster, String)> {
         let cluster = self.access.connect(self.context.as_deref()).await;
-        cluster
-            .with_context(|| format!("{} is no folder here, so it is looked for in the cluster", self.place))
+        let cluster = cluster.with_context(|| {
+            format!("{} is no folder here, so it is looked for in the cluster", self.place)
+        })?;
+        let namespace = Sessions::of(&cluster, namespace.as_deref())?.namespace;
+        Ok((cluster, namespace))
     }
 }
 
@@ -183,16 +198,11 @@ impl Access {
     }
 }
 
-/// Whether the environment names credentials of a store. A machine's role is found by asking for it, which takes long where there
-/// is none.
+/// Whether the environment or a profile names credentials of a store. A machine's role is found by asking for it, which takes long
+/// where there is none. A profile that cannot be used is one: opening says why.
 pub(crate) fn has_credentials() -> bool {
-    const NAMES: [&str; 4] = [
-        "AWS_ACCESS_KEY_ID",
-        "AWS_WEB_IDENTITY_TOKEN_FILE",
-        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-    ];
-    NAMES.iter().any(|name| std::env::var_os(name).is_some())
+    profile::environment_has_credentials()
+        || Profile::of_environment().map_or(true, |profile| profile.has_key())
 }
 
 /// A store, and the folder in it that holds one session.
@@ -229,6 +239,8 @@ impl Location {
         let store = LocalFileSystem::new_with_prefix(text).with_context(|| {
             format!("the folder {text} cannot be opened; a session of a cluster is named NAMESPACE/NAME")
         })?;
+        // What a file is written from goes when it is there: it has to be on the disk by then.
+        let store = store.with_fsync(use_ != Use::Read);
         Ok(Self {
             store: Arc::new(store),
             prefix: SessionPrefix::root("")?,
@@ -243,27 +255,8 @@ impl Location {
     fn open_s3(url: &str, dataset: Option<&Dataset>, use_: Use) -> Result<Self> {
         let rest = url.strip_prefix("s3://").with_context(|| format!("{url} is no s3:// URL"))?;
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-        let mut builder = AmazonS3Builder::from_env().with_bucket_name(bucket);
-        let unset = |builder: &AmazonS3Builder, key| builder.get_config_value(&key).is_none();
-        if let Some(dataset) = dataset {
-            if unset(&builder, AmazonS3ConfigKey::Region)
-                && let Some(region) = &dataset.region
-            {
-                builder = builder.with_region(region);
-            }
-            if unset(&builder, AmazonS3ConfigKey::Endpoint)
-                && let Some(endpoint) = &dataset.endpoint
-            {
-                builder =
-                    builder.with_endpoint(endpoint).with_virtual_hosted_style_request(!dataset.path_style);
-            }
-        }
-        // Whoever names such an endpoint means it: object_store wants AWS_ALLOW_HTTP besides, and says nothing of that.
-        let plain =
-            |key| builder.get_config_value(&key).is_some_and(|endpoint| endpoint.starts_with("http://"));
-        if plain(AmazonS3ConfigKey::Endpoint) || plain(AmazonS3ConfigKey::S3Endpoint) {
-            builder = builder.with_allow_http(true);
-        }
+        let profile = Profile::of_environment()?;
+        let mut builder = settings(AmazonS3Builder::from_env(), &profile, bucket, dataset);
         if use_ == Use::Write && std::env::var_os("AWS_TIMEOUT").is_none() {
             builder = builder.with_config(AmazonS3ConfigKey::Client(ClientConfigKey::Timeout), WRITING);
         }
@@ -280,19 +273,40 @@ impl Location {
         })
     }
 
+    /// Opens a session by what its status said of its data: it may be gone from the cluster.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub(crate) fn of_dataset(dataset: &Dataset) -> Result<Self> {
+        Self::open_s3(&dataset.uri, Some(dataset), Use::Read)
+    }
+
     /// Opens the session that lies there, which has to be over.
     ///
     /// # Errors
     /// When there is none, it has no manifest, or it cannot be read.
     pub(crate) async fn contents(&self) -> Result<Contents> {
-        reader::open(&self.store, &self.prefix).await.map_err(|error| match error {
+        self.try_contents().await.map_err(|error| self.explained(error))
+    }
+
+    /// The same, with the error as it is.
+    ///
+    /// # Errors
+    /// As [`contents`](Self::contents).
+    pub(crate) async fn try_contents(&self) -> Result<Contents, ReadError> {
+        reader::open(&self.store, &self.prefix).await
+    }
+
+    /// Why it cannot be opened, under the name that the user knows.
+    pub(crate) fn explained(&self, error: ReadError) -> anyhow::Error {
+        match error {
             ReadError::NotADataset { missing, .. } if missing == Key::Session.relative() => self.no_session(),
             ReadError::NotADataset { missing, .. } => anyhow!(
                 "the session at {} has no {missing}: it is not over, or what is here is not whole",
                 self.name
             ),
             error => error.into(),
-        })
+        }
     }
 
     /// Opens the session that lies there, over or not.
@@ -305,8 +319,8 @@ impl Location {
     }
 
     fn no_session(&self) -> anyhow::Error {
-        let (name, file) = (&self.name, Key::Session);
-        anyhow!("no session lies at {name}: it has no {file}; `tracelake ls` finds those below a place")
+        let (name, file, program) = (&self.name, Key::Session, program());
+        anyhow!("no session lies at {name}: it has no {file}; `{program} ls` finds those below a place")
     }
 
     /// Opens a place for a recording, making the folder if it is not there.
@@ -320,8 +334,44 @@ impl Location {
                 format!("the output folder {text} cannot be made; choose another one with -o")
             })?;
         }
-        Self::open(text)
+        Self::open_for(text, Use::Record)
     }
+}
+
+/// A store's settings: those of the environment, for a session what its status says, then the profile's.
+fn settings(
+    environment: AmazonS3Builder,
+    profile: &Profile,
+    bucket: &str,
+    dataset: Option<&Dataset>,
+) -> AmazonS3Builder {
+    let mut builder = profile.sign(environment.with_bucket_name(bucket));
+    let unset = |builder: &AmazonS3Builder, key| builder.get_config_value(&key).is_none();
+    if let Some(dataset) = dataset {
+        if unset(&builder, AmazonS3ConfigKey::Region)
+            && let Some(region) = &dataset.region
+        {
+            builder = builder.with_region(region);
+        }
+        if unset(&builder, AmazonS3ConfigKey::Endpoint)
+            && let Some(endpoint) = &dataset.endpoint
+        {
+            builder = builder.with_virtual_hosted_style_request(!dataset.path_style);
+            builder = builder.with_endpoint(if dataset.path_style {
+                endpoint.clone()
+            } else {
+                // As the operator does: the builder takes an endpoint of this style as complete.
+                endpoint.replacen("://", &format!("://{bucket}."), 1)
+            });
+        }
+    }
+    builder = profile.fill(builder);
+    // Whoever names such an endpoint means it: object_store wants AWS_ALLOW_HTTP besides, and says nothing of that.
+    let plain = |key| builder.get_config_value(&key).is_some_and(|endpoint| endpoint.starts_with("http://"));
+    if plain(AmazonS3ConfigKey::Endpoint) || plain(AmazonS3ConfigKey::S3Endpoint) {
+        builder = builder.with_allow_http(true);
+    }
+    builder
 }
 
 #[cfg(test)]
@@ -339,13 +389,44 @@ mod tests {
     }
 
     #[test]
+    fn a_sessions_store_is_asked_by_the_host_that_the_operator_asks() {
+        let dataset = |path_style| Dataset {
+            uri: "s3://traces/shop/checkout/uid".to_owned(),
+            endpoint: Some("https://s3.example.com:9000".to_owned()),
+            region: Some("r".to_owned()),
+            path_style,
+        };
+        let endpoint = |environment: AmazonS3Builder, path_style| {
+            let builder = settings(environment, &Profile::default(), "traces", Some(&dataset(path_style)));
+            builder.get_config_value(&AmazonS3ConfigKey::Endpoint).unwrap()
+        };
+        assert_eq!(endpoint(AmazonS3Builder::new(), true), "https://s3.example.com:9000");
+        assert_eq!(endpoint(AmazonS3Builder::new(), false), "https://traces.s3.example.com:9000");
+        // What the caller says is meant so.
+        let own = AmazonS3Builder::new().with_endpoint("http://localhost:9000");
+        assert_eq!(endpoint(own, false), "http://localhost:9000");
+    }
+
+    #[test]
+    fn what_is_written_to_a_folder_is_on_its_disk_when_it_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().to_str().unwrap();
+        let store = |use_| format!("{:?}", Location::open_for(path, use_).unwrap().store);
+        assert!(store(Use::Write).contains("fsync: true"), "{}", store(Use::Write));
+        assert!(store(Use::Read).contains("fsync: false"));
+    }
+
+    #[test]
     fn a_place_is_a_folder_a_url_or_a_session() {
-        let session = Ok(Kind::Session("shop".to_owned(), "checkout".to_owned()));
+        let session = Ok(Kind::Session(Some("shop".to_owned()), "checkout".to_owned()));
         assert_eq!(kind(&["shop/checkout"]), session);
         assert_eq!(kind(&["checkout", "-n", "shop"]), session);
         assert_eq!(kind(&["shop/checkout", "--via-operator"]), session);
+        for args in [&["checkout"][..], &["checkout", "--via-operator"]] {
+            assert_eq!(kind(args), Ok(Kind::Session(None, "checkout".to_owned())));
+        }
         for direct in
-            ["s3://bucket/shop/checkout", "./shop/checkout", "/shop/checkout", "trace", "a/b/c", "Shop/x"]
+            ["s3://bucket/shop/checkout", "./shop/checkout", "/shop/checkout", "./trace", "a/b/c", "Shop/x"]
         {
             assert_eq!(kind(&[direct]), Ok(Kind::Direct), "{direct}");
             let refused = kind(&[direct, "--via-operator"]).unwrap_err();
@@ -355,9 +436,10 @@ mod tests {
         let there = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
         std::env::set_current_dir(there).unwrap();
         assert_eq!(kind(&["cli/src"]), Ok(Kind::Direct));
+        assert_eq!(kind(&["cli"]), Ok(Kind::Direct));
         assert_eq!(
             kind(&["cli/src", "--via-operator"]),
-            Ok(Kind::Session("cli".to_owned(), "src".to_owned()))
+            Ok(Kind::Session(Some("cli".to_owned()), "src".to_owned()))
         );
         assert!(kind(&["a/b", "-n", "shop"]).is_err());
         assert!(

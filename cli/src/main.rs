@@ -18,6 +18,7 @@ mod location;
 mod ls;
 mod output;
 mod params;
+mod profile;
 mod pull;
 #[cfg(target_os = "linux")]
 mod record;
