@@ -14,14 +14,16 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail, ensure};
 use dataset::key::Key;
 use dataset::manifest::{ObjectEntry, SessionFile};
-use dataset::reader::Contents;
-use dataset::render;
+use dataset::reader::{Contents, Finding};
+use dataset::{check, render};
 use futures::{StreamExt, TryStreamExt, stream};
 use object_store::ObjectStoreExt;
 use sha2::{Digest, Sha256};
 
+use crate::line::Line;
 use crate::location::{Location, Place};
-use crate::runtime;
+use crate::output::{self, bytes};
+use crate::{program, runtime};
 
 /// Objects fetched at the same time.
 const FETCHING: usize = 4;
@@ -44,12 +46,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     runtime()?.block_on(async {
         let location = args.place.open().await?;
         let (contents, pulled) = pull(&location, &args.folder).await?;
-        print!("{}", render::summary(&contents));
-        let folder = args.folder.display();
-        println!(
-            "{folder} is what its manifests say: {} objects, {} of them fetched now",
-            pulled.all, pulled.fetched
-        );
+        output::print(&format!(
+            "{}{} is what its manifests say: {} objects, {} of them fetched now\n",
+            render::summary(&contents),
+            args.folder.display(),
+            pulled.all,
+            pulled.fetched
+        ))?;
         Ok(ExitCode::SUCCESS)
     })
 }
@@ -62,8 +65,10 @@ struct Pulled {
 
 async fn pull(location: &Location, folder: &Path) -> Result<(Contents, Pulled)> {
     let contents = location.contents().await?;
-    if let Some(finding) = contents.compare().iter().find(|finding| finding.is_error()) {
-        bail!("{finding}; `tracelake verify` says all that is wrong, nothing was fetched");
+    let of_manifest =
+        contents.manifest.iter().flat_map(|manifest| check::compare_manifest(&contents, manifest));
+    if let Some(finding) = contents.compare().into_iter().chain(of_manifest).find(Finding::is_error) {
+        bail!("{finding}; `{} verify` says all that is wrong, nothing was fetched", program());
     }
     let session = contents.session.as_ref().context("a dataset that opens has a session")?;
     claim(folder, session)?;
@@ -74,22 +79,30 @@ async fn pull(location: &Location, folder: &Path) -> Result<(Contents, Pulled)> 
         fetch(location, folder, key, Promised::length(&contents, key)).await?;
     }
     let objects: Vec<&ObjectEntry> = contents.nodes.values().flat_map(|node| &node.objects).collect();
-    let fetched: Vec<bool> = stream::iter(&objects)
+    let mut done = stream::iter(&objects)
         .map(|object| async move {
             let key = Key::parse(&object.key)?;
             if is_there(&folder.join(key.relative()), object)? {
-                return Ok(false);
+                return anyhow::Ok((object, false));
             }
-            fetch(location, folder, &key, Promised::of(object)).await.map(|()| true)
+            fetch(location, folder, &key, Promised::of(object)).await.map(|()| (object, true))
         })
-        .buffer_unordered(FETCHING)
-        .try_collect::<Vec<bool>>()
-        .await?;
+        .buffer_unordered(FETCHING);
+    let line = Line::new(false);
+    let (all, of) = (objects.len(), objects.iter().map(|object| object.bytes).sum::<u64>());
+    let (mut there, mut had, mut fetched) = (0, 0, 0);
+    while let Some((object, is_new)) = done.try_next().await? {
+        (there, had, fetched) = (there + 1, had + object.bytes, fetched + usize::from(is_new));
+        line.draw(&format!(
+            "{there} of {all} objects, {} of {} are there",
+            bytes(had as i64),
+            bytes(of as i64)
+        ));
+    }
+    drop((done, line));
     for key in last {
         fetch(location, folder, key, Promised::length(&contents, key)).await?;
     }
-    let fetched = fetched.into_iter().filter(|fetched| *fetched).count();
-    let all = objects.len();
     Ok((contents, Pulled { all, fetched }))
 }
 
@@ -99,8 +112,7 @@ fn claim(folder: &Path, session: &SessionFile) -> Result<()> {
     let text = match fs::read(&file) {
         Ok(text) => text,
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            let is_empty = fs::read_dir(folder).map_or(true, |mut entries| entries.next().is_none());
-            ensure!(is_empty, "{} holds something else; name a new folder", folder.display());
+            ensure!(is_nobodys(folder), "{} holds something else; name a new folder", folder.display());
             return Ok(());
         }
         Err(error) => return Err(error).with_context(|| format!("{} cannot be read", file.display())),
@@ -112,6 +124,17 @@ fn claim(folder: &Path, session: &SessionFile) -> Result<()> {
         folder.display()
     );
     Ok(())
+}
+
+/// Whether a folder is not there, or empty, or holds no more than what is made before its first file is.
+fn is_nobodys(folder: &Path) -> bool {
+    let first = folder.join(Key::Session.relative()).with_added_extension(UNFINISHED);
+    let only = |folder: &Path, one: &Path| {
+        let Ok(mut entries) = fs::read_dir(folder) else { return true };
+        entries.all(|entry| entry.is_ok_and(|entry| entry.path() == one))
+    };
+    let internal = first.parent().unwrap_or(folder);
+    only(folder, internal) && (!internal.is_dir() || only(internal, &first))
 }
 
 fn is_there(path: &Path, object: &ObjectEntry) -> Result<bool> {
@@ -202,8 +225,9 @@ async fn write(location: &Location, key: &Key, path: &Path, promised: Promised<'
         if bytes > promised.bytes {
             let _ = fs::remove_file(path);
             return Err(Failed::Other(anyhow::anyhow!(
-                "{key} goes on after the {} bytes that it should have: the store's copy was changed, `tracelake verify` says what else",
-                promised.bytes
+                "{key} goes on after the {} bytes that it should have: the store's copy was changed, `{} verify` says what else",
+                promised.bytes,
+                program()
             )));
         }
         file.write_all(&chunk).map_err(unwritten)?;
@@ -218,8 +242,9 @@ async fn write(location: &Location, key: &Key, path: &Path, promised: Promised<'
     let promise = promised.sha256.map(|sha256| format!(" with {sha256}")).unwrap_or_default();
     Err(Failed::Other(anyhow::anyhow!(
         "{key} has {bytes} bytes with SHA-256 {found}, {} should be there{promise}: the store's copy was changed, \
-         `tracelake verify` says what else",
-        promised.bytes
+         `{} verify` says what else",
+        promised.bytes,
+        program()
     )))
 }
 
@@ -228,7 +253,7 @@ pub(crate) mod tests {
     use std::sync::Arc;
 
     use dataset::key::SessionPrefix;
-    use dataset::manifest::{FORMAT_VERSION, Manifest, ManifestNode, NodeManifest, Totals};
+    use dataset::manifest::{FORMAT_VERSION, Manifest, ManifestNode, NodeManifest};
     use dataset::reader;
     use object_store::ObjectStore;
     use object_store::memory::InMemory;
@@ -276,7 +301,7 @@ pub(crate) mod tests {
         let node = ManifestNode {
             node: "n".to_owned(),
             manifests: vec![of_node.relative()],
-            totals: Totals::default(),
+            totals: node.totals(),
             reason: String::new(),
         };
         let manifest = Manifest::new(1, String::new(), vec![node]);
@@ -367,6 +392,42 @@ pub(crate) mod tests {
         let error = pull(&at(&store), &folder).await.unwrap_err().to_string();
         assert!(error.contains("no session lies at memory") && error.contains("`tracelake ls`"), "{error}");
         assert!(!folder.exists());
+    }
+
+    #[tokio::test]
+    async fn what_the_sessions_manifest_says_otherwise_than_its_nodes_is_not_called_whole() {
+        let (store, _) = session("uid", &["one"]).await;
+        let folder = tempfile::tempdir().unwrap();
+        let mut missing: Manifest =
+            reader::read_json(store.as_ref(), &SessionPrefix::root("").unwrap(), &Key::manifest(1), 9_999)
+                .await
+                .unwrap();
+        missing.nodes[0].manifests.push(format!("_tracelake/other_{BOOT}.json"));
+        let mut totals = missing.clone();
+        totals.nodes[0].manifests.pop();
+        totals.totals.rows = 7;
+        for (manifest, words) in [(missing, "is listed but not in the store"), (totals, "its totals")] {
+            let json = serde_json::to_vec(&manifest).unwrap();
+            store.put(&"_tracelake/manifest-1.json".into(), json.into()).await.unwrap();
+            let error = pull(&at(&store), folder.path()).await.unwrap_err().to_string();
+            assert!(error.contains(words) && error.contains("nothing was fetched"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_ended_before_its_first_file_was_there_goes_on() {
+        let (store, _) = session("uid", &["one"]).await;
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("_tracelake")).unwrap();
+        pull(&at(&store), folder.path()).await.unwrap();
+        let session = folder.path().join("_tracelake/session.json");
+        for unfinished in ["_tracelake/session.json.part", "_tracelake/another.part"] {
+            let begun = tempfile::tempdir().unwrap();
+            fs::create_dir(begun.path().join("_tracelake")).unwrap();
+            fs::copy(&session, begun.path().join(unfinished)).unwrap();
+            let pulled = pull(&at(&store), begun.path()).await;
+            assert_eq!(pulled.is_ok(), unfinished.contains("session"), "{unfinished}");
+        }
     }
 
     #[tokio::test]

@@ -5,11 +5,14 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
+use dataset::check::{self, Progress};
 use dataset::reader::Contents;
-use dataset::{check, reader, render};
+use dataset::{reader, render};
 
+use crate::line::Line;
 use crate::location::{Location, Place};
-use crate::{output, runtime};
+use crate::output::{self, bytes};
+use crate::runtime;
 
 /// Arguments of `tracelake verify`.
 #[derive(Debug, clap::Args)]
@@ -42,7 +45,10 @@ pub(crate) fn verify(args: &Args) -> Result<ExitCode> {
 /// # Errors
 /// When the store fails.
 pub(crate) async fn check(location: &Location, contents: &Contents) -> Result<bool> {
-    let findings = check::verify(location.store.as_ref(), contents).await?;
+    let line = Line::new(false);
+    let mut tell = |progress: Progress| line.draw(&how_far(progress));
+    let findings = check::verify_and_tell(location.store.as_ref(), contents, &mut tell).await?;
+    drop(line);
     let mut text = String::new();
     for finding in &findings {
         text += &format!("{}: {finding}\n", if finding.is_error() { "error" } else { "note" });
@@ -51,6 +57,11 @@ pub(crate) async fn check(location: &Location, contents: &Contents) -> Result<bo
     let verdict = if whole { "is what its manifests say" } else { "is not what its manifests say" };
     output::print(&format!("{text}{}{} {verdict}\n", render::summary(contents), location.name))?;
     Ok(whole)
+}
+
+fn how_far(progress: Progress) -> String {
+    let ((read, objects), (had, of)) = (progress.objects, progress.bytes);
+    format!("{read} of {objects} objects, {} of {} checked", bytes(had as i64), bytes(of as i64))
 }
 
 /// Each table with its rows, objects and bytes.
@@ -68,7 +79,7 @@ pub(crate) fn show(args: &ShowArgs) -> Result<ExitCode> {
     runtime()?.block_on(async {
         let location = args.place.open().await?;
         let contents = location.contents().await?;
-        print!("{}", render::dataset(location.store.as_ref(), &contents, args.rows).await?);
+        output::print(&render::dataset(location.store.as_ref(), &contents, args.rows).await?)?;
         Ok(ExitCode::SUCCESS)
     })
 }
