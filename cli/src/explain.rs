@@ -4,6 +4,7 @@
 
 use anyhow::anyhow;
 use kube::Error;
+use kube::client::AuthError;
 use kube::core::Status;
 
 /// A refusal in the API server's words, with what to do when there is no such thing, or the caller has no right to it.
@@ -48,12 +49,20 @@ pub(crate) fn cause(error: &Error) -> String {
     cause.to_string()
 }
 
-/// Whether the same question may be answered later.
+/// Whether the same question may be answered later: the API server has trouble of its own, or the way to it has. Who the caller
+/// is, and whether an answer can be understood, does not pass.
 pub(crate) fn may_pass(error: &Error) -> bool {
     match error {
         Error::Api(status) => status.code == 429 || status.code >= 500,
-        _ => true,
+        Error::HyperError(_) | Error::ReadEvents(_) => true,
+        Error::Service(cause) => cause.downcast_ref::<AuthError>().is_none(),
+        _ => false,
     }
+}
+
+/// Whether there is no such thing, in a cluster that has its kind.
+pub(crate) fn is_gone(error: &Error) -> bool {
+    matches!(error, Error::Api(status) if status.code == 404) && !is_no_kind(error)
 }
 
 /// Whether the API server does not know the kind at all. What has a name is answered with details; a path without a kind is not.
@@ -61,4 +70,23 @@ pub(crate) fn is_no_kind(error: &Error) -> bool {
     let Error::Api(status) = error else { return false };
     let kind = |status: &Status| status.details.as_ref().map(|details| details.kind.clone());
     status.code == 404 && kind(status).unwrap_or_default().is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_trouble_of_the_server_and_of_the_way_to_it_passes() {
+        let api = |code| Error::Api(Box::new(Status { code, ..Status::default() }));
+        let service = |error| Error::Service(error);
+        for passes in [api(429), api(500), api(503), service("connection refused".into())] {
+            assert!(may_pass(&passes), "{passes:?}");
+        }
+        let no_json = serde_json::from_str::<Status>("<html>").unwrap_err();
+        let no_token = AuthError::AuthExec("aws eks get-token: expired".to_owned());
+        for stays in [api(401), api(403), api(404), Error::SerdeError(no_json), service(no_token.into())] {
+            assert!(!may_pass(&stays), "{stays:?}");
+        }
+    }
 }

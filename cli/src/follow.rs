@@ -2,7 +2,8 @@
 
 //! Follows a session until it is over: a line of progress, and each trouble once.
 //!
-//! In: a session of a cluster, asked for once a second. Out: the session as it ended, or nothing when somebody has left it alone.
+//! In: a session of a cluster, asked for once a second. Out: the session as it ended, or as it was seen last when it was deleted
+//! meanwhile, or nothing when somebody has left it alone.
 //! Invariant: an API server that is away for a while is no end; it records without it, and so this goes on as well.
 
 use std::collections::{BTreeSet, VecDeque};
@@ -13,6 +14,7 @@ use crds::conditions::{self, session as condition};
 use crds::{Phase, TraceSession, TraceSessionStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::line::Line;
@@ -20,7 +22,7 @@ use crate::output::{bytes, plain};
 use crate::sessions::Sessions;
 use crate::{explain, program, view};
 
-const POLL: Duration = Duration::from_secs(1);
+pub(crate) const POLL: Duration = Duration::from_secs(1);
 /// How long the API server may not answer.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// For one answer: a connection that is silently gone is given up.
@@ -30,8 +32,11 @@ const RATE: Duration = Duration::from_secs(10);
 
 /// Ctrl-C, and what others send to end a program.
 pub(crate) struct Interrupts {
-    interrupt: Signal,
+    /// None: somebody else listens to Ctrl-C.
+    interrupt: Option<Signal>,
     terminate: Signal,
+    /// The terminal is gone. None: that ends the program, and no session.
+    hangup: Option<Signal>,
 }
 
 impl Interrupts {
@@ -41,14 +46,58 @@ impl Interrupts {
     /// When the system does not let them be listened to.
     pub(crate) fn listen() -> Result<Self> {
         let listen = |kind| signal(kind).context("signals cannot be listened to");
-        Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
+        Ok(Self {
+            interrupt: Some(listen(SignalKind::interrupt())?),
+            terminate: listen(SignalKind::terminate())?,
+            hangup: None,
+        })
+    }
+
+    /// As [`listen`](Self::listen), and to a terminal that is gone: for what has something to clean up. Under `nohup` that is no end.
+    ///
+    /// # Errors
+    /// As [`listen`](Self::listen).
+    #[cfg(feature = "sql")]
+    pub(crate) fn listen_to_all() -> Result<Self> {
+        // SAFETY: a struct of numbers, which the call fills.
+        let mut now: libc::sigaction = unsafe { std::mem::zeroed() };
+        // SAFETY: nothing is changed, and `now` is ours.
+        let asked = unsafe { libc::sigaction(libc::SIGHUP, std::ptr::null(), &mut now) };
+        let ignored = asked == 0 && now.sa_sigaction == libc::SIG_IGN;
+        let hangup = if ignored { None } else { Some(signal(SignalKind::hangup())?) };
+        Ok(Self { hangup, ..Self::listen()? })
+    }
+
+    /// Without Ctrl-C, which means something else from now on.
+    #[cfg(feature = "sql")]
+    pub(crate) fn without_ctrl_c(self) -> Self {
+        Self { interrupt: None, ..self }
+    }
+
+    /// Does work until it is done or one of them comes: then it is dropped, and what it has made goes with it.
+    ///
+    /// # Errors
+    /// Those of the work, and that it was interrupted.
+    #[cfg(feature = "sql")]
+    pub(crate) async fn end<T>(&mut self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            done = work => done,
+            () = self.next() => bail!("interrupted"),
+        }
     }
 
     /// The next one.
     pub(crate) async fn next(&mut self) {
+        async fn of(signal: &mut Option<Signal>) {
+            match signal {
+                Some(signal) => _ = signal.recv().await,
+                None => std::future::pending().await,
+            }
+        }
         tokio::select! {
-            _ = self.interrupt.recv() => {}
+            () = of(&mut self.interrupt) => {}
             _ = self.terminate.recv() => {}
+            () = of(&mut self.hangup) => {}
         }
     }
 }
@@ -62,71 +111,140 @@ pub(crate) enum OnInterrupt {
     Leave,
 }
 
-/// Waits until the session is over. None: somebody has left it alone, and was told so.
+/// What came of following.
+pub(crate) enum Followed {
+    /// It is over.
+    Over(Box<TraceSession>),
+    /// Somebody deleted it, or its time to live was over before its end was seen. As it was seen last.
+    Deleted(Box<TraceSession>),
+    /// Somebody has left it alone, and was told so.
+    Left,
+}
+
+/// What one look at a session brought.
+pub(crate) enum Look {
+    /// As it is now.
+    Seen(Box<TraceSession>),
+    /// It is gone; one of the same name is another.
+    Deleted,
+    /// The API server did not answer, why.
+    Silent(String),
+}
+
+/// One session, asked for again and again: of the name that it has, and of the UID that it had when it was seen first.
+pub(crate) struct Watched<'a> {
+    sessions: &'a Sessions,
+    name: &'a str,
+    uid: Option<String>,
+    silent: Option<Instant>,
+    /// For one answer.
+    answer: Duration,
+    /// Without any.
+    patience: Duration,
+}
+
+impl<'a> Watched<'a> {
+    /// The session that this one is.
+    pub(crate) fn new(sessions: &'a Sessions, name: &'a str, session: &TraceSession) -> Self {
+        let uid = session.metadata.uid.clone();
+        Self { sessions, name, uid, silent: None, answer: ANSWER, patience: PATIENCE }
+    }
+
+    /// Asks for it.
+    ///
+    /// # Errors
+    /// When it may not be read, or the API server is away for too long.
+    pub(crate) async fn look(&mut self) -> Result<Look> {
+        let why = match tokio::time::timeout(self.answer, self.sessions.try_get(self.name)).await {
+            Ok(Ok(session)) => {
+                self.silent = None;
+                let is_it = session.metadata.uid == self.uid;
+                return Ok(if is_it { Look::Seen(Box::new(session)) } else { Look::Deleted });
+            }
+            Ok(Err(error)) if explain::may_pass(&error) => plain(&explain::cause(&error)),
+            Ok(Err(error)) if explain::is_gone(&error) => return Ok(Look::Deleted),
+            Ok(Err(error)) => return Err(self.sessions.refused(error, self.name)),
+            Err(_) => format!("nothing for {:?}", self.answer),
+        };
+        if self.silent.get_or_insert_with(Instant::now).elapsed() > self.patience {
+            bail!(
+                "the API server has not answered for {:?} ({why}); {} goes on without it: `{} status {1}` says how far it is",
+                self.patience,
+                self.sessions.title(self.name),
+                program()
+            );
+        }
+        Ok(Look::Silent(format!("the API server does not answer, trying again: {why}")))
+    }
+}
+
+/// That a session is gone, and where its data are.
+pub(crate) fn deleted(last: &TraceSession) -> String {
+    let title = view::title(last);
+    match view::status(last).dataset {
+        Some(dataset) => format!(
+            "{title} was deleted meanwhile; what it recorded is at {0}: with credentials of its store `{1} verify {0}` checks it",
+            plain(&dataset.uri),
+            program()
+        ),
+        None => format!("{title} was deleted meanwhile, before it had a place for data"),
+    }
+}
+
+/// Waits until the session is over, which is `session` now.
 ///
 /// # Errors
-/// When it is deleted meanwhile, may not be read, or the API server is away for too long.
+/// When it may not be read, or the API server is away for too long.
 pub(crate) async fn follow(
     sessions: &Sessions,
-    name: &str,
+    session: TraceSession,
     interrupts: &mut Interrupts,
     mut on: OnInterrupt,
-) -> Result<Option<TraceSession>> {
+) -> Result<Followed> {
+    let name = session.name_any();
+    let mut watched = Watched::new(sessions, &name, &session);
+    let mut last = Box::new(session);
     let mut line = Line::new(false);
     let mut progress = Progress::default();
-    let mut silent: Option<Instant> = None;
     loop {
         let step = async {
-            let why = match tokio::time::timeout(ANSWER, sessions.try_get(name)).await {
-                Ok(Ok(session)) => {
-                    silent = None;
-                    let status = view::status(&session);
+            match watched.look().await? {
+                Look::Seen(session) => {
+                    last = session;
+                    let status = view::status(&last);
                     for text in progress.news(&status) {
                         line.say(&text);
                     }
                     if status.phase.is_some_and(Phase::is_over) {
-                        return Ok(Some(session));
+                        return Ok(Some(Followed::Over(last.clone())));
                     }
                     progress.sample(&status, Instant::now());
-                    let (key, text) = progress.line(&session, Timestamp::now());
+                    let (key, text) = progress.line(&last, Timestamp::now());
                     line.show(&key, &text);
-                    None
                 }
-                Ok(Err(error)) if explain::may_pass(&error) => Some(plain(&explain::cause(&error))),
-                Ok(Err(error)) => return Err(sessions.refused(error, name)),
-                Err(_) => Some(format!("nothing for {ANSWER:?}")),
-            };
-            if let Some(why) = why {
-                if silent.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
-                    bail!(
-                        "the API server has not answered for {PATIENCE:?} ({why}); {} goes on without it: `{} status {0}` says \
-                         how far it is",
-                        sessions.title(name),
-                        program()
-                    );
-                }
-                line.show("silent", &format!("the API server does not answer, trying again: {why}"));
+                Look::Deleted => return Ok(Some(Followed::Deleted(last.clone()))),
+                Look::Silent(why) => line.show("silent", &why),
             }
             tokio::time::sleep(POLL).await;
-            Ok(None)
+            anyhow::Ok(None)
         };
         tokio::select! {
-            over = step => if let Some(session) = over? { return Ok(Some(session)) },
+            ended = step => if let Some(ended) = ended? { return Ok(ended) },
             () = interrupts.next() => {
                 if on == OnInterrupt::Leave {
-                    line.say(&left_alone(sessions, name));
-                    return Ok(None);
+                    line.say(&left_alone(sessions, &name));
+                    return Ok(Followed::Left);
                 }
                 on = OnInterrupt::Leave;
                 line.say(&format!(
                     "{} is asked to stop: its nodes upload what they have; Ctrl-C again does not wait for that",
-                    sessions.title(name)
+                    sessions.title(&name)
                 ));
                 let stopped = tokio::select! {
-                    stopped = sessions.stop(name) => stopped,
+                    stopped = sessions.stop(&name) => stopped,
                     () = interrupts.next() => {
-                        line.say(&left_alone(sessions, name));
-                        return Ok(None);
+                        line.say(&left_alone(sessions, &name));
+                        return Ok(Followed::Left);
                     }
                 };
                 if let Err(error) = stopped {
@@ -272,6 +390,28 @@ mod tests {
             line(running),
             "shop/checkout  Draining  nodes 2/2  1204 events  3 lost  18.0 KiB uploaded  1.0 MiB to upload"
         );
+    }
+
+    #[tokio::test]
+    async fn an_api_server_that_says_nothing_is_given_up() {
+        let silent = tower::service_fn(|_: http::Request<kube::client::Body>| {
+            std::future::pending::<Result<http::Response<kube::client::Body>, std::convert::Infallible>>()
+        });
+        let cluster = crate::cluster::Cluster::reached(kube::Client::new(silent, "shop"));
+        let sessions = Sessions::of(&cluster, None).unwrap();
+        let (answer, patience) = (Duration::from_millis(20), Duration::from_millis(50));
+        let mut watched =
+            Watched { sessions: &sessions, name: "checkout", uid: None, silent: None, answer, patience };
+        let Look::Silent(why) = watched.look().await.unwrap() else { panic!("it answers") };
+        assert!(why.contains("nothing for 20ms"), "{why}");
+        let given_up = loop {
+            match watched.look().await {
+                Ok(Look::Silent(_)) => {}
+                Ok(_) => panic!("it answers"),
+                Err(error) => break error.to_string(),
+            }
+        };
+        assert!(given_up.contains("has not answered for 50ms"), "{given_up}");
     }
 
     #[test]

@@ -3,18 +3,18 @@
 //! `tracelake status`: everything that the cluster says of one session, once or until it is over; and what its dataset says of each
 //! container.
 
-use std::io::IsTerminal;
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
-use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use crds::{Phase, TraceSession};
 use k8s_openapi::jiff::Timestamp;
 
+use crate::follow::{Look, POLL, Watched, deleted};
 use crate::location::Access;
 use crate::output::{self, Format};
 use crate::sessions::{Named, Sessions};
-use crate::{coverage, explain, list, runtime, say, view};
+use crate::{coverage, list, runtime, say, view};
 
 /// Arguments of `tracelake status`.
 #[derive(Debug, clap::Args)]
@@ -35,9 +35,8 @@ pub(crate) struct Args {
     access: Access,
 }
 
-const POLL: Duration = Duration::from_secs(1);
 /// The whole screen, from its first line.
-const CLEAR: &str = "\x1b[H\x1b[2J";
+const CLEAR: &[u8] = b"\x1b[H\x1b[2J";
 
 /// Prints the status.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
@@ -64,13 +63,18 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 
 async fn watch(sessions: &Sessions, name: &str, mut session: TraceSession) -> Result<()> {
     let live = std::io::stdout().is_terminal();
+    let mut watched = Watched::new(sessions, name, &session);
     let mut printed: Option<String> = None;
     loop {
         let version = session.metadata.resource_version.clone();
         // Ages change each second, which only a screen should show.
         if live || printed.is_none() || printed != version {
             let text = view::describe(&session, Timestamp::now());
-            let before = if live { CLEAR } else { printed.as_ref().map_or("", |_| "\n---\n\n") };
+            if live {
+                // Not by what prints colours, which leaves it out with NO_COLOR.
+                clear(std::io::stdout())?;
+            }
+            let before = if live || printed.is_none() { "" } else { "\n---\n\n" };
             output::print(&format!("{before}{text}"))?;
             printed = version;
         }
@@ -78,16 +82,18 @@ async fn watch(sessions: &Sessions, name: &str, mut session: TraceSession) -> Re
             return Ok(());
         }
         tokio::time::sleep(POLL).await;
-        session = match sessions.try_get(name).await {
-            Ok(session) => session,
-            Err(error) if explain::may_pass(&error) => {
-                say(&format!(
-                    "the API server does not answer, trying again: {}\n",
-                    output::plain(&explain::cause(&error))
-                ));
-                session
-            }
-            Err(error) => return Err(sessions.refused(error, name)),
-        };
+        match watched.look().await? {
+            Look::Seen(seen) => session = *seen,
+            Look::Deleted => bail!(deleted(&session)),
+            Look::Silent(why) => say(&format!("{why}\n")),
+        }
+    }
+}
+
+/// A terminal that is gone is no error.
+fn clear(mut out: impl Write) -> Result<()> {
+    match out.write_all(CLEAR).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
     }
 }

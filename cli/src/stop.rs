@@ -4,9 +4,9 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
-use crate::follow::{self, Interrupts, OnInterrupt};
+use crate::follow::{self, Followed, Interrupts, OnInterrupt};
 use crate::sessions::Named;
 use crate::{output, run, runtime, view};
 
@@ -30,12 +30,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
         let mut interrupts = Interrupts::listen()?;
-        match follow::follow(&sessions, &name, &mut interrupts, OnInterrupt::Leave).await? {
-            Some(session) => {
+        match follow::follow(&sessions, session, &mut interrupts, OnInterrupt::Leave).await? {
+            Followed::Over(session) => {
                 output::print(&run::ending(&session))?;
                 Ok(run::exit_code(&view::status(&session)))
             }
-            None => Ok(ExitCode::from(run::LEFT)),
+            Followed::Deleted(last) => bail!(follow::deleted(&last)),
+            Followed::Left => Ok(ExitCode::from(run::LEFT)),
         }
     })
 }

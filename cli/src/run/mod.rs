@@ -3,7 +3,8 @@
 //! `tracelake run`: makes a session, follows it, and ends with what came of it.
 //!
 //! In: flags, or a file. Out: a session of the cluster; progress on standard error; on standard output where the dataset is, whether it
-//! is whole, and its report, from the objects themselves where the caller can read them, otherwise from the session's status.
+//! is whole, and its report, from the objects themselves where the caller can read them, otherwise from the session's status. Of a
+//! session that is deleted meanwhile, as one whose time to live is over at once, the objects tell how it ended.
 //! Ctrl-C asks the session to stop and waits for it; again, it is left alone.
 
 mod selector;
@@ -17,10 +18,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use crds::conditions::{self, session as condition};
 use crds::{Phase, TraceSession, TraceSessionStatus};
+use dataset::coverage::CoverageKind;
+use dataset::manifest::{Manifest, Verdict};
+use dataset::reader::{Contents, ReadError};
 
-use crate::cluster::Cluster;
-use crate::follow::{self, Interrupts, OnInterrupt};
-use crate::location::{self, Access};
+use crate::cluster::Dataset;
+use crate::follow::{self, Followed, Interrupts, OnInterrupt};
+use crate::location::{self, Access, Location};
 use crate::output::{self, Format, paint, phase_style, plain};
 use crate::sessions::{Scope, Sessions};
 use crate::{program, runtime, say, verify, view};
@@ -36,7 +40,7 @@ const OPENING: Duration = Duration::from_secs(30);
 
 const STATUSES: &str = "Exit status:
   0    completed: everything that was asked for was collected and lies in the store
-  1    an error, or the dataset is not what its manifests say
+  1    an error, or the dataset is not what its manifests say, or the session was deleted and its dataset cannot be read from here
   3    over, but something is missing: a node, a collector, or events that were lost
   4    nothing could be collected
   130  left alone by Ctrl-C before it was over";
@@ -134,53 +138,92 @@ async fn follow_one(
         return Ok((ExitCode::SUCCESS, None));
     }
     say(&format!("{}: {title} was made; Ctrl-C stops it\n", program()));
-    let name = made.metadata.name.context("the API server gave it no name")?;
-    let over = follow::follow(&sessions, &name, &mut interrupts, OnInterrupt::Stop).await?;
-    let Some(session) = over else { return Ok((ExitCode::from(LEFT), None)) };
-    output::print(&ending(&session))?;
-    let status = exit_code(&view::status(&session));
-    if args.no_verify || view::status(&session).dataset.is_none_or(|dataset| dataset.manifest.is_none()) {
-        return Ok((status, None));
+    let name = made.metadata.name.clone().context("the API server gave it no name")?;
+    let (session, gone) = match follow::follow(&sessions, made, &mut interrupts, OnInterrupt::Stop).await? {
+        Followed::Over(session) => (session, false),
+        Followed::Deleted(last) => (last, true),
+        Followed::Left => return Ok((ExitCode::from(LEFT), None)),
+    };
+    let status = view::status(&session);
+    if gone {
+        say(&format!("{}: {}\n", program(), follow::deleted(&session)));
+    } else {
+        output::print(&ending(&session))?;
     }
+    // How it ended, as far as its status says.
+    let ended = if gone { ExitCode::FAILURE } else { exit_code(&status) };
+    let place = status.dataset.filter(|dataset| gone || dataset.manifest.is_some());
+    let Some(place) = place.filter(|_| !args.no_verify) else { return Ok((ended, None)) };
+    let open = async {
+        if !gone {
+            return args.access.open(&cluster, &sessions.namespace, &name).await;
+        }
+        ensure!(!args.access.via_operator, "the operator signs nothing of a session that is gone");
+        Location::of_dataset(&Dataset::of_status(&place))
+    };
+    // A session that is gone is named by the place of its data.
+    let what = if gone { plain(&place.uri) } else { title.clone() };
     tokio::select! {
-        found = check(&args.access, &cluster, &sessions.namespace, &name) => Ok(match found? {
-            Some(true) => (status, Some((sessions.namespace, name))),
-            Some(false) => (ExitCode::FAILURE, None),
-            None => (status, None),
+        found = check(&args.access, open, &what) => Ok(match found? {
+            Checked::Right(contents) if gone => (exit_code_of(&contents), None),
+            Checked::Right(_) => (ended, Some((sessions.namespace, name))),
+            Checked::Wrong => (ExitCode::FAILURE, None),
+            Checked::Unread => (ended, None),
         }),
         () = interrupts.next() => {
-            say(&format!("the dataset was not checked: `{} verify {title}` does\n", program()));
+            say(&format!("the dataset was not checked: `{} verify {what}` does\n", program()));
             Ok((ExitCode::from(LEFT), None))
         }
     }
 }
 
-/// Whether the dataset is what its manifests say; none where it cannot be read from here, and is not known to be wrong.
-async fn check(access: &Access, cluster: &Cluster, namespace: &str, name: &str) -> Result<Option<bool>> {
-    let title = format!("{namespace}/{name}");
+/// What reading a dataset showed.
+enum Checked {
+    /// It is what its manifests say.
+    Right(Box<Contents>),
+    /// It is not.
+    Wrong,
+    /// It cannot be read from here, and is not known to be wrong.
+    Unread,
+}
+
+/// Checks the dataset of a session that is over.
+async fn check(access: &Access, open: impl Future<Output = Result<Location>>, what: &str) -> Result<Checked> {
     let later = |why: &str| {
         say(&format!(
-            "the dataset was not read from here ({why}): `{} verify {title}` checks every object, with credentials of its \
+            "the dataset was not read from here ({why}): `{} verify {what}` checks every object, with credentials of its \
              store (AWS_...) or --via-operator\n",
             program()
         ));
-        Ok(None)
+        Ok(Checked::Unread)
     };
     if !access.via_operator && !location::has_credentials() {
         return later("no credentials of its store");
     }
     let opened = async {
-        let location = access.open(cluster, namespace, name).await?;
-        let contents = location.contents().await?;
+        let location = open.await?;
+        let contents = location.try_contents().await;
         anyhow::Ok((location, contents))
     };
-    match tokio::time::timeout(OPENING, opened).await {
-        Err(_) => later(&format!("its store did not answer within {OPENING:?}")),
-        Ok(Err(error)) => later(&plain(&format!("{error:#}"))),
-        Ok(Ok((location, contents))) => {
-            output::print(&verify::tables(&contents))?;
-            verify::check(&location, &contents).await.map(Some)
+    let (location, contents) = match tokio::time::timeout(OPENING, opened).await {
+        Err(_) => return later(&format!("its store did not answer within {OPENING:?}")),
+        Ok(Err(error)) => return later(&plain(&format!("{error:#}"))),
+        Ok(Ok(opened)) => opened,
+    };
+    let contents = match contents {
+        Ok(contents) => contents,
+        Err(error @ ReadError::Store { .. }) => return later(&plain(&error.to_string())),
+        // The store answers, and what it has is no dataset.
+        Err(error) => {
+            say(&format!("{}: {}\n", program(), plain(&format!("{:#}", location.explained(error)))));
+            return Ok(Checked::Wrong);
         }
+    };
+    output::print(&verify::tables(&contents))?;
+    match verify::check(&location, &contents).await {
+        Ok(true) => Ok(Checked::Right(Box::new(contents))),
+        Ok(false) => Ok(Checked::Wrong),
+        Err(error) => later(&plain(&format!("{error:#}"))),
     }
 }
 
@@ -221,5 +264,19 @@ pub(crate) fn exit_code(status: &TraceSessionStatus) -> ExitCode {
         _ if view::is_whole(status) => ExitCode::SUCCESS,
         Some(Phase::Failed) => ExitCode::from(NOTHING),
         _ => ExitCode::from(NOT_WHOLE),
+    }
+}
+
+/// The same of a session whose end nobody saw, as its dataset tells.
+fn exit_code_of(contents: &Contents) -> ExitCode {
+    let is_whole = |manifest: &Manifest| {
+        manifest.verdict == Verdict::Complete && !manifest.totals.unknown && manifest.totals.terms.lost() == 0
+    };
+    let mut coverage = contents.nodes.values().flat_map(|node| &node.coverage);
+    let traced = coverage.all(|row| row.kind == CoverageKind::Traced);
+    if traced && contents.manifest.as_ref().is_some_and(is_whole) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(NOT_WHOLE)
     }
 }

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::selector;
-use crate::params;
+use crate::{params, program};
 
 /// What a session without a name is called, before what the API server adds.
 const GENERATED: &str = "trace-";
@@ -79,7 +79,10 @@ impl Flags {
     /// When a flag says nothing that can be meant.
     pub(crate) fn object(&self) -> Result<Value> {
         let collectors = params::collectors(&self.collectors, &self.params)
-            .context("`tracelake collectors` says what there is; what only a newer operator knows goes into a file (-f)")?;
+            .with_context(|| {
+                let program = program();
+                format!("`{program} collectors` says what there is; what only a newer operator knows goes into a file (-f)")
+            })?;
         let collectors: Vec<Value> = collectors
             .into_iter()
             .map(|(name, params)| match params.is_empty() {

@@ -2,9 +2,15 @@
 
 //! The commands that ask a cluster, as users run them: the program itself, against an API server of the tests.
 
+mod data;
+#[allow(dead_code, reason = "each test uses a part of it")]
+#[path = "../../../query/tests/session/mod.rs"]
+mod dataset_of;
 mod refusals;
 mod run;
 mod server;
+mod store;
+mod watch;
 
 use serde_json::{Value, json};
 use server::{Server, program, said};
@@ -154,6 +160,10 @@ async fn as_a_plugin_of_kubectl_it_has_the_name_that_users_type() {
     assert!(mistaken.err.contains("Usage: kubectl tracelake list"), "{}", mistaken.err);
     let failed = said(program(&plugin, "run")).await.err;
     assert!(failed.starts_with("kubectl tracelake: nothing to record: "), "{failed}");
+    let nothing = folder.path().join("nothing");
+    std::fs::create_dir(&nothing).unwrap();
+    let failed = said(program(&plugin, &format!("verify {}", nothing.display()))).await.err;
+    assert!(failed.contains("`kubectl tracelake ls` finds"), "{failed}");
     let own = said(program(env!("CARGO_BIN_EXE_tracelake").as_ref(), "status --help")).await.out;
     assert!(own.contains("Usage: tracelake status"), "{own}");
 }

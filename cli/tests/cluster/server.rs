@@ -26,12 +26,23 @@ pub(crate) struct World {
     pub(crate) sessions: Vec<Value>,
     /// What a session's status becomes, each time that it is read; the last one stays.
     pub(crate) statuses: VecDeque<Value>,
+    /// When there is no next one it is gone, or another of its name is there, as this says.
+    pub(crate) then: Then,
     /// The same once it was asked to stop.
     pub(crate) after_stop: VecDeque<Value>,
     /// Everything is answered with this instead.
     pub(crate) refusal: Option<(u16, Value)>,
     /// Method, path with query, and body.
     pub(crate) asked: Vec<(String, Value)>,
+}
+
+/// What becomes of a session after the last of its statuses.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Then {
+    #[default]
+    Stays,
+    Gone,
+    Another,
 }
 
 impl World {
@@ -61,6 +72,12 @@ impl World {
         let Some(name) = path.strip_prefix(SESSIONS).and_then(|rest| rest.strip_prefix('/')) else {
             return page_not_found();
         };
+        if *method == Method::GET && self.statuses.is_empty() && self.then != Then::Stays {
+            match self.then {
+                Then::Another => self.sessions[0]["metadata"]["uid"] = "another".into(),
+                _ => self.sessions.clear(),
+            }
+        }
         let Some(session) = self.sessions.iter_mut().find(|one| one["metadata"]["name"] == name) else {
             let message = format!("tracesessions.tracelake.dev \"{name}\" not found");
             let mut answer = failure(404, &message);
@@ -74,7 +91,7 @@ impl World {
             }
         } else if let Some(status) = self.statuses.front().cloned() {
             session["status"] = status;
-            if self.statuses.len() > 1 {
+            if self.statuses.len() > 1 || self.then != Then::Stays {
                 self.statuses.pop_front();
             }
         }
