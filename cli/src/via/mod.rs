@@ -30,6 +30,9 @@ const NAME: &str = "operator";
 /// An operator that is asked too much, or another that takes over, answers within this many tries a second apart.
 const TRIES: u32 = 15;
 const PAUSE: Duration = Duration::from_secs(1);
+/// A store that is asked too much, or not reached, has so many tries, the second after this pause, and each pause twice the last one.
+const STORE_TRIES: u32 = 4;
+const STORE_PAUSE: Duration = Duration::from_millis(250);
 /// A token of ten minutes is shown for half of its time.
 const TOKEN_USED: Duration = Duration::from_secs(300);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -216,9 +219,26 @@ impl Inner {
     }
 }
 
-/// Whether another try may be answered.
+/// Whether another try may be answered. What ended with its connection, as when the leader dies meanwhile, was not answered at
+/// all, whatever its code: only then is there a cause, which no answer carries.
 fn may_pass(status: &Status) -> bool {
-    status.code() == Code::Unavailable && !status.message().starts_with("store_not_ready: ")
+    std::error::Error::source(status).is_some()
+        || (status.code() == Code::Unavailable && !status.message().starts_with("store_not_ready: "))
+}
+
+/// Whether a store that answers so may do better soon.
+fn is_for_a_while(status: StatusCode) -> bool {
+    status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error()
+}
+
+fn unreached(error: reqwest::Error, known: &Known) -> anyhow::Error {
+    // Its URL is a secret, and long.
+    let error = anyhow::Error::from(error.without_url());
+    let host = Url::parse(&known.url).ok().and_then(|url| url.host_str().map(str::to_owned));
+    let host = host.unwrap_or_default();
+    error.context(format!(
+        "the store at {host} cannot be reached from here; if you forwarded a port to it, name that with --store-address"
+    ))
 }
 
 fn refused(status: &Status) -> anyhow::Error {
@@ -262,26 +282,24 @@ impl ObjectStore for ViaOperator {
         if options.head {
             return Err(Error::NotSupported { source: "what is signed is for reading objects".into() });
         }
-        let known = self.url(location).await?;
-        let mut request = self.0.request(&known.url).map_err(generic)?;
-        let part = match &options.range {
-            Some(range) => {
+        let mut pause = STORE_PAUSE;
+        let mut tries = 1;
+        let (answer, known, part) = loop {
+            // Anew for each try: the URL may have grown old meanwhile.
+            let known = self.url(location).await?;
+            let mut request = self.0.request(&known.url).map_err(generic)?;
+            let mut part = None;
+            if let Some(range) = &options.range {
                 request = request.header(RANGE, range.to_string());
-                Some(range.as_range(known.bytes).map_err(|error| generic(error.into()))?)
+                part = Some(range.as_range(known.bytes).map_err(|error| generic(error.into()))?);
             }
-            None => None,
-        };
-        let answer = match request.send().await {
-            Ok(answer) => answer,
-            Err(error) => {
-                // Its URL is a secret, and long.
-                let error = anyhow::Error::from(error.without_url());
-                let host = Url::parse(&known.url).ok().and_then(|url| url.host_str().map(str::to_owned));
-                let host = host.unwrap_or_default();
-                return Err(generic(error.context(format!(
-                    "the store at {host} cannot be reached from here; if you forwarded a port to it, name that with --store-address"
-                ))));
+            let answer = request.send().await;
+            let passes = answer.as_ref().map_or(true, |answer| is_for_a_while(answer.status()));
+            if !passes || tries == STORE_TRIES {
+                break (answer.map_err(|error| generic(unreached(error, &known)))?, known, part);
             }
+            tokio::time::sleep(pause).await;
+            (tries, pause) = (tries + 1, pause * 2);
         };
         match answer.status() {
             StatusCode::OK if part.is_none() => {}

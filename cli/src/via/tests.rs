@@ -27,6 +27,8 @@ struct Fake {
     asked: Mutex<Vec<(String, String, String)>>,
     /// The number of the latest page: URLs of earlier ones have expired.
     page: AtomicUsize,
+    /// What the store answers before it gives objects; none: it ends the connection.
+    troubles: Mutex<Vec<Option<StatusCode>>>,
     /// Hosts that the store was asked by.
     hosts: Mutex<Vec<String>>,
     /// Where it listens.
@@ -71,6 +73,13 @@ impl Data for Shared {
 
 async fn object(fake: Arc<Fake>, request: axum::extract::Request) -> (StatusCode, Vec<u8>) {
     fake.hosts.lock().unwrap().push(request.headers()[HOST].to_str().unwrap().to_owned());
+    let trouble = fake.troubles.lock().unwrap().pop();
+    match trouble {
+        Some(Some(status)) => return (status, Vec::new()),
+        // What serves this connection ends with it.
+        Some(None) => panic!("the store dies"),
+        None => {}
+    }
     // Only the URLs of the page that was asked for last are good where they hold so shortly.
     let page: usize = request.uri().query().unwrap().strip_prefix("page=").unwrap().parse().unwrap();
     if fake.seconds == 1 && page != fake.page.load(Ordering::Relaxed) {
@@ -99,6 +108,7 @@ async fn start(seconds: u32, refusals: Vec<Status>, name: Option<&str>) -> (Arc<
         refusals: Mutex::new(refusals),
         asked: Mutex::default(),
         page: AtomicUsize::new(0),
+        troubles: Mutex::default(),
         hosts: Mutex::default(),
         operator,
     });
@@ -222,6 +232,68 @@ async fn a_refusal_is_said_as_the_operator_says_it_and_a_busy_one_is_asked_again
     let (fake, source) = start(900, vec![busy], None).await;
     ViaOperator::open(source).await.unwrap();
     assert_eq!(fake.asked.lock().unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn a_store_that_has_trouble_for_a_while_is_asked_again() {
+    let (fake, source) = start(900, Vec::new(), None).await;
+    let (store, _) = ViaOperator::open(source).await.unwrap();
+    let key: Path = "_tracelake/session.json".into();
+    *fake.troubles.lock().unwrap() =
+        vec![Some(StatusCode::TOO_MANY_REQUESTS), None, Some(StatusCode::SERVICE_UNAVAILABLE)];
+    store.get(&key).await.unwrap();
+    assert_eq!(fake.hosts.lock().unwrap().len(), 4);
+    // Not for ever, and not what stays.
+    *fake.troubles.lock().unwrap() = vec![Some(StatusCode::INTERNAL_SERVER_ERROR); 9];
+    let error = store.get(&key).await.unwrap_err().to_string();
+    assert!(error.contains("the store answers 500"), "{error}");
+    *fake.troubles.lock().unwrap() = vec![Some(StatusCode::FORBIDDEN); 2];
+    assert!(store.get(&key).await.unwrap_err().to_string().contains("403"));
+    assert_eq!(fake.troubles.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_leader_that_dies_during_a_call_is_followed_by_the_next() {
+    let (fake, mut source) = start(900, Vec::new(), None).await;
+    // Its first connection ends when the question has come, before there is an answer.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let there = listener.local_addr().unwrap();
+    let operator = fake.operator;
+    tokio::spawn(async move {
+        for number in 0.. {
+            let (mut near, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                if number == 0 {
+                    dying(near).await;
+                    return;
+                }
+                let mut far = tokio::net::TcpStream::connect(operator).await.unwrap();
+                _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+            });
+        }
+    });
+    source.channel = Endpoint::from_shared(format!("http://{there}")).unwrap().connect_lazy();
+    ViaOperator::open(source).await.unwrap();
+}
+
+/// As far as HTTP/2 goes until a request is there: settings, and what the client says; then nobody.
+async fn dying(mut near: tokio::net::TcpStream) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    const HEADERS: u8 = 1;
+    near.write_all(&SETTINGS).await.unwrap();
+    let mut preface = [0; 24];
+    near.read_exact(&mut preface).await.unwrap();
+    loop {
+        let mut head = [0; 9];
+        near.read_exact(&mut head).await.unwrap();
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let mut body = vec![0; length as usize];
+        near.read_exact(&mut body).await.unwrap();
+        if head[3] == HEADERS {
+            return;
+        }
+    }
 }
 
 #[tokio::test]
