@@ -7,15 +7,18 @@
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use query::Limits;
 use report::compare::{self, Comparison};
 use report::text::{self, Style};
 use report::{Report, page};
 
+use crate::follow::Interrupts;
+use crate::line::Line;
 use crate::location::Place;
-use crate::{say, sql};
+use crate::{program, say, sql};
 
 /// Arguments of `tracelake report`.
 #[derive(Debug, clap::Args)]
@@ -67,7 +70,10 @@ impl Shown {
 /// Prints, or writes the page.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if let (Some(other), false) = (&args.other, args.compare) {
-        bail!("a report is of one session; for two side by side: tracelake report --compare PLACE {other}");
+        bail!(
+            "a report is of one session; for two side by side: {} report --compare PLACE {other}",
+            program()
+        );
     }
     let shown = made(args.place.clone(), args.other.clone())?;
     if let Some(path) = &args.html {
@@ -94,12 +100,26 @@ fn made(place: Place, other: Option<String>) -> Result<Shown> {
         // On a thread of the runtime, for its stack.
         let work = runtime.spawn(async move { shown(place, other, &limits).await });
         runtime.block_on(async {
+            let mut interrupts = Interrupts::listen_to_all()?;
+            let line = Line::new(false);
             tokio::select! {
-                shown = work => shown?,
-                _ = tokio::signal::ctrl_c() => Err(anyhow!("interrupted")),
+                shown = interrupts.end(async { work.await? }) => shown,
+                never = waiting(&line) => never,
             }
         })
     })
+}
+
+/// How long it takes, on a terminal.
+async fn waiting<T>(line: &Line) -> T {
+    let began = Instant::now();
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    // What is done at once needs no line.
+    tick.tick().await;
+    loop {
+        tick.tick().await;
+        line.draw(&format!("reading the dataset, {} s, Ctrl-C ends it", began.elapsed().as_secs()));
+    }
 }
 
 async fn shown(place: Place, other: Option<String>, limits: &Limits) -> Result<Shown> {
@@ -120,7 +140,7 @@ fn write(path: &Path, page: &str) -> Result<()> {
     std::fs::write(&unfinished, page)
         .with_context(|| format!("{} cannot be written", unfinished.display()))?;
     std::fs::rename(&unfinished, path).with_context(|| format!("{} cannot be made", path.display()))?;
-    say(&format!("tracelake: {} bytes in {}\n", page.len(), path.display()));
+    say(&format!("{}: {} bytes in {}\n", program(), page.len(), path.display()));
     Ok(())
 }
 

@@ -7,7 +7,7 @@
 //! statement ends with a semicolon, an error or Ctrl-C ends the statement; elsewhere the first error ends the command.
 
 use std::fs::File;
-use std::io::{BufRead, BufWriter, IsTerminal, Lines, StdinLock, Write};
+use std::io::{BufRead, BufWriter, ErrorKind, IsTerminal, Lines, StdinLock, Write};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -35,8 +35,9 @@ use rustyline::validate::{ValidationContext, ValidationResult, Validator};
 use rustyline::{Editor, Helper};
 use tokio::runtime::Runtime;
 
+use crate::follow::Interrupts;
 use crate::location::Place;
-use crate::{say, shown};
+use crate::{program, say, shown};
 
 /// Plans are trees that are walked by calls: more than the 2 MiB that threads have.
 const STACK: usize = 16 << 20;
@@ -103,10 +104,15 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     with_engine(args.threads, args.temp_folder.as_deref(), |runtime, limits| {
         let memory_bytes = args.memory.get().saturating_mul(1 << 20);
         runtime.block_on(async {
-            let tables = open(&args.place, &Limits { memory_bytes, ..limits }).await?;
+            let mut interrupts = Interrupts::listen_to_all()?;
+            let tables = interrupts.end(open(&args.place, &Limits { memory_bytes, ..limits })).await?;
             match &args.execute {
-                Some(sql) => tables.execute(sql, args).await?,
-                None => tables.converse(args).await?,
+                Some(sql) => interrupts.end(tables.execute(sql, args)).await?,
+                // Who types goes on after Ctrl-C.
+                None if std::io::stdin().is_terminal() => {
+                    interrupts.without_ctrl_c().end(tables.converse(args)).await?;
+                }
+                None => interrupts.end(tables.converse(args)).await?,
             }
             Ok(ExitCode::SUCCESS)
         })
@@ -114,7 +120,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 }
 
 /// Does work that asks the engine, which may write what has no room in memory to a folder below `temp` (the system's if none is
-/// named). Whatever ends the work, that folder goes.
+/// named). Whatever ends the work, that folder goes; the work itself listens to what may interrupt it.
 ///
 /// # Errors
 /// Those of the work, and when the folder cannot be made.
@@ -129,16 +135,37 @@ pub(crate) fn with_engine<T>(
     }
     let runtime = runtime.thread_stack_size(STACK).enable_all().build()?;
     let temp = temp.map_or_else(std::env::temp_dir, Path::to_owned);
+    // Before there is a folder: what comes in between would leave it.
+    let watch = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let interrupts = watch.block_on(async { Interrupts::listen_to_all() })?.without_ctrl_c();
     let spilled = tempfile::Builder::new().prefix("tracelake-").tempdir_in(&temp).with_context(|| {
         let temp = temp.display();
         format!("no folder can be made in {temp}; name another with --temp-folder (of sql) or TMPDIR")
     })?;
+    leave_nothing(watch, interrupts, spilled.path().to_owned());
     let limits = Limits { spill_to: Some(spilled.path().to_owned()), threads, ..Limits::default() };
     let ended = work(&runtime, limits);
     // Threads in the midst of a query do not look up. What they hold goes all the same.
     runtime.shutdown_timeout(UNWIND);
     drop(spilled);
     ended
+}
+
+/// Ends the program, and the folder with it, when somebody ends it and the work does not look up: while it waits for a line that is
+/// typed, or for somebody who does not read what it prints.
+/// Ctrl-C may be meant for a statement alone.
+fn leave_nothing(runtime: Runtime, mut interrupts: Interrupts, folder: PathBuf) {
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            interrupts.next().await;
+            tokio::time::sleep(UNWIND * 2).await;
+        });
+        // Others may be writing there: what is made after its folder was listed is for the next time.
+        while std::fs::remove_dir_all(&folder)
+            .is_err_and(|error| error.kind() == ErrorKind::DirectoryNotEmpty)
+        {}
+        std::process::exit(crate::run::LEFT.into());
+    });
 }
 
 /// A session whose tables can be asked.
@@ -156,7 +183,7 @@ pub(crate) async fn open(place: &Place, limits: &Limits) -> Result<Tables> {
     let contents = location.contents_so_far().await?;
     for note in query::notes(&contents) {
         // What a store holds is no reason to trust its words on a terminal.
-        say(&format!("tracelake: note: {}\n", shown(&note)));
+        say(&format!("{}: note: {}\n", program(), shown(&note)));
     }
     let context = query::open(location.store.clone(), &contents, limits).await?;
     Ok(Tables { context, contents })
@@ -168,24 +195,15 @@ impl Tables {
         let statements = query::statements(sql)?;
         if let Some(path) = &args.output_file {
             ensure!(statements.len() == 1, "--output-file is for the rows of one statement");
-            let unfinished = path.with_added_extension("part");
-            let cannot = || format!("{} cannot be written", unfinished.display());
-            let mut file = BufWriter::new(File::create(&unfinished).with_context(cannot)?);
-            let written = self.answer(statements, args, &mut file).await;
-            let written = written.and_then(|rows| file.flush().with_context(cannot).map(|()| rows));
-            return match written {
-                Ok(rows) => {
-                    std::fs::rename(&unfinished, path)
-                        .with_context(|| format!("{} cannot be made", path.display()))?;
-                    say(&format!("tracelake: {rows} rows in {}\n", path.display()));
-                    Ok(())
-                }
-                Err(error) => {
-                    // Half an answer is none.
-                    _ = std::fs::remove_file(&unfinished);
-                    Err(error)
-                }
-            };
+            let unfinished = Unfinished(path.with_added_extension("part"));
+            let cannot = || format!("{} cannot be written", unfinished.0.display());
+            let mut file = BufWriter::new(File::create(&unfinished.0).with_context(cannot)?);
+            let rows = self.answer(statements, args, &mut file).await?;
+            file.flush().with_context(cannot)?;
+            std::fs::rename(&unfinished.0, path)
+                .with_context(|| format!("{} cannot be made", path.display()))?;
+            say(&format!("{}: {rows} rows in {}\n", program(), path.display()));
+            return Ok(());
         }
         let mut out = BufWriter::new(std::io::stdout());
         self.answer(statements, args, &mut out).await?;
@@ -202,12 +220,17 @@ impl Tables {
         let mut rows = 0;
         for statement in statements {
             let waiting = Waiting::default();
-            let written = waiting.on(self.write(statement, args, &mut Rows(out, &waiting))).await?;
+            let written = waiting.on(self.write(statement, args, &mut Rows(out, &waiting))).await;
+            if waiting.unread.load(Ordering::Relaxed) {
+                return Err(std::io::Error::from(ErrorKind::BrokenPipe).into());
+            }
+            let written = written?;
             rows += written.rows;
             if written.more {
                 let shown = written.rows;
                 say(&format!(
-                    "tracelake: there are more than these {shown} rows; -o csv or json writes all\n"
+                    "{}: there are more than these {shown} rows; -o csv or json writes all\n",
+                    program()
                 ));
             }
         }
@@ -310,11 +333,22 @@ impl Tables {
     }
 }
 
+/// A file that goes unless it was renamed, whatever ends the work: half an answer is none.
+struct Unfinished(PathBuf);
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        _ = std::fs::remove_file(&self.0);
+    }
+}
+
 /// The line on a terminal that says that a statement is not done. It is gone before rows come.
 #[derive(Default)]
 struct Waiting {
     shown: AtomicBool,
     over: AtomicBool,
+    /// Nobody reads the rows any more.
+    unread: AtomicBool,
 }
 
 impl Waiting {
@@ -332,6 +366,14 @@ impl Waiting {
         if self.shown.swap(false, Ordering::Relaxed) {
             say(Self::CLEAR);
         }
+    }
+
+    /// What encodes rows makes words of the errors of who takes them.
+    fn note<T>(&self, written: std::io::Result<T>) -> std::io::Result<T> {
+        if written.as_ref().is_err_and(|error| error.kind() == ErrorKind::BrokenPipe) {
+            self.unread.store(true, Ordering::Relaxed);
+        }
+        written
     }
 
     /// Ends work at Ctrl-C, so that what it has made goes with it.
@@ -359,11 +401,11 @@ struct Rows<'a>(&'a mut (dyn Write + Send), &'a Waiting);
 impl Write for Rows<'_> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         self.1.end();
-        self.0.write(bytes)
+        self.1.note(self.0.write(bytes))
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
-        self.0.flush()
+        self.1.note(self.0.flush())
     }
 }
 

@@ -236,3 +236,22 @@ async fn statements_and_commands_are_read_from_a_pipe_until_one_is_wrong() {
     let ended = with(&temp.path().join("not-there"));
     assert!(!ended.ok && ended.err.contains("name another with --temp-folder"), "{ended:?}");
 }
+
+#[tokio::test]
+async fn who_stops_reading_is_no_error() {
+    let folder = written().await;
+    for output in ["csv", "json"] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_tracelake"))
+            .arg("sql")
+            .arg(folder.path())
+            .args(["-o", output, "-e", "SELECT unnest(range(0, 100000)) AS n"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let ended = child.wait_with_output().unwrap();
+        let err = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!((ended.status.code(), &*err), (Some(141), ""), "{output}");
+    }
+}
