@@ -180,15 +180,16 @@ impl<'a> Watched<'a> {
 
 /// That a session is gone, and where its data are.
 pub(crate) fn deleted(last: &TraceSession) -> String {
-    let title = view::title(last);
-    match view::status(last).dataset {
-        Some(dataset) => format!(
-            "{title} was deleted meanwhile; what it recorded is at {0}: with credentials of its store `{1} verify {0}` checks it",
-            plain(&dataset.uri),
-            program()
-        ),
-        None => format!("{title} was deleted meanwhile, before it had a place for data"),
-    }
+    let (title, program) = (view::title(last), program());
+    let Some(dataset) = view::status(last).dataset else {
+        return format!("{title} was deleted meanwhile, before it had a place for data");
+    };
+    let uri = plain(&dataset.uri);
+    let store = dataset.endpoint.map(|endpoint| format!(" and AWS_ENDPOINT={}", plain(&endpoint)));
+    format!(
+        "{title} was deleted meanwhile; what it recorded is at {uri}: with credentials of its store{} `{program} verify {uri}` checks it",
+        store.unwrap_or_default()
+    )
 }
 
 /// Waits until the session is over, which is `session` now.

@@ -32,8 +32,7 @@ pub(crate) struct Profile {
 
 /// Whether the environment has a key, or tells who makes one.
 pub(crate) fn environment_has_credentials() -> bool {
-    let is_set = |name: &&str| std::env::var_os(name).is_some();
-    is_set(&"AWS_ACCESS_KEY_ID") || OTHERS.iter().any(|name| is_set(name))
+    ["AWS_ACCESS_KEY_ID"].iter().chain(&OTHERS).any(|name| std::env::var_os(name).is_some())
 }
 
 impl Profile {
