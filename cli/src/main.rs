@@ -12,6 +12,7 @@ mod completion;
 mod coverage;
 mod explain;
 mod follow;
+mod interrupts;
 mod line;
 mod list;
 mod location;

@@ -15,7 +15,7 @@ use report::compare::{self, Comparison};
 use report::text::{self, Style};
 use report::{Report, page};
 
-use crate::follow::Interrupts;
+use crate::interrupts::Interrupts;
 use crate::line::Line;
 use crate::location::Place;
 use crate::{program, say, sql};
@@ -96,7 +96,7 @@ pub(crate) fn print(place: Place) -> Result<()> {
 }
 
 fn made(place: Place, other: Option<String>) -> Result<Shown> {
-    sql::with_engine(None, None, |runtime, limits| {
+    sql::with_engine(None, None, true, |runtime, limits| {
         // On a thread of the runtime, for its stack.
         let work = runtime.spawn(async move { shown(place, other, &limits).await });
         runtime.block_on(async {

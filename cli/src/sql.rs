@@ -35,7 +35,7 @@ use rustyline::validate::{ValidationContext, ValidationResult, Validator};
 use rustyline::{Editor, Helper};
 use tokio::runtime::Runtime;
 
-use crate::follow::Interrupts;
+use crate::interrupts::Interrupts;
 use crate::location::Place;
 use crate::{program, say, shown};
 
@@ -101,15 +101,16 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if args.output == Output::Parquet && args.output_file.is_none() {
         bail!("-o parquet writes a file: name it with --output-file, and the statement with -e");
     }
-    with_engine(args.threads, args.temp_folder.as_deref(), |runtime, limits| {
+    // Who types goes on after Ctrl-C.
+    let talks = args.execute.is_none() && std::io::stdin().is_terminal();
+    with_engine(args.threads, args.temp_folder.as_deref(), !talks, |runtime, limits| {
         let memory_bytes = args.memory.get().saturating_mul(1 << 20);
         runtime.block_on(async {
             let mut interrupts = Interrupts::listen_to_all()?;
             let tables = interrupts.end(open(&args.place, &Limits { memory_bytes, ..limits })).await?;
             match &args.execute {
                 Some(sql) => interrupts.end(tables.execute(sql, args)).await?,
-                // Who types goes on after Ctrl-C.
-                None if std::io::stdin().is_terminal() => {
+                None if talks => {
                     interrupts.without_ctrl_c().end(tables.converse(args)).await?;
                 }
                 None => interrupts.end(tables.converse(args)).await?,
@@ -120,13 +121,15 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 }
 
 /// Does work that asks the engine, which may write what has no room in memory to a folder below `temp` (the system's if none is
-/// named). Whatever ends the work, that folder goes; the work itself listens to what may interrupt it.
+/// named). Whatever ends the work, that folder goes; the work itself listens to what may interrupt it. `ctrl_c`: whether Ctrl-C ends
+/// all of it.
 ///
 /// # Errors
 /// Those of the work, and when the folder cannot be made.
 pub(crate) fn with_engine<T>(
     threads: Option<NonZeroUsize>,
     temp: Option<&Path>,
+    ctrl_c: bool,
     work: impl FnOnce(&Runtime, Limits) -> Result<T>,
 ) -> Result<T> {
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
@@ -137,7 +140,8 @@ pub(crate) fn with_engine<T>(
     let temp = temp.map_or_else(std::env::temp_dir, Path::to_owned);
     // Before there is a folder: what comes in between would leave it.
     let watch = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let interrupts = watch.block_on(async { Interrupts::listen_to_all() })?.without_ctrl_c();
+    let interrupts = watch.block_on(async { Interrupts::listen_to_all() })?;
+    let interrupts = if ctrl_c { interrupts } else { interrupts.without_ctrl_c() };
     let spilled = tempfile::Builder::new().prefix("tracelake-").tempdir_in(&temp).with_context(|| {
         let temp = temp.display();
         format!("no folder can be made in {temp}; name another with --temp-folder (of sql) or TMPDIR")
@@ -153,7 +157,6 @@ pub(crate) fn with_engine<T>(
 
 /// Ends the program, and the folder with it, when somebody ends it and the work does not look up: while it waits for a line that is
 /// typed, or for somebody who does not read what it prints.
-/// Ctrl-C may be meant for a statement alone.
 fn leave_nothing(runtime: Runtime, mut interrupts: Interrupts, folder: PathBuf) {
     std::thread::spawn(move || {
         runtime.block_on(async {

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
-use crate::follow::{self, Followed, Interrupts, OnInterrupt};
+use crate::follow::{self, Followed, OnInterrupt};
+use crate::interrupts::Interrupts;
 use crate::sessions::Named;
 use crate::{output, run, runtime, view};
 

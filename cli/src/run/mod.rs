@@ -23,7 +23,8 @@ use dataset::manifest::{Manifest, Verdict};
 use dataset::reader::{Contents, ReadError};
 
 use crate::cluster::Dataset;
-use crate::follow::{self, Followed, Interrupts, OnInterrupt};
+use crate::follow::{self, Followed, OnInterrupt};
+use crate::interrupts::Interrupts;
 use crate::location::{self, Access, Location};
 use crate::output::{self, Format, paint, phase_style, plain};
 use crate::sessions::{Scope, Sessions};

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::server::{SESSIONS, Said, Server, Then, said};
 use crate::store::Store;
+use crate::watch::{drawn, terminal};
 use crate::{condition, session, status};
 
 /// A status of a session whose data are in this store.
@@ -98,6 +99,23 @@ async fn a_bare_name_is_a_session_of_the_contexts_namespace() {
     let verified = with_key(&server, "verify checkout").await;
     assert_eq!(verified.code, Some(0), "{verified:?}");
     assert_eq!(server.world().asked[0].0, format!("GET {SESSIONS}/checkout"));
+}
+
+#[tokio::test]
+async fn on_a_terminal_long_work_says_how_far_it_is() {
+    let store = Store::start().await;
+    let copy = store.beside("copy");
+    for (command, folder) in [("verify", String::new()), ("pull", copy.display().to_string())] {
+        let (ours, theirs) = terminal();
+        let line = format!("{command} s3://bucket/shop/checkout/7d1c {folder}");
+        let mut program = crate::server::program(env!("CARGO_BIN_EXE_tracelake").as_ref(), &line);
+        program.env("AWS_ACCESS_KEY_ID", "a").env("AWS_SECRET_ACCESS_KEY", "b");
+        program.env("AWS_ENDPOINT", &store.address).stderr(theirs);
+        let (ended, drawn) = drawn(program, ours).await;
+        assert_eq!(ended, Some(0), "{drawn:?}");
+        // It is gone in the end.
+        assert!(drawn.contains("2 of 2 objects, ") && drawn.ends_with("\r\u{1b}[2K"), "{drawn:?}");
+    }
 }
 
 #[tokio::test]
