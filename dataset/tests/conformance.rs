@@ -238,6 +238,20 @@ async fn a_node_manifest_that_says_otherwise_than_its_tables_is_found_out() {
 }
 
 #[tokio::test]
+async fn no_more_of_an_object_is_read_than_its_manifest_promises() {
+    let store: Arc<dyn ObjectStore> = Arc::new(object_store::memory::InMemory::new());
+    let prefix = SessionPrefix::root("").unwrap();
+    let node = write_session(&store, &prefix).await;
+    close(&store, &prefix, &["node-1"]).await;
+    let path = prefix.object(&Key::parse(&node.objects[0].key).unwrap());
+    let content = store.get(&path).await.unwrap().bytes().await.unwrap();
+    store.put(&path, [content.as_ref(), b"and more without an end"].concat().into()).await.unwrap();
+    let contents = reader::open(&store, &prefix).await.unwrap();
+    let read = reader::read_table(store.as_ref(), &contents, "ledger").await.unwrap_err().to_string();
+    assert!(read.contains(&format!("the limit is {}", node.objects[0].bytes)), "{read}");
+}
+
+#[tokio::test]
 async fn a_node_manifest_that_no_manifest_names_is_no_part_of_the_dataset_and_is_told() {
     let store: Arc<dyn ObjectStore> = Arc::new(object_store::memory::InMemory::new());
     let prefix = SessionPrefix::root("").unwrap();
