@@ -30,8 +30,8 @@ use crate::catalogue;
 
 /// The time zone of every timestamp.
 pub const UTC: &str = "UTC";
-/// Raised when columns are added to any table.
-pub const SCHEMA_VERSION: u32 = 1;
+/// Raised when columns are added to any table. 2: how long a connection was held up, and by what (`busy_ns` and those after it).
+pub const SCHEMA_VERSION: u32 = 2;
 /// Rows of one row group: more would hold 12-23 MB for every million rows in memory while a file is written.
 pub const ROW_GROUP_ROWS: usize = 128 * 1024;
 /// Rows in memory are written out as a row group at this size, whatever their number.
