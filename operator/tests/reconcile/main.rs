@@ -239,12 +239,15 @@ async fn a_replica_that_waits_has_the_pods_of_running_sessions_and_no_others_whe
     {
         // More than what waits could say in a day must not pile up: the hub's wishes are a leader's.
         scenario.hub.trigger(id.object_ref());
-        let waits = standby::follow(scenario.api.client(), &scenario.context.pods, &mut scenario.due);
-        let api = scenario.api.clone();
+        let follows = std::cell::Cell::new(false);
+        let waits = standby::follow(scenario.api.client(), &scenario.context.pods, &mut scenario.due, || {
+            follows.set(true)
+        });
         tokio::select! {
             () = waits => unreachable!("it follows for ever"),
-            () = soon("the list of pods", || !api.came(pods).is_empty()) => {}
+            () = soon("it follows", || follows.get()) => {}
         }
+        assert_eq!(scenario.api.came(pods).len(), 1, "it is ready with the pods at hand");
     }
     assert!(scenario.due.try_recv().is_err(), "what the hub wants is for a leader");
     scenario.pass().await;
