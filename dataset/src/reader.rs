@@ -366,7 +366,7 @@ pub(crate) async fn fetch(
     read_limited(store, &prefix.object(&parsed), key, limit).await.map(Bytes::from)
 }
 
-pub(crate) fn batches(key: &str, content: Bytes) -> Result<Vec<RecordBatch>, ReadError> {
+fn batches(key: &str, content: Bytes) -> Result<Vec<RecordBatch>, ReadError> {
     let invalid = |reason: String| ReadError::Invalid { key: key.to_owned(), reason };
     ParquetRecordBatchReaderBuilder::try_new(content)
         .and_then(|reader| reader.build())

@@ -25,6 +25,7 @@ use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use parquet::arrow::ArrowWriter;
+use parquet::file::metadata::{FileMetaData, ParquetMetaData, ParquetMetaDataReader, ParquetMetaDataWriter};
 use sha2::{Digest, Sha256};
 
 const BOOT: &str = "0123456789abcdef0123456789abcdef";
@@ -68,6 +69,19 @@ async fn create_takes_its_own_earlier_success_for_success(store: &Arc<dyn Object
     assert!(matches!(other, Err(ReadError::Exists { .. })), "{other:?}");
 }
 
+fn hex(content: &[u8]) -> String {
+    Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Rows as an agent of node-1 writes them.
+fn file(table: &'static catalogue::Table, rows: &arrow_array::RecordBatch) -> Vec<u8> {
+    let info = FileInfo { session: "uid-1", node: "node-1", boot: BOOT, incarnation: "i", sequence: 0 };
+    let properties = schema::writer_properties(table, &info);
+    let mut writer = ArrowWriter::try_new(Vec::new(), schema::of(table), Some(properties)).unwrap();
+    writer.write(rows).unwrap();
+    writer.into_inner().unwrap()
+}
+
 async fn put_table(
     store: &Arc<dyn ObjectStore>,
     prefix: &SessionPrefix,
@@ -75,34 +89,16 @@ async fn put_table(
     rows: arrow_array::RecordBatch,
 ) -> ObjectEntry {
     let boot: Boot = BOOT.parse().unwrap();
-    let info = FileInfo { session: "uid-1", node: "node-1", boot: BOOT, incarnation: "i", sequence: 0 };
-    let mut writer =
-        ArrowWriter::try_new(Vec::new(), schema::of(table), Some(schema::writer_properties(table, &info)))
-            .unwrap();
-    writer.write(&rows).unwrap();
-    let content = writer.into_inner().unwrap();
+    let content = file(table, &rows);
     let key = Key::segment(table.name, "node-1", &boot, 0).unwrap();
-    let sha256 = Sha256::digest(&content).iter().map(|byte| format!("{byte:02x}")).collect();
+    let sha256 = hex(&content);
     let bytes = content.len() as u64;
     reader::create(store.as_ref(), &prefix.object(&key), content.into()).await.unwrap();
     ObjectEntry { key: key.relative(), rows: rows.num_rows() as u64, weight: 0, bytes, sha256 }
 }
 
-/// A session with one node that recorded nothing, as small as a dataset can be, and valid.
-async fn write_session(store: &Arc<dyn ObjectStore>, prefix: &SessionPrefix) -> NodeManifest {
-    let session = SessionFile {
-        format_version: FORMAT_VERSION,
-        namespace: "shop".into(),
-        session: "checkout".into(),
-        uid: "uid-1".into(),
-        cluster_id: String::new(),
-        version: "0".into(),
-        start_time: String::new(),
-        spec: serde_json::Value::Null,
-        schemas: schema::versions(),
-    };
-    reader::create_json(store.as_ref(), prefix, &Key::Session, &session).await.unwrap();
-    let coverage = vec![CoverageRow {
+fn coverage_row() -> CoverageRow {
+    CoverageRow {
         node: "node-1".into(),
         boot: BOOT.into(),
         incarnation: "i".into(),
@@ -119,7 +115,24 @@ async fn write_session(store: &Arc<dyn ObjectStore>, prefix: &SessionPrefix) -> 
         from_start: true,
         hooks: "tp_btf".into(),
         reason: String::new(),
-    }];
+    }
+}
+
+/// A session with one node that recorded nothing, as small as a dataset can be, and valid.
+async fn write_session(store: &Arc<dyn ObjectStore>, prefix: &SessionPrefix) -> NodeManifest {
+    let session = SessionFile {
+        format_version: FORMAT_VERSION,
+        namespace: "shop".into(),
+        session: "checkout".into(),
+        uid: "uid-1".into(),
+        cluster_id: String::new(),
+        version: "0".into(),
+        start_time: String::new(),
+        spec: serde_json::Value::Null,
+        schemas: schema::versions(),
+    };
+    reader::create_json(store.as_ref(), prefix, &Key::Session, &session).await.unwrap();
+    let coverage = vec![coverage_row()];
     let mut row = LedgerRow {
         node: "node-1".into(),
         boot: BOOT.into(),
@@ -235,6 +248,92 @@ async fn a_node_manifest_that_says_otherwise_than_its_tables_is_found_out() {
         let found: Vec<String> = findings.iter().map(Finding::to_string).collect();
         assert!(found.len() == 1 && found[0].contains(said) && findings[0].is_error(), "{said}: {found:?}");
     }
+}
+
+/// Puts another object in the place of one of the node's, with a manifest that says so, and verifies.
+async fn verified_with(object: usize, change: impl FnOnce(&mut ObjectEntry, &mut Vec<u8>)) -> Vec<String> {
+    let store: Arc<dyn ObjectStore> = Arc::new(object_store::memory::InMemory::new());
+    let prefix = SessionPrefix::root("").unwrap();
+    let mut node = write_session(&store, &prefix).await;
+    let entry = &mut node.objects[object];
+    let path = prefix.object(&Key::parse(&entry.key).unwrap());
+    let mut content = store.get(&path).await.unwrap().bytes().await.unwrap().to_vec();
+    change(entry, &mut content);
+    (entry.bytes, entry.sha256) = (content.len() as u64, hex(&content));
+    store.put(&path, content.into()).await.unwrap();
+    let key = Key::node_manifest("node-1", &BOOT.parse().unwrap()).unwrap();
+    store.put(&prefix.object(&key), serde_json::to_vec(&node).unwrap().into()).await.unwrap();
+    close(&store, &prefix, &["node-1"]).await;
+    let contents = reader::open(&store, &prefix).await.unwrap();
+    let findings = dataset::check::verify(store.as_ref(), &contents).await.unwrap();
+    findings.iter().map(Finding::to_string).collect()
+}
+
+/// A file's footer, as the reader has it, and where it begins.
+fn footer(content: &[u8]) -> (ParquetMetaData, usize) {
+    let metadata = ParquetMetaDataReader::new().parse_and_finish(&Bytes::copy_from_slice(content)).unwrap();
+    let length = content.len() - 8;
+    let of_footer = u32::from_le_bytes(content[length..length + 4].try_into().unwrap());
+    (metadata, length - of_footer as usize)
+}
+
+/// The same pages under a footer that says so many rows.
+fn say_rows(content: &mut Vec<u8>, rows: i64) {
+    let (metadata, begin) = footer(content);
+    let old = metadata.file_metadata();
+    let file = FileMetaData::new(
+        old.version(),
+        rows,
+        None,
+        old.key_value_metadata().cloned(),
+        old.schema_descr_ptr(),
+        None,
+    );
+    let group = metadata.row_group(0).clone().into_builder().set_num_rows(rows).build().unwrap();
+    content.truncate(begin);
+    let mut footer = Vec::new();
+    ParquetMetaDataWriter::new(&mut footer, &ParquetMetaData::new(file, vec![group])).finish().unwrap();
+    content.extend(footer);
+}
+
+/// A file of some KiB may hold any number of rows. That a test sees what is decoded, there is nothing to decode, or too much of it.
+#[tokio::test]
+async fn no_more_rows_are_decoded_than_a_manifest_can_have() {
+    let without_pages = |content: &mut Vec<u8>| {
+        let (_, begin) = footer(content);
+        content[4..begin].fill(0);
+    };
+    // Entry and footer agree on more rows than the node manifest has.
+    let findings = verified_with(1, |entry, content| {
+        entry.rows = 1_000_000;
+        say_rows(content, 1_000_000);
+        without_pages(content);
+    })
+    .await;
+    let said = "table coverage has 1000000 rows, the node manifest 1";
+    assert!(findings.len() == 1 && findings[0].contains(said), "{findings:?}");
+    // One text is as long as many rows.
+    let long = CoverageRow { pod: "w".repeat(2 << 20), ..coverage_row() };
+    let long = file(&bookkeeping::COVERAGE, &bookkeeping::coverage_batch(&[long]));
+    let findings = verified_with(1, |_, content| *content = long).await;
+    let said = "table coverage has more text than the node manifest";
+    assert!(findings.len() == 1 && findings[0].contains(said), "{findings:?}");
+    // The footer has more than the entry. Of so many the reader would not come to an end.
+    let findings = verified_with(1, |_, content| say_rows(content, i64::MAX)).await;
+    let said = format!("it has {} rows, the manifest says 1", i64::MAX);
+    assert!(findings.len() == 1 && findings[0].contains(&said), "{findings:?}");
+    // The pages have more than entry and footer.
+    let rows = bookkeeping::coverage_batch(&[coverage_row(), coverage_row(), coverage_row()]);
+    let mut three = file(&bookkeeping::COVERAGE, &rows);
+    let findings = verified_with(1, |_, content| {
+        say_rows(&mut three, 1);
+        *content = three;
+    })
+    .await;
+    assert!(
+        findings.len() == 1 && findings[0].contains("its pages have other than its 1 rows"),
+        "{findings:?}"
+    );
 }
 
 #[tokio::test]
