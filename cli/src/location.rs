@@ -198,11 +198,10 @@ impl Access {
     }
 }
 
-/// Whether the environment or a profile names credentials of a store. A machine's role is found by asking for it, which takes long
-/// where there is none. A profile that cannot be used is one: opening says why.
+/// Whether the environment has credentials, or names a profile that has: somebody means a store by them. A default profile may be of
+/// any, and a machine's role is found by asking for it, which takes long where there is none.
 pub(crate) fn has_credentials() -> bool {
-    profile::environment_has_credentials()
-        || Profile::of_environment().map_or(true, |profile| profile.has_key())
+    profile::environment_has_credentials() || profile::named_has_key()
 }
 
 /// A store, and the folder in it that holds one session.
@@ -260,8 +259,8 @@ impl Location {
         if use_ == Use::Write && std::env::var_os("AWS_TIMEOUT").is_none() {
             builder = builder.with_config(AmazonS3ConfigKey::Client(ClientConfigKey::Timeout), WRITING);
         }
-        let store = builder
-            .build()
+        let store = profile
+            .build(builder)
             .with_context(|| format!("the settings for {url} are not complete (AWS_* variables)"))?;
         Ok(Self {
             store: Arc::new(store),

@@ -5,13 +5,18 @@
 //! In: `AWS_PROFILE`, `~/.aws/credentials` and `~/.aws/config`, or what `AWS_SHARED_CREDENTIALS_FILE` and `AWS_CONFIG_FILE` name.
 //! Out: a key, a region, an endpoint, as far as the profile has them. Keys that a program or a service makes anew (SSO, roles,
 //! `credential_process`) are not made here: the AWS command line does it, and an error says how.
+//!
+//! A profile that somebody named has to be usable. The default one, which is there for other programs, takes nothing away: where it
+//! cannot be used, the machine's role is asked as if it were not there, and only if that fails its trouble is told.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, AwsCredential, AwsCredentialProvider};
+use object_store::{CredentialProvider, Error};
 
 /// Used where none is named.
 const DEFAULT: &str = "default";
@@ -28,6 +33,19 @@ const OTHERS: [&str; 3] = [
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Profile {
     settings: BTreeMap<String, String>,
+    /// Why the default profile is not used, though it is there.
+    unusable: Option<String>,
+}
+
+/// The profile that somebody named.
+fn named() -> Option<String> {
+    std::env::var("AWS_PROFILE").ok().filter(|name| !name.is_empty())
+}
+
+/// Whether requests are not to be signed, in `object_store`'s words; it refuses those that mean neither.
+fn unsigned() -> bool {
+    std::env::var("AWS_SKIP_SIGNATURE")
+        .is_ok_and(|value| !["0", "false", "off", "no", "n"].contains(&value.to_ascii_lowercase().as_str()))
 }
 
 /// Whether the environment has a key, or tells who makes one.
@@ -35,21 +53,34 @@ pub(crate) fn environment_has_credentials() -> bool {
     ["AWS_ACCESS_KEY_ID"].iter().chain(&OTHERS).any(|name| std::env::var_os(name).is_some())
 }
 
+/// Whether somebody named a profile that has a key. One that cannot be used counts: opening a store says why.
+pub(crate) fn named_has_key() -> bool {
+    named().is_some() && Profile::of_environment().map_or(true, |profile| profile.key().is_some())
+}
+
 impl Profile {
-    /// The profile of this environment; an empty one where the environment has a key itself, or nobody named a profile and the
-    /// default one is not there or somebody else has credentials.
+    /// The profile of this environment; an empty one where the environment has a key itself or wants no signatures, or nobody named
+    /// a profile and the default one is not there, cannot be used, or somebody else has credentials.
     ///
     /// # Errors
-    /// When the files cannot be read, the profile is not in them, or its keys are to be made by somebody.
+    /// When somebody named a profile and the files cannot be read, it is not in them, or its keys are to be made by somebody.
     pub(crate) fn of_environment() -> Result<Self> {
-        let named = std::env::var("AWS_PROFILE").ok().filter(|name| !name.is_empty());
+        let named = named();
         let key = std::env::var_os("AWS_ACCESS_KEY_ID").is_some();
-        if key || (named.is_none() && environment_has_credentials()) {
+        if key || unsigned() || (named.is_none() && environment_has_credentials()) {
             return Ok(Self::default());
         }
-        let credentials = read("AWS_SHARED_CREDENTIALS_FILE", ".aws/credentials")?;
-        let config = read("AWS_CONFIG_FILE", ".aws/config")?;
-        Self::find(named.as_deref(), &credentials, &config)
+        let found = || {
+            let credentials = read("AWS_SHARED_CREDENTIALS_FILE", ".aws/credentials")?;
+            let config = read("AWS_CONFIG_FILE", ".aws/config")?;
+            Self::find(named.as_deref(), &credentials, &config)
+        };
+        match found() {
+            Err(error) if named.is_none() => {
+                Ok(Self { unusable: Some(format!("{error:#}")), ..Self::default() })
+            }
+            found => found,
+        }
     }
 
     fn find(named: Option<&str>, credentials: &str, config: &str) -> Result<Self> {
@@ -70,7 +101,7 @@ impl Profile {
             };
         }
         settings.get_or_insert_default().extend(of_credentials.into_iter().flatten());
-        let profile = Self { settings: settings.unwrap_or_default() };
+        let profile = Self { settings: settings.unwrap_or_default(), unusable: None };
         let made = MADE.iter().find(|made| profile.get(made).is_some());
         if let Some(made) = made.filter(|made| **made == "role_arn" || profile.key().is_none()) {
             bail!(
@@ -88,11 +119,6 @@ impl Profile {
     /// Key and secret.
     fn key(&self) -> Option<(&str, &str)> {
         self.get("aws_access_key_id").zip(self.get("aws_secret_access_key"))
-    }
-
-    /// Whether it has a key.
-    pub(crate) fn has_key(&self) -> bool {
-        self.key().is_some()
     }
 
     /// A store's settings with its key.
@@ -117,6 +143,38 @@ impl Profile {
             }
         }
         builder
+    }
+
+    /// The store; where this profile cannot be used, one that says so if it finds no other credentials.
+    ///
+    /// # Errors
+    /// When its settings are not complete.
+    pub(crate) fn build(&self, builder: AmazonS3Builder) -> object_store::Result<AmazonS3> {
+        let store = builder.clone().build()?;
+        let Some(unusable) = self.unusable.clone() else { return Ok(store) };
+        builder.with_credentials(Arc::new(Others { found: store.credentials().clone(), unusable })).build()
+    }
+}
+
+/// Credentials that are found without the default profile.
+#[derive(Debug)]
+struct Others {
+    found: AwsCredentialProvider,
+    /// Why the profile is not used.
+    unusable: String,
+}
+
+#[tonic::async_trait]
+impl CredentialProvider for Others {
+    type Credential = AwsCredential;
+
+    async fn get_credential(&self) -> object_store::Result<Arc<AwsCredential>> {
+        self.found.get_credential().await.map_err(|error| match error {
+            Error::Generic { store, source } => {
+                Error::Generic { store, source: format!("{source}; {}", self.unusable).into() }
+            }
+            error => error,
+        })
     }
 }
 
@@ -217,7 +275,7 @@ region = no-profile
         let traces = ["AKITRACES", "other", "token", "us-east-1", "http://localhost:8333"].map(text);
         assert_eq!(settings(Some("traces")), traces);
         assert_eq!(Profile::find(None, "", "").unwrap(), Profile::default());
-        assert!(!Profile::find(None, "", CONFIG).unwrap().has_key());
+        assert_eq!(Profile::find(None, "", CONFIG).unwrap().key(), None);
         // What is set already stays.
         let profile = Profile::find(Some("traces"), CREDENTIALS, CONFIG).unwrap();
         let builder = profile.fill(AmazonS3Builder::new().with_region("mine"));

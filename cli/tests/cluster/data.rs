@@ -118,36 +118,95 @@ async fn on_a_terminal_long_work_says_how_far_it_is() {
     }
 }
 
+/// Files of the AWS command line: profile `traces` opens the store, and `default` has these settings.
+struct Profiles(tempfile::TempDir);
+
+impl Profiles {
+    fn of(store: &Store, default: &[u8]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let credentials = "[traces]\naws_access_key_id = AKITRACES\naws_secret_access_key = s\n";
+        std::fs::write(folder.path().join("credentials"), credentials).unwrap();
+        let traces = format!("[profile traces]\nregion = eu-west-3\nendpoint_url = {}\n", store.address);
+        let config = [traces.as_bytes(), b"[default]\n", default].concat();
+        std::fs::write(folder.path().join("config"), config).unwrap();
+        Self(folder)
+    }
+
+    fn put_before(&self, command: &mut tokio::process::Command) {
+        command.env("AWS_SHARED_CREDENTIALS_FILE", self.0.path().join("credentials"));
+        command.env("AWS_CONFIG_FILE", self.0.path().join("config"));
+    }
+
+    async fn verify(&self, variables: &[(&str, &str)]) -> Said {
+        let line = "verify s3://bucket/shop/checkout/7d1c";
+        let mut command = crate::server::program(env!("CARGO_BIN_EXE_tracelake").as_ref(), line);
+        self.put_before(&mut command);
+        command.envs(variables.iter().copied());
+        said(command).await
+    }
+}
+
+const SSO: &[u8] = b"sso_session = corp\n";
+const NOT_TEXT: &[u8] = b"region = \xff\n";
+
 #[tokio::test]
 async fn a_profile_of_the_aws_command_line_opens_a_store() {
     let store = Store::start().await;
-    let folder = tempfile::tempdir().unwrap();
-    let (credentials, config) = (folder.path().join("credentials"), folder.path().join("config"));
-    std::fs::write(&credentials, "[traces]\naws_access_key_id = AKITRACES\naws_secret_access_key = s\n")
-        .unwrap();
-    let address = &store.address;
-    let text = format!(
-        "[profile traces]\nregion = eu-west-3\nendpoint_url = {address}\n[default]\nsso_session = corp\n"
-    );
-    std::fs::write(&config, text).unwrap();
-    let verify = |profile: Option<&str>| {
-        let line = "verify s3://bucket/shop/checkout/7d1c";
-        let mut command = crate::server::program(env!("CARGO_BIN_EXE_tracelake").as_ref(), line);
-        command.env("AWS_SHARED_CREDENTIALS_FILE", &credentials).env("AWS_CONFIG_FILE", &config);
-        profile.into_iter().for_each(|profile| _ = command.env("AWS_PROFILE", profile));
-        said(command)
-    };
-    let verified = verify(Some("traces")).await;
+    let profiles = Profiles::of(&store, SSO);
+    let verified = profiles.verify(&[("AWS_PROFILE", "traces")]).await;
     assert_eq!(verified.code, Some(0), "{verified:?}");
     let asked = store.asked().clone();
     assert!(!asked.is_empty());
     for signed in asked {
         assert!(signed.contains("Credential=AKITRACES/") && signed.contains("/eu-west-3/s3/"), "{signed}");
     }
-    let refused = verify(None).await;
+    let refused = profiles.verify(&[("AWS_PROFILE", "default")]).await;
     assert_eq!(refused.code, Some(1), "{refused:?}");
-    assert!(
-        refused.err.contains("aws configure export-credentials --profile default --format env"),
-        "{refused:?}"
-    );
+    let next = "aws configure export-credentials --profile default --format env";
+    assert!(refused.err.contains(next), "{refused:?}");
+    let refused = Profiles::of(&store, NOT_TEXT).verify(&[("AWS_PROFILE", "traces")]).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.err.contains("the AWS settings in ") && refused.err.contains("UTF-8"), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_default_profile_that_cannot_be_used_takes_nothing_away() {
+    let (server, store) = (Server::start().await, Store::start().await);
+    let address = store.address.as_str();
+    for (default, trouble) in [(SSO, "--profile default --format env"), (NOT_TEXT, "the AWS settings in ")] {
+        let profiles = Profiles::of(&store, default);
+        let verified = profiles.verify(&[("AWS_ENDPOINT", address), ("AWS_SKIP_SIGNATURE", "true")]).await;
+        assert_eq!(verified.code, Some(0), "{verified:?}");
+        assert!(store.asked().drain(..).all(|signed| signed.is_empty()));
+
+        let role = [("AWS_ENDPOINT", address), ("AWS_METADATA_ENDPOINT", address)];
+        let verified = profiles.verify(&role).await;
+        assert_eq!(verified.code, Some(0), "{verified:?}");
+        assert!(store.asked().drain(..).any(|signed| signed.contains("Credential=AKIROLE/")));
+
+        // Where there is no role it is told what the profile would need.
+        let none = [("AWS_ENDPOINT", address), ("AWS_METADATA_ENDPOINT", server.address.as_str())];
+        let refused = profiles.verify(&none).await;
+        assert_eq!(refused.code, Some(1), "{refused:?}");
+        assert!(refused.err.contains("/latest/api/token") && refused.err.contains(trouble), "{refused:?}");
+    }
+}
+
+/// Its store may have a name inside the cluster alone: asking it takes as long as waiting for it.
+#[tokio::test]
+async fn a_default_profile_is_not_taken_for_credentials_of_a_sessions_store() {
+    let (server, store) = (Server::start().await, Store::start().await);
+    let profiles =
+        Profiles::of(&store, b"aws_access_key_id = AKIDEFAULT\naws_secret_access_key = s\nregion = r\n");
+    for (profile, read) in [("", false), ("traces", true), ("default", true)] {
+        server.world().statuses = [in_store(&store, "Completed")].into();
+        server.world().sessions.clear();
+        let mut command = server.command("run --all-pods --name checkout --no-report");
+        profiles.put_before(&mut command);
+        command.env("AWS_PROFILE", profile);
+        let ran = said(command).await;
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        assert_eq!(ran.err.contains("(no credentials of its store): `tracelake verify"), !read, "{ran:?}");
+        assert_eq!(!store.asked().drain(..).as_slice().is_empty(), read, "{profile:?}: {ran:?}");
+    }
 }

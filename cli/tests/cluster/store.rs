@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A store that serves a session of a folder, as far as S3 is needed to read it, and what it was asked.
+//! A store that serves a session of a folder, as far as S3 is needed to read it, and what it was asked. At the same address a machine
+//! finds its role, of key `AKIROLE`.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -13,6 +14,8 @@ use tokio::net::TcpListener;
 
 use crate::dataset_of::{Session, cells};
 
+/// Where a machine asks for the keys of its role.
+const ROLES: &str = "/latest/meta-data/iam/security-credentials/";
 /// Bucket and folder of the session, as the tests' statuses have it.
 const PLACE: &str = "/bucket/shop/checkout/7d1c/";
 
@@ -67,6 +70,15 @@ fn answer(root: &Path, uri: &Uri) -> Response<Body> {
         list(root, "", &mut listed);
         let xml = format!("<ListBucketResult><IsTruncated>false</IsTruncated>{listed}</ListBucketResult>");
         return response(200, xml.into_bytes());
+    }
+    match uri.path().strip_prefix(ROLES) {
+        Some("") => return response(200, b"role".to_vec()),
+        Some(_) => {
+            let keys = r#"{ "AccessKeyId": "AKIROLE", "SecretAccessKey": "s", "Token": "t", "Expiration": "2100-01-01T00:00:00Z" }"#;
+            return response(200, keys.into());
+        }
+        None if uri.path() == "/latest/api/token" => return response(200, b"token".to_vec()),
+        None => {}
     }
     let key = uri.path().strip_prefix(PLACE).unwrap_or_default();
     match std::fs::read(root.join(key)) {
