@@ -14,24 +14,47 @@ use crate::view::Series;
 /// Lines of a chart, without that of the others.
 pub(crate) const MOST_SERIES: usize = 8;
 
+/// Parts of an interval in which ends of windows are told apart: what is moved to a neighbour is less than one of them.
+const PARTS: i64 = 100;
+
 /// A query of `name`, `bin` and `value`, ordered by name: what rows of a table (`of` is its name and a condition) add up to in each
 /// interval. A row that stands for a window is spread over the intervals by how much of it lies in each, and a window's part before
 /// or after the session, in which nobody looked, holds nothing. A row that stands for a moment is in the moment's interval.
 pub(crate) fn over_time(scope: &Scope<'_>, step_us: i64, name: &str, sum: &str, of: &str) -> String {
-    let (from, length) = (scope.from_us, scope.to_us - scope.from_us);
-    let window = "CAST((coalesce(window_ns, 0) - coalesce(window_ns, 0) % 1000) / 1000 AS BIGINT)";
-    let inside = |us: &str| format!("greatest(least({us} - {from}, {length}), 0)");
-    let until = inside("CAST(time_utc AS BIGINT)");
-    let since = inside(&format!("CAST(time_utc AS BIGINT) - {window}"));
     // A window is hardly longer than an interval, so it touches three of them at most.
     format!(
-        "WITH windows AS (SELECT {name} AS name, {since} AS since_us, {until} AS until_us, CAST({sum} AS DOUBLE) AS value \
-             FROM {of} GROUP BY {name}, {since}, {until}), \
+        "WITH {}, \
          parts AS (SELECT name, since_us, until_us, value, since_us - since_us % {step_us} + nth * {step_us} AS bin, nth \
              FROM windows CROSS JOIN (VALUES (0), (1), (2)) AS n(nth)) \
          SELECT name, bin, sum(CASE WHEN since_us = until_us THEN value ELSE \
              value * (least(until_us, bin + {step_us}) - greatest(since_us, bin)) / (until_us - since_us) END) AS value \
-         FROM parts WHERE nth = 0 OR bin < until_us GROUP BY name, bin ORDER BY name NULLS FIRST, bin"
+         FROM parts WHERE nth = 0 OR bin < until_us GROUP BY name, bin ORDER BY name NULLS FIRST, bin",
+        windows(scope, step_us, name, sum, of)
+    )
+}
+
+/// `windows`: the sums of a name from one time to another.
+///
+/// Every row might have its own times and be a group of its own, and memory grow with the session. So ends of windows are rounded down
+/// to a part of an interval (but for the session's own end, after which its last interval has nothing), and moments to their interval.
+fn windows(scope: &Scope<'_>, step_us: i64, name: &str, sum: &str, of: &str) -> String {
+    let (from, length) = (scope.from_us, scope.to_us - scope.from_us);
+    let window = "CAST((coalesce(window_ns, 0) - coalesce(window_ns, 0) % 1000) / 1000 AS BIGINT)";
+    let inside = |us: &str| format!("greatest(least({us} - {from}, {length}), 0)");
+    let closed = inside("CAST(time_utc AS BIGINT)");
+    let opened = inside(&format!("CAST(time_utc AS BIGINT) - {window}"));
+    let part = (step_us / PARTS).max(1);
+    let rounded = |us: &str| {
+        format!(
+            "CASE WHEN opened_us = closed_us THEN {us} - {us} % {step_us} \
+             WHEN {us} < {length} THEN {us} - {us} % {part} ELSE {us} END"
+        )
+    };
+    let (since, until) = (rounded("opened_us"), rounded("closed_us"));
+    format!(
+        "looked AS (SELECT *, {opened} AS opened_us, {closed} AS closed_us FROM {of}), \
+         windows AS (SELECT {name} AS name, {since} AS since_us, {until} AS until_us, CAST({sum} AS DOUBLE) AS value \
+             FROM looked GROUP BY {name}, {since}, {until})"
     )
 }
 
@@ -120,7 +143,55 @@ pub(crate) fn keep_largest(series: &mut Vec<Series>, others: &str) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use dataset::key::SessionPrefix;
+    use dataset::reader::Contents;
+    use query::datafusion::prelude::SessionContext;
+
     use super::*;
+
+    /// How many groups rows of these times and this window become in a session of one second, and their sums per tenth of it.
+    async fn groups(times_us: impl Iterator<Item = i64>, window_ns: &str) -> (u64, Vec<(i64, f64)>) {
+        #[derive(Deserialize)]
+        struct Groups {
+            n: u64,
+        }
+        let contents = Contents {
+            prefix: SessionPrefix::root("").expect("a prefix"),
+            objects: BTreeMap::new(),
+            unknown: Vec::new(),
+            session: None,
+            nodes: BTreeMap::new(),
+            unreadable: Vec::new(),
+            manifest: None,
+        };
+        let (mut scope, step_us) = (Scope::new(&contents), 100_000);
+        scope.to_us = 1_000_000;
+        let rows: Vec<String> = times_us.map(|us| format!("({us}, {window_ns})")).collect();
+        let of = format!("(VALUES {}) AS v(time_utc, window_ns)", rows.join(", "));
+        let context = SessionContext::new();
+        let windows = windows(&scope, step_us, "'web'", "count(*)", &of);
+        let count = format!("WITH {windows} SELECT count(*) AS n FROM windows");
+        let groups: Vec<Groups> = ask(&context, &count).await.expect("a number");
+        let over_time = over_time(&scope, step_us, "'web'", "count(*)", &of);
+        let bins: Vec<Bin> = ask(&context, &over_time).await.expect("sums");
+        (groups[0].n, bins.into_iter().map(|bin| (bin.bin, bin.value)).collect())
+    }
+
+    #[tokio::test]
+    async fn rows_are_no_more_groups_than_a_chart_can_tell_apart() {
+        let (n, bins) = groups((0..1_000).map(|at| at * 1_000 + 7), "CAST(NULL AS BIGINT)").await;
+        assert_eq!((n, bins), (10, (0..10).map(|bin| (bin * 100_000, 100.0)).collect()));
+        // Windows of a tenth of a second that end in the sixth one, 0.1 ms after each other.
+        let (n, bins) = groups((0..1_000).map(|at| 500_000 + at * 100), "100000000").await;
+        assert_eq!((n, bins.len(), bins[0].0, bins[1].0), (100, 2, 400_000, 500_000));
+        let (exact, most) = ([500.5, 499.5], 0.01 * 1_000.0);
+        assert!(bins.iter().zip(exact).all(|((_, value), exact)| (value - exact).abs() < most), "{bins:?}");
+        // The session's own end stays, wherever in a part it is.
+        let (_, bins) = groups([1_000_000].into_iter(), "50000").await;
+        assert_eq!(bins, [(900_000, 1.0)]);
+    }
 
     #[test]
     fn what_is_not_drawn_by_itself_is_in_the_sum_of_the_others() {
