@@ -242,12 +242,18 @@ impl<'a> Scope<'a> {
     /// The share of a table's events that was rate limited or lost, where it is too much to be passed over: on the nodes of a pod, or
     /// on all.
     pub(crate) fn cut(&self, table: &str, pod: Option<Option<&str>>) -> Option<f64> {
-        let on = pod.and_then(|pod| self.pods.get(pod.unwrap_or_default()));
-        let nodes = self.cut.get(table)?.iter().filter(|(node, _)| on.is_none_or(|on| on.contains(*node)));
-        let (cut, all) = nodes.fold((0, 0), |sum: (u64, u64), (_, (cut, all))| {
-            (sum.0.saturating_add(*cut), sum.1.saturating_add(*all))
-        });
-        let share = cut as f64 / all.max(1) as f64;
+        fn share<'a>(nodes: impl Iterator<Item = &'a (u64, u64)>) -> f64 {
+            let (cut, all) = nodes.fold((0, 0), |sum: (u64, u64), (cut, all)| {
+                (sum.0.saturating_add(*cut), sum.1.saturating_add(*all))
+            });
+            cut as f64 / all.max(1) as f64
+        }
+        let by_node = self.cut.get(table)?;
+        // A pod is on few nodes, of which a session may have thousands.
+        let share = match pod.and_then(|pod| self.pods.get(pod.unwrap_or_default())) {
+            Some(on) => share(on.iter().filter_map(|node| by_node.get(node))),
+            None => share(by_node.values()),
+        };
         (share > TOLERATED).then_some(share)
     }
 

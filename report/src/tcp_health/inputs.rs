@@ -184,7 +184,7 @@ struct Named {
     segments: u64,
 }
 
-/// Reads all of them, by pod.
+/// Reads all of them, by pod: what there are rows of. What it means that there are none, [`fill`] adds.
 pub(crate) async fn read(
     engine: &impl Engine,
     scope: &Scope<'_>,
@@ -223,10 +223,6 @@ pub(crate) async fn read(
     }
     leaks(engine, scope, &mut pods).await?;
     counted(engine, scope, &mut pods).await?;
-    // A collector that traced, and has no row of a pod, says that nothing happened there.
-    for (pod, inputs) in &mut pods {
-        fill(&absent(scope, Some(pod)), inputs);
-    }
     Ok(pods)
 }
 

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::inputs::Handshake;
 pub(crate) use self::inputs::SEGMENTS;
-use self::inputs::{Connections, FAILED, Inputs, Pod, Receive};
+use self::inputs::{Connections, FAILED, Inputs, Receive};
 use self::score::{Counts, Health, LeftOut, Term, VERSION};
 use crate::engine::{Engine, ReportError, ask};
 use crate::format::Unit;
@@ -87,20 +87,19 @@ pub(crate) async fn read(engine: &impl Engine, scope: &Scope<'_>) -> Result<Sect
             COLLECTORS.iter().filter_map(|collector| absent.get(collector)).map(String::as_str).collect();
         return Ok(Section::Absent("none of its collectors traced anything: ".to_owned() + &why.join("; ")));
     }
-    let by_pod = inputs::read(engine, scope).await?;
+    let mut by_pod = inputs::read(engine, scope).await?;
     let left_out = inputs::left_out(scope, None);
-    // A node whose events were cut is likely the one that had most to tell: without it the session would look better.
-    let counts = |pod: Option<&Pod>, inputs: &Inputs| {
-        Counts::of(inputs, &LeftOut { some: left_out.clone(), absent: inputs::absent(scope, pod) })
-    };
-    let mut all = sum(by_pod.values());
     let mut health: Option<Counts> = None;
     let mut pods = Vec::new();
-    for (pod, inputs) in &by_pod {
-        let counts = counts(Some(pod), inputs);
-        let own =
-            LeftOut { some: inputs::left_out(scope, Some(pod)), absent: inputs::absent(scope, Some(pod)) };
-        let own = Counts::of(inputs, &own);
+    for (pod, inputs) in &mut by_pod {
+        let absent = inputs::absent(scope, Some(pod));
+        // A collector that traced, and has no row of a pod, says that nothing happened there.
+        inputs::fill(&absent, inputs);
+        // A node whose events were cut is likely the one that had most to tell: without it the session would look better.
+        let mut without = LeftOut { some: left_out.clone(), absent };
+        let counts = Counts::of(inputs, &without);
+        without.some = inputs::left_out(scope, Some(pod));
+        let own = Counts::of(inputs, &without);
         let lost = own.losses.clone();
         let own = own.health(inputs.handshake);
         let advice = advice::advise(inputs, &lost, &own);
@@ -110,9 +109,10 @@ pub(crate) async fn read(engine: &impl Engine, scope: &Scope<'_>) -> Result<Sect
             None => counts,
         });
     }
+    let mut all = sum(by_pod.values());
     let all_counts = health.unwrap_or_else(|| {
-        inputs::fill(&inputs::absent(scope, None), &mut all);
-        counts(None, &all)
+        inputs::fill(&absent, &mut all);
+        Counts::of(&all, &LeftOut { some: left_out, absent: absent.clone() })
     });
     let health = all_counts.health(inputs::handshake(engine).await?);
     all.handshake = health.handshake;
