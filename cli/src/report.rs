@@ -4,6 +4,7 @@
 //!
 //! What it is made of is in the crate `report`; here sessions are opened and the result is written.
 
+use std::collections::BTreeSet;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -33,7 +34,7 @@ pub(crate) struct Args {
     /// Write one page that needs nothing else, instead of printing.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// Print JSON (tracelake-report/1, or tracelake-comparison/1) instead of text.
+    /// Print JSON (tracelake-report/2, or tracelake-comparison/2) instead of text.
     #[arg(long)]
     json: bool,
 }
@@ -59,6 +60,19 @@ impl Shown {
         }
     }
 
+    /// What it lacks for want of objects; none if nothing.
+    fn unread(&self) -> Option<String> {
+        let titles: BTreeSet<&str> = match self {
+            Self::One(report) => report.unread().collect(),
+            Self::Two(both) => both.a.unread().chain(both.b.unread()).collect(),
+        };
+        let titles: Vec<&str> = titles.into_iter().collect();
+        (!titles.is_empty()).then(|| {
+            let verify = format!("`{} verify` names the objects", program());
+            format!("these sections could not be read: {}; {verify}", titles.join(", "))
+        })
+    }
+
     fn page(&self) -> serde_json::Result<String> {
         match self {
             Self::One(report) => page::page(&report.title(), &report.subtitle(), report.views()),
@@ -67,7 +81,7 @@ impl Shown {
     }
 }
 
-/// Prints, or writes the page.
+/// Prints, or writes the page. What lacks a section whose objects are gone or damaged is written as well, and is no success.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if let (Some(other), false) = (&args.other, args.compare) {
         bail!(
@@ -85,7 +99,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     } else if args.html.is_none() {
         out.write_all(shown.text(style()).as_bytes())?;
     }
-    Ok(ExitCode::SUCCESS)
+    let Some(unread) = shown.unread() else { return Ok(ExitCode::SUCCESS) };
+    say(&format!("{}: {unread}\n", program()));
+    Ok(ExitCode::FAILURE)
 }
 
 /// Prints the report of a session.

@@ -5,6 +5,10 @@
 
 #![cfg(feature = "sql")]
 
+#[allow(dead_code, reason = "the report's own tests use the rest")]
+#[path = "../../report/tests/support/mod.rs"]
+mod support;
+
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -72,7 +76,7 @@ async fn a_session_is_printed_as_text_json_and_a_page_and_beside_another() {
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(
         (&json["format"], &json["account"]["verdict"]),
-        (&"tracelake-report/1".into(), &"incomplete".into())
+        (&"tracelake-report/2".into(), &"incomplete".into())
     );
 
     let page = place.path().join("report.html");
@@ -84,6 +88,21 @@ async fn a_session_is_printed_as_text_json_and_a_page_and_beside_another() {
     let (text, errors) = said(&tracelake(&["--compare", a, b]));
     assert!(text.starts_with("A: shop/checkout  1 node"), "{text}{errors}");
     assert!(text.contains("\nB: shop/checkout-2  1 node"), "{text}");
+}
+
+#[tokio::test]
+async fn a_page_without_a_section_whose_object_is_gone_is_written_and_is_no_success() {
+    let written = support::Session::shop().write().await;
+    let object = written.folder.path().join(&written.contents.tables()["page_faults"][0].key);
+    let page = written.folder.path().join("report.html");
+    let (folder, html) = (written.folder.path().to_str().unwrap(), page.to_str().unwrap());
+    std::fs::remove_file(&object).unwrap();
+    let output = tracelake(&[folder, "--html", html]);
+    let (_, errors) = said(&output);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert!(errors.contains("these sections could not be read: Page faults; "), "{errors}");
+    let written = std::fs::read_to_string(&page).unwrap();
+    assert!(written.contains("an object of the session cannot be read"), "the page says it as well");
 }
 
 #[test]

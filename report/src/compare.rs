@@ -2,7 +2,7 @@
 
 //! Two sessions side by side: what changed, figure by figure, and the charts of both.
 //!
-//! In: two [`Report`]s. Out: [`Comparison`], whose JSON is `tracelake-comparison/1` with both reports inside, and its
+//! In: two [`Report`]s. Out: [`Comparison`], whose JSON is `tracelake-comparison/2` with both reports inside, and its
 //! [`View`]s. Figures stand for a whole session: pods and processes of two sessions are rarely the same ones. What adds up over a
 //! session is compared per second where one lasted longer than the other.
 
@@ -14,7 +14,7 @@ use crate::text::clean;
 use crate::view::{Advice, Cell, Change, Chart, Figure, Table, View};
 
 /// The version of the JSON.
-pub const FORMAT: &str = "tracelake-comparison/1";
+pub const FORMAT: &str = "tracelake-comparison/2";
 /// By how much lengths may differ and be the same.
 const SAME_LENGTH: f64 = 0.05;
 

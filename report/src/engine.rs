@@ -18,13 +18,16 @@ pub type Row = Map<String, Value>;
 /// A SQL engine with the tables of one session.
 pub trait Engine: Sync {
     /// Runs one query.
-    fn rows(&self, sql: &str) -> impl Future<Output = Result<Vec<Row>, String>> + Send;
+    fn rows(&self, sql: &str) -> impl Future<Output = Result<Vec<Row>, ReportError>> + Send;
 }
 
 /// Why a section cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ReportError {
-    /// The engine failed; its words name what.
+    /// An object that the section is made of is gone, or is not what its manifest says. It stays so however often one asks.
+    #[error("an object of the session cannot be read: {0}")]
+    Object(String),
+    /// The engine failed otherwise, by its store or for lack of memory; its words name what. The next try may succeed.
     #[error("the session's tables cannot be queried: {0}")]
     Query(String),
     /// A column is not what the query makes it: a mistake of this program, or tables of another make.
@@ -34,7 +37,7 @@ pub enum ReportError {
 
 /// The rows of a query as values of a type.
 pub(crate) async fn ask<T: DeserializeOwned>(engine: &impl Engine, sql: &str) -> Result<Vec<T>, ReportError> {
-    let rows = engine.rows(sql).await.map_err(ReportError::Query)?;
+    let rows = engine.rows(sql).await?;
     rows.into_iter().map(|row| Ok(serde_json::from_value(Value::Object(row))?)).collect()
 }
 

@@ -3,7 +3,7 @@
 //! What a session says: the report.
 //!
 //! In: a session's own files ([`dataset::reader::Contents`]) and an [`Engine`] that answers SQL over its tables. Out: a
-//! [`Report`], which is printed ([`text`]), written as JSON (`tracelake-report/1`: fields may be added, never change their
+//! [`Report`], which is printed ([`text`]), written as JSON (`tracelake-report/2`: fields may be added, never change their
 //! meaning), or becomes one page that needs nothing else ([`page`]); two of them side by side are a [`compare::Comparison`].
 //!
 //! One file per section, each with what it reads, what that means, and how it is shown ([`view`]).

@@ -2,7 +2,7 @@
 
 //! The report of one session: every section, in the order in which it is read.
 //!
-//! In: the session and an engine. Out: [`Report`], whose JSON is the format `tracelake-report/1`, and its [`View`]s.
+//! In: the session and an engine. Out: [`Report`], whose JSON is the format `tracelake-report/2`, and its [`View`]s.
 
 use dataset::reader::Contents;
 use dataset::render::utc;
@@ -23,7 +23,7 @@ use crate::throughput::{self, Throughput};
 use crate::view::View;
 
 /// The version of the JSON: fields may be added to it, none changes its meaning.
-pub const FORMAT: &str = "tracelake-report/1";
+pub const FORMAT: &str = "tracelake-report/2";
 
 /// What a session says.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -79,10 +79,11 @@ pub struct SessionName {
 impl Report {
     /// Makes the report of a session from its own files and its tables.
     ///
-    /// A section whose queries the engine cannot answer, because an object is gone for one, says so; the others are made all the same.
+    /// A section of which an object is gone or damaged says so, and the others are made all the same ([`Self::unread`]).
     ///
     /// # Errors
-    /// When an answer has another shape than its query makes it.
+    /// When the engine fails for another reason, such as a store that does not answer: what cannot be read then may well be there. And
+    /// when an answer has another shape than its query makes it.
     pub async fn new(contents: &Contents, engine: &impl Engine) -> Result<Self, ReportError> {
         let scope = Scope::new(contents);
         let account = Account::new(&scope);
@@ -108,14 +109,14 @@ impl Report {
             format: FORMAT,
             session: name,
             account,
-            tcp_health: or_absent(tcp_health::read(engine, &scope).await)?,
-            memory: or_absent(memory::read(engine, &scope).await)?,
-            processes: or_absent(processes::read(engine, &scope).await)?,
-            page_faults: or_absent(page_faults::read(engine, &scope).await)?,
-            scheduling: or_absent(scheduling::read(engine, &scope).await)?,
-            drops: or_absent(drops::read(engine, &scope).await)?,
-            retransmits: or_absent(retransmits::read(engine, &scope).await)?,
-            throughput: or_absent(throughput::read(engine, &scope).await)?,
+            tcp_health: or_unread(tcp_health::read(engine, &scope).await)?,
+            memory: or_unread(memory::read(engine, &scope).await)?,
+            processes: or_unread(processes::read(engine, &scope).await)?,
+            page_faults: or_unread(page_faults::read(engine, &scope).await)?,
+            scheduling: or_unread(scheduling::read(engine, &scope).await)?,
+            drops: or_unread(drops::read(engine, &scope).await)?,
+            retransmits: or_unread(retransmits::read(engine, &scope).await)?,
+            throughput: or_unread(throughput::read(engine, &scope).await)?,
             views: Vec::new(),
         };
         report.views = report.show(&scope);
@@ -125,6 +126,11 @@ impl Report {
     /// As it is shown, section by section.
     pub fn views(&self) -> &[View] {
         &self.views
+    }
+
+    /// Titles of sections that could not be read because an object is gone or damaged.
+    pub fn unread(&self) -> impl Iterator<Item = &str> {
+        self.views.iter().filter(|view| view.unread).map(|view| view.title.as_str())
     }
 
     /// Which session.
@@ -159,10 +165,10 @@ impl Report {
     }
 }
 
-/// A section that cannot be read is none.
-fn or_absent<T>(section: Result<Section<T>, ReportError>) -> Result<Section<T>, ReportError> {
+/// A section of which an object cannot be read ends no report.
+fn or_unread<T>(section: Result<Section<T>, ReportError>) -> Result<Section<T>, ReportError> {
     match section {
-        Err(error @ ReportError::Query(_)) => Ok(Section::Absent(error.to_string())),
+        Err(error @ ReportError::Object(_)) => Ok(Section::Unread(error.to_string())),
         section => section,
     }
 }

@@ -37,6 +37,8 @@ const BIN_MS: &[i64] = &[
 pub enum Section<T> {
     /// One sentence.
     Absent(String),
+    /// One sentence: it was recorded, but an object that it is made of is gone or damaged.
+    Unread(String),
     /// What was found.
     Data(T),
 }
@@ -47,6 +49,7 @@ impl<T> Section<T> {
         let mut shown = View::new(id, title);
         match self {
             Self::Absent(why) => shown.absent = Some(why.clone()),
+            Self::Unread(why) => (shown.absent, shown.unread) = (Some(why.clone()), true),
             Self::Data(data) => view(data, &mut shown),
         }
         shown

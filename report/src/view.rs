@@ -258,6 +258,9 @@ pub struct View {
     /// Why there is nothing, where that is so; then all else is empty.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub absent: Option<String>,
+    /// Whether that is because an object could not be read.
+    #[serde(skip)]
+    pub unread: bool,
     /// The numbers that matter most.
     pub figures: Vec<Figure>,
     /// What to look at next.
@@ -277,6 +280,7 @@ impl View {
             id: id.to_owned(),
             title: title.to_owned(),
             absent: None,
+            unread: false,
             figures: Vec::new(),
             advice: Vec::new(),
             notes: Vec::new(),

@@ -32,7 +32,7 @@ async fn report(session: &Session) -> Report {
 fn data<T>(section: &Section<T>) -> &T {
     match section {
         Section::Data(data) => data,
-        Section::Absent(why) => panic!("{why}"),
+        Section::Absent(why) | Section::Unread(why) => panic!("{why}"),
     }
 }
 
@@ -325,7 +325,7 @@ async fn two_sessions_stand_side_by_side() {
     let json = serde_json::to_value(&both).unwrap();
     assert_eq!(
         (&json["format"], &json["b"]["format"]),
-        (&"tracelake-comparison/1".into(), &"tracelake-report/1".into())
+        (&"tracelake-comparison/2".into(), &"tracelake-report/2".into())
     );
     golden("comparison.txt", &report::compare::text(&both, report::text::Style::default()));
 }

@@ -2,9 +2,13 @@
 
 //! What is said where nodes, manifests, objects or stretches of time are missing.
 
+use std::sync::Arc;
+
 use dataset::coverage::{CoverageKind, CoverageRow};
 use dataset::ledger::Term;
-use report::{Report, Section};
+use object_store::local::LocalFileSystem;
+use query::Limits;
+use report::{Report, ReportError, Section};
 
 use super::{data, report};
 use crate::support::{Session, coverage};
@@ -173,10 +177,48 @@ async fn an_object_that_is_gone_takes_its_sections_with_it_and_no_others() {
     let key = &written.contents.tables()["page_faults"][0].key;
     std::fs::remove_file(written.folder.path().join(key)).unwrap();
     let report = Report::new(&written.contents, &written.tables().await).await.unwrap();
-    let said = "the session's tables cannot be queried";
-    assert!(matches!(&report.page_faults, Section::Absent(why) if why.starts_with(said)));
+    let said = "an object of the session cannot be read";
+    assert!(matches!(&report.page_faults, Section::Unread(why) if why.starts_with(said)));
+    assert_eq!(report.unread().collect::<Vec<_>>(), ["Page faults"]);
     assert_eq!(data(&report.tcp_health).all.score, Some(60));
     data(&report.throughput);
+}
+
+#[tokio::test]
+async fn an_object_that_is_damaged_wherever_takes_its_sections_with_it() {
+    let damages: [fn(&mut Vec<u8>); 3] = [
+        |content| content.truncate(content.len() / 2),
+        // Its footer, and what is before that.
+        |content| content.iter_mut().rev().take(4).for_each(|byte| *byte = b'x'),
+        |content| content.iter_mut().skip(4).take(400).for_each(|byte| *byte = b'x'),
+    ];
+    for (at, damage) in damages.into_iter().enumerate() {
+        let written = Session::shop().write().await;
+        let path = written.folder.path().join(&written.contents.tables()["page_faults"][0].key);
+        let mut content = std::fs::read(&path).unwrap();
+        damage(&mut content);
+        std::fs::write(&path, content).unwrap();
+        let report = Report::new(&written.contents, &written.tables().await).await;
+        let report = report.unwrap_or_else(|error| panic!("{at}: {error}"));
+        assert_eq!(report.unread().collect::<Vec<_>>(), ["Page faults"], "{at}");
+    }
+}
+
+#[tokio::test]
+async fn what_may_be_there_and_cannot_be_asked_now_ends_the_report() {
+    let written = Session::shop().write().await;
+    let path = written.folder.path().join(&written.contents.tables()["page_faults"][0].key);
+    // A file that is there, and that the store fails to open.
+    std::fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink(&path, &path).unwrap();
+    let failed = Report::new(&written.contents, &written.tables().await).await;
+    assert!(matches!(&failed, Err(ReportError::Query(said)) if said.contains("page_faults")), "{failed:?}");
+    let written = Session::shop().write().await;
+    let store = Arc::new(LocalFileSystem::new_with_prefix(written.folder.path()).unwrap());
+    let limits = Limits { memory_bytes: 1_000, ..Limits::default() };
+    let tables = query::open(store, &written.contents, &limits).await.unwrap();
+    let failed = Report::new(&written.contents, &tables).await;
+    assert!(matches!(&failed, Err(ReportError::Query(_))), "{failed:?}");
 }
 
 #[tokio::test]
