@@ -63,8 +63,20 @@ pub(crate) fn phase_style(phase: Option<Phase>) -> Style {
 /// # Errors
 /// When it cannot be written to, as to a full disk.
 pub(crate) fn print(text: &str) -> Result<()> {
-    let mut stdout = anstream::stdout();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+    put(anstream::stdout(), text)
+}
+
+/// Prints to a terminal what moves its cursor, which is no style: `NO_COLOR` leaves it there.
+///
+/// # Errors
+/// As [`print`].
+pub(crate) fn steer(text: &str) -> Result<()> {
+    put(std::io::stdout(), text)
+}
+
+/// A reader that has gone is no error.
+fn put(mut out: impl Write, text: &str) -> Result<()> {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             Err(error).context("cannot write to standard output")
         }

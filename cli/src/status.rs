@@ -3,7 +3,7 @@
 //! `tracelake status`: everything that the cluster says of one session, once or until it is over; and what its dataset says of each
 //! container.
 
-use std::io::{ErrorKind, IsTerminal, Write};
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail, ensure};
@@ -36,7 +36,7 @@ pub(crate) struct Args {
 }
 
 /// The whole screen, from its first line.
-const CLEAR: &[u8] = b"\x1b[H\x1b[2J";
+const CLEAR: &str = "\x1b[H\x1b[2J";
 
 /// Prints the status.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
@@ -71,8 +71,7 @@ async fn watch(sessions: &Sessions, name: &str, mut session: TraceSession) -> Re
         if live || printed.is_none() || printed != version {
             let text = view::describe(&session, Timestamp::now());
             if live {
-                // Not by what prints colours, which leaves it out with NO_COLOR.
-                clear(std::io::stdout())?;
+                output::steer(CLEAR)?;
             }
             let before = if live || printed.is_none() { "" } else { "\n---\n\n" };
             output::print(&format!("{before}{text}"))?;
@@ -87,13 +86,5 @@ async fn watch(sessions: &Sessions, name: &str, mut session: TraceSession) -> Re
             Look::Deleted => bail!(deleted(&session)),
             Look::Silent(why) => say(&format!("{why}\n")),
         }
-    }
-}
-
-/// A terminal that is gone is no error.
-fn clear(mut out: impl Write) -> Result<()> {
-    match out.write_all(CLEAR).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(()),
     }
 }

@@ -165,15 +165,7 @@ pub async fn load(store: &dyn ObjectStore, prefix: &SessionPrefix) -> Result<Con
 }
 
 async fn load_once(store: &dyn ObjectStore, prefix: &SessionPrefix) -> Result<Contents, ReadError> {
-    let mut contents = Contents {
-        prefix: prefix.clone(),
-        objects: BTreeMap::new(),
-        unknown: Vec::new(),
-        session: None,
-        nodes: BTreeMap::new(),
-        unreadable: Vec::new(),
-        manifest: None,
-    };
+    let mut contents = Contents::empty(prefix.clone());
     let mut listing = store.list(Some(prefix.path()));
     while let Some(object) = listing.next().await {
         let object =
@@ -301,6 +293,19 @@ async fn read_limited(
 }
 
 impl Contents {
+    /// Of a folder in which nothing lies.
+    pub fn empty(prefix: SessionPrefix) -> Self {
+        Self {
+            prefix,
+            objects: BTreeMap::new(),
+            unknown: Vec::new(),
+            session: None,
+            nodes: BTreeMap::new(),
+            unreadable: Vec::new(),
+            manifest: None,
+        }
+    }
+
     /// Every object that may be read, by table: those that a node's manifest lists as its own, once each, and once there is
     /// a session manifest only those of the node manifests that it names.
     pub fn tables(&self) -> BTreeMap<String, Vec<ObjectEntry>> {

@@ -310,13 +310,10 @@ mod tests {
             coverage: Vec::new(),
         };
         let contents = Contents {
-            prefix: SessionPrefix::root("").unwrap(),
-            objects: Default::default(),
             unknown: vec![evil],
-            session: None,
             nodes: [(Key::node_manifest("node-1", &boot).unwrap(), listed)].into(),
-            unreadable: Vec::new(),
             manifest: Some(Manifest::new(1, String::new(), vec![node])),
+            ..Contents::empty(SessionPrefix::root("").unwrap())
         };
         let mut text = summary(&contents);
         let findings = contents.compare();

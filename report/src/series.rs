@@ -143,8 +143,6 @@ pub(crate) fn keep_largest(series: &mut Vec<Series>, others: &str) {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use dataset::key::SessionPrefix;
     use dataset::reader::Contents;
     use query::datafusion::prelude::SessionContext;
@@ -157,15 +155,7 @@ mod tests {
         struct Groups {
             n: u64,
         }
-        let contents = Contents {
-            prefix: SessionPrefix::root("").expect("a prefix"),
-            objects: BTreeMap::new(),
-            unknown: Vec::new(),
-            session: None,
-            nodes: BTreeMap::new(),
-            unreadable: Vec::new(),
-            manifest: None,
-        };
+        let contents = Contents::empty(SessionPrefix::root("").expect("a prefix"));
         let (mut scope, step_us) = (Scope::new(&contents), 100_000);
         scope.to_us = 1_000_000;
         let rows: Vec<String> = times_us.map(|us| format!("({us}, {window_ns})")).collect();
