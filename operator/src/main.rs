@@ -17,6 +17,7 @@ use rand::Rng;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracelake_operator::agents::AgentPods;
@@ -208,18 +209,29 @@ async fn lead(
     let authenticator =
         Authenticator::new(review, Arc::new(agents), args.agents(), &args.agent_service_account);
     let service = grpc::Service::new(hub.clone(), Arc::new(authenticator), metrics);
-    let listener = TcpListener::bind(args.grpc_address).await.context("bind --grpc-address")?;
     tracing::info!(grpc = %args.grpc_address, http = %args.http_address, version = env!("CARGO_PKG_VERSION"), "operator started");
-    // Thousands of agents at once would take the CPUs from the passes whose plans they come for.
-    let (opened, stopped) = (hub.clone(), stop.clone());
+    let (accepts, accepting) = oneshot::channel();
+    let (address, stopped) = (args.grpc_address, stop.clone());
     parts.spawn(async move {
-        stopped.run_until_cancelled(open(&opened)).await;
-        ("agents", grpc::serve(listener, tls, service, readers, stopped).await)
+        // Thousands of agents at once would take the CPUs from the passes whose plans they come for. Until then they are refused at
+        // once: those that waited in the listener's queue, which is short, would try again later than those that were told.
+        if stopped.run_until_cancelled(open(&hub)).await.is_none() {
+            return ("agents", Ok(()));
+        }
+        let listener = match TcpListener::bind(address).await.context("bind --grpc-address") {
+            Ok(listener) => listener,
+            Err(error) => return ("agents", Err(error)),
+        };
+        let _ = accepts.send(());
+        let served = grpc::serve(listener, tls, service, readers, stopped).await;
+        ("agents", served.map_err(anyhow::Error::from))
     });
     let announcement = args.announcement(replica);
     let (told, announced, announcer) = (role.clone(), announcement.clone(), client.clone());
     tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
-        open(&hub).await;
+        if accepting.await.is_err() {
+            return;
+        }
         match announced {
             Some(announcement) => announcement.keep(announcer, || told.serves()).await,
             None => told.serves(),

@@ -162,7 +162,7 @@ impl Pass<'_> {
         let opened = in_time(finish::open(&store, &self.id, &self.context.cluster_id, spec, self.now));
         Ok(match opened.await {
             Ok(start) => {
-                memory.keep_store(store.clone(), self.instant);
+                memory.store = Some(store.clone());
                 Opening::Open(store, start)
             }
             Err(problem) => Opening::Problem(problem),

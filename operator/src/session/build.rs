@@ -10,16 +10,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use node_api::v1::{Container, SessionPlan, Target};
 
+use super::pod::{CONFIG_HASH, CONFIG_MIRROR, Pod};
 use super::validate::ValidatedSession;
 use crate::hub::SessionId;
-
-/// On static and mirror pods: what the kubelet names the cgroup after.
-const CONFIG_HASH: &str = "kubernetes.io/config.hash";
-/// On mirror pods: the API server's UID is not the kubelet's.
-const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// What every node has to do. `labels` gives a node's labels, none if the node is not known.
 pub fn build(
@@ -32,10 +27,7 @@ pub fn build(
     let mut plans = BTreeMap::new();
     let mut admitted: BTreeMap<String, bool> = BTreeMap::new();
     for pod in pods {
-        let Some(node) = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).filter(|n| !n.is_empty())
-        else {
-            continue;
-        };
+        let Some(node) = pod.spec.node_name.clone().filter(|node| !node.is_empty()) else { continue };
         let admitted = *admitted.entry(node.clone()).or_insert_with(|| {
             session.node_selector.is_empty()
                 || labels(&node).is_some_and(|labels| carries(&labels, &session.node_selector))
@@ -72,21 +64,14 @@ fn carries(labels: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>)
     wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
-fn statuses(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
-    let status = pod.status.as_ref();
-    let all =
-        status.map(|s| [&s.init_container_statuses, &s.container_statuses, &s.ephemeral_container_statuses]);
-    all.into_iter().flatten().flatten().flatten()
-}
-
 /// Whether all of the pod's containers had ended when the window began.
 fn ended_before(pod: &Pod, start: Timestamp) -> bool {
-    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    if !matches!(phase, Some("Succeeded" | "Failed")) {
+    if !matches!(pod.status.phase.as_deref(), Some("Succeeded" | "Failed")) {
         return false;
     }
-    let last = statuses(pod)
-        .filter_map(|status| status.state.as_ref()?.terminated.as_ref()?.finished_at.as_ref())
+    let last = pod
+        .containers()
+        .filter_map(|container| container.state.terminated.as_ref()?.finished_at.as_ref())
         .map(|time| time.0)
         .max();
     last.is_none_or(|last| last < start)
@@ -97,8 +82,8 @@ fn target(pod: &Pod) -> Option<Target> {
     let cgroup_name = annotation(CONFIG_MIRROR).and_then(|_| annotation(CONFIG_HASH)).unwrap_or_default();
     // A container that was restarted has two ids, and rows of both carry its name.
     let mut containers = BTreeSet::new();
-    for status in statuses(pod) {
-        let before = status.last_state.as_ref().and_then(|s| s.terminated.as_ref()?.container_id.as_deref());
+    for status in pod.containers() {
+        let before = status.last_state.terminated.as_ref().and_then(|ended| ended.container_id.as_deref());
         for id in [status.container_id.as_deref(), before].into_iter().flatten().filter_map(bare_id) {
             containers.insert((status.name.clone(), id.to_owned()));
         }
@@ -108,7 +93,7 @@ fn target(pod: &Pod) -> Option<Target> {
         namespace: pod.metadata.namespace.clone()?,
         pod: pod.metadata.name.clone()?,
         cgroup_name,
-        host_network: pod.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or_default(),
+        host_network: pod.spec.host_network,
         containers: containers.into_iter().map(|(name, id)| Container { name, id }).collect(),
     })
 }

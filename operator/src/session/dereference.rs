@@ -12,13 +12,13 @@ use std::sync::{Arc, Mutex};
 use crds::{WorkloadKind, WorkloadRef};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
-use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::core::{NamespaceResourceScope, PartialObjectMeta, SelectorExt};
 use kube::{Api, Client, Resource, ResourceExt};
 use node_api::is_name;
 use serde::de::DeserializeOwned;
 
+use super::pod::Pod;
 use super::validate::Selection;
 
 /// Remembered owners above this many are forgotten all at once; each costs one request to learn again.

@@ -16,9 +16,6 @@ use tokio::time::Instant;
 use super::validate::ValidatedSession;
 use crate::store::ResolvedStore;
 
-/// How long a resolved store is used before its Secret is read again.
-const STORE_TTL: Duration = Duration::from_secs(60);
-
 /// What the last manifest of an incomplete session says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Late {
@@ -38,8 +35,8 @@ pub struct Memory {
     /// The status as last written, and the versions that it replaced: the watch may still show one of those.
     written: Option<Arc<TraceSession>>,
     replaced: HashSet<String>,
-    /// The store, and when it was resolved.
-    store: Option<(Instant, Arc<ResolvedStore>)>,
+    /// The store, as it was last resolved: while the API server is away that is what there is.
+    pub store: Option<Arc<ResolvedStore>>,
     /// When each node became expected, in this process.
     pub expected: BTreeMap<String, Instant>,
     /// Of an incomplete session: what its last manifest says.
@@ -79,22 +76,6 @@ impl Memory {
         self.replaced.remove(&written.resource_version().unwrap_or_default());
         self.written = Some(Arc::new(written));
         self.last_write = status_at.or(self.last_write);
-    }
-
-    /// The store, if it was resolved recently.
-    pub fn store(&self, now: Instant) -> Option<Arc<ResolvedStore>> {
-        let (at, store) = self.store.as_ref()?;
-        (now.saturating_duration_since(*at) < STORE_TTL).then(|| store.clone())
-    }
-
-    /// The store, however old.
-    pub fn any_store(&self) -> Option<Arc<ResolvedStore>> {
-        self.store.as_ref().map(|(_, store)| store.clone())
-    }
-
-    /// Keeps a store that was just resolved.
-    pub fn keep_store(&mut self, store: Arc<ResolvedStore>, now: Instant) {
-        self.store = Some((now, store));
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! | step | file | needs |
 //! | --- | --- | --- |
-//! | follow references to pods | [`dereference`] , [`pods`] | client |
+//! | follow references to pods | [`dereference`], [`pods`], [`pod`] | client |
 //! | check the spec | [`validate`] | nothing |
 //! | make each node's plan | [`build`] | nothing |
 //! | hand plans out | [`crate::hub`] | nothing |
@@ -41,6 +41,7 @@ pub mod listed;
 pub mod memory;
 pub mod nodes;
 mod over;
+pub mod pod;
 pub mod pods;
 pub mod reconcile;
 pub mod standby;

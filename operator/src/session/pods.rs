@@ -9,13 +9,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::reflector::Store;
 use kube::runtime::{WatchStreamExt, reflector, watcher};
 use kube::{Api, Client};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::listed::Listed;
+use super::pod::Pod;
 use crate::hub::{Hub, SessionId};
 
 /// How long a reconcile waits for a new watch's first list.
@@ -104,7 +104,7 @@ impl PodWatches {
         let stop = CancellationToken::new();
         let watch = watcher(api, watcher::Config::default().any_semantic())
             .default_backoff()
-            .modify(shrink)
+            .modify(Pod::shrink)
             .reflect(writer);
         let listed = Listed::default();
         let (hub, told, stopped, name, seen) =
@@ -129,18 +129,5 @@ impl PodWatches {
         });
         tracing::debug!(namespace, "watch of pods started");
         Watch { pods, listed, users, _stop: stop.drop_guard() }
-    }
-}
-
-/// Keeps what plans are made of: thousands of pods are held at once.
-fn shrink(pod: &mut Pod) {
-    pod.metadata.managed_fields = None;
-    if let Some(spec) = &mut pod.spec {
-        let node_name = spec.node_name.take();
-        let host_network = spec.host_network;
-        *spec = k8s_openapi::api::core::v1::PodSpec { node_name, host_network, ..Default::default() };
-    }
-    if let Some(status) = &mut pod.status {
-        status.conditions = None;
     }
 }

@@ -331,29 +331,24 @@ impl Pass<'_> {
         }
     }
 
-    /// The session's store, resolved within the last minute. A started session does without for a while.
+    /// A started session's store, as it was within the last minute; if that cannot be read, as it was before.
     pub(super) async fn store(
         &self,
         memory: &mut Memory,
         session: &TraceSession,
     ) -> Result<Arc<ResolvedStore>, StoreProblem> {
-        if let Some(store) = memory.store(self.instant) {
-            return Ok(store);
-        }
-        match self.context.stores.resolve(session).await {
-            Ok(store) => {
-                let store = Arc::new(store);
-                memory.keep_store(store.clone(), self.instant);
-                Ok(store)
-            }
+        match self.context.stores.resolve_started(session, self.instant).await {
+            Ok(store) => Ok(memory.store.insert(Arc::new(store)).clone()),
             // The API server being away says nothing about the store.
-            Err(problem) if problem.reason == reason::STORE_UNAVAILABLE => memory.any_store().ok_or(problem),
+            Err(problem) if problem.reason == reason::STORE_UNAVAILABLE => {
+                memory.store.clone().ok_or(problem)
+            }
             // With a namespace its Secret and the right to read it go as well, and often first; the key is still good.
             Err(problem)
                 if session.metadata.deletion_timestamp.is_some()
                     && [reason::SECRET_NOT_FOUND, reason::SECRET_FORBIDDEN].contains(&problem.reason) =>
             {
-                memory.any_store().ok_or(problem)
+                memory.store.clone().ok_or(problem)
             }
             Err(problem) => Err(problem),
         }

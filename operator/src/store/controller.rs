@@ -113,7 +113,8 @@ async fn reconcile<K: StoreObject>(store: Arc<K>, stores: Arc<Stores>) -> Result
 
 /// The newest result for this version, and when to look again.
 async fn try_store<K: StoreObject>(store: &K, stores: &Stores) -> (Result<Probed, StoreProblem>, Duration) {
-    let (s3, version, connection) = match stores.open(store, None).await {
+    let read = stores.read_of(store, None).await;
+    let (s3, version, connection) = match read.and_then(|read| stores.open(read, None)) {
         Ok(opened) => opened,
         Err(problem) => return (Err(problem), jittered(NOT_READY_EVERY)),
     };

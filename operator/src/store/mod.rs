@@ -17,7 +17,9 @@
 //! A session that has started keeps the endpoint, bucket and prefix of its `status.dataset`, whatever becomes of the
 //! store's spec; its credentials are read anew, so that keys can be rotated under it.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use crds::conditions::reason;
 use crds::{ClusterTraceStore, DatasetStatus, S3, StoreKind, StoreRef, TraceSession, TraceStore};
@@ -29,6 +31,7 @@ use node_api::is_name;
 use node_api::lanes::{Lanes, Place};
 use object_store::ObjectStore;
 use object_store::aws::AmazonS3;
+use tokio::time::Instant;
 
 pub mod chart;
 mod controller;
@@ -102,12 +105,28 @@ pub struct Stores {
     client: Client,
     config: StoreConfig,
     probes: Arc<probe::Probes>,
+    /// Of stores by namespace (none: the cluster's) and name: what was read for sessions that have started, and when.
+    read: Mutex<HashMap<(String, String), (Instant, Read)>>,
     /// Clients by what they were made of: an ambient identity keeps its token, and connections stay open.
     clients: Mutex<Vec<(ConnectionKey, Connection)>>,
 }
 
 /// Clients kept; more stores than this only cost the making of a client at each use.
 const CLIENTS_MAX: usize = 64;
+/// How long what was read of a store and its Secret is used for sessions that have started: a key is rotated within this time.
+const READ_TTL: Duration = Duration::from_secs(60);
+
+/// A store and its Secret, as they were read.
+#[derive(Clone)]
+pub(crate) struct Read {
+    uid: String,
+    generation: i64,
+    s3: S3,
+    restricted: bool,
+    credential: Credential,
+    /// The Secret's version.
+    secret: String,
+}
 
 #[derive(Clone, PartialEq)]
 struct ConnectionKey {
@@ -143,7 +162,7 @@ pub(crate) struct StoreVersion {
 impl Stores {
     /// Reads stores and Secrets with this client.
     pub fn new(client: Client, config: StoreConfig) -> Self {
-        Self { client, config, probes: Arc::default(), clients: Mutex::default() }
+        Self { client, config, probes: Arc::default(), read: Mutex::default(), clients: Mutex::default() }
     }
 
     /// The store of a session: of `status.dataset` when that is there, else of the spec, else the default one.
@@ -151,14 +170,56 @@ impl Stores {
     /// # Errors
     /// Everything that can be found without talking to the store; [`ResolvedStore::probe`] finds the rest.
     pub async fn resolve(&self, session: &TraceSession) -> Result<ResolvedStore, StoreProblem> {
-        let namespace = session.namespace().unwrap_or_default();
-        let pinned = session.status.as_ref().and_then(|status| status.dataset.as_ref());
+        let (namespace, pinned) = (session.namespace().unwrap_or_default(), pinned(session));
         let store_ref = self.store_ref(session, pinned)?;
-        let (spec, version, connection) = match store_ref.kind {
+        let read = self.read(&store_ref, &namespace, pinned).await?;
+        self.resolved(session, &namespace, store_ref, read)
+    }
+
+    /// The same, of a session that has started: what was read for another session of that store within the last minute is good for
+    /// it as well. One that has not is to see at once what was mended.
+    ///
+    /// # Errors
+    /// As [`resolve`](Self::resolve).
+    pub async fn resolve_started(
+        &self,
+        session: &TraceSession,
+        now: Instant,
+    ) -> Result<ResolvedStore, StoreProblem> {
+        let (namespace, pinned) = (session.namespace().unwrap_or_default(), pinned(session));
+        let store_ref = self.store_ref(session, pinned)?;
+        let key = match store_ref.kind {
+            StoreKind::ClusterTraceStore => (String::new(), store_ref.name.clone()),
+            StoreKind::TraceStore => (namespace.clone(), store_ref.name.clone()),
+        };
+        let read = match self.recent(&key, now) {
+            Some(read) => read,
+            None => {
+                let read = self.read(&store_ref, &namespace, pinned).await?;
+                self.read.lock().expect("no panic while held").insert(key, (now, read.clone()));
+                read
+            }
+        };
+        self.resolved(session, &namespace, store_ref, read)
+    }
+
+    /// What was read of a store not long ago. Older readings are forgotten.
+    fn recent(&self, key: &(String, String), now: Instant) -> Option<Read> {
+        let mut read = self.read.lock().expect("no panic while held");
+        read.retain(|_, (at, _)| now.saturating_duration_since(*at) < READ_TTL);
+        read.get(key).map(|(_, read)| read.clone())
+    }
+
+    async fn read(
+        &self,
+        store_ref: &StoreRef,
+        namespace: &str,
+        pinned: Option<&DatasetStatus>,
+    ) -> Result<Read, StoreProblem> {
+        match store_ref.kind {
             StoreKind::ClusterTraceStore => {
-                let store: ClusterTraceStore =
-                    self.get(Api::all(self.client.clone()), &store_ref, "").await?;
-                if pinned.is_none() && !store.spec.allows(&namespace) {
+                let store: ClusterTraceStore = self.get(Api::all(self.client.clone()), store_ref, "").await?;
+                if pinned.is_none() && !store.spec.allows(namespace) {
                     return Err(StoreProblem::new(
                         reason::NAMESPACE_NOT_ALLOWED,
                         format!(
@@ -167,19 +228,29 @@ impl Stores {
                         ),
                     ));
                 }
-                self.open(&store, pinned).await?
+                self.read_of(&store, pinned).await
             }
             StoreKind::TraceStore => {
-                let api = Api::namespaced(self.client.clone(), &namespace);
-                let store: TraceStore = self.get(api, &store_ref, &namespace).await?;
-                self.open(&store, pinned).await?
+                let api = Api::namespaced(self.client.clone(), namespace);
+                let store: TraceStore = self.get(api, store_ref, namespace).await?;
+                self.read_of(&store, pinned).await
             }
-        };
+        }
+    }
+
+    fn resolved(
+        &self,
+        session: &TraceSession,
+        namespace: &str,
+        store_ref: StoreRef,
+        read: Read,
+    ) -> Result<ResolvedStore, StoreProblem> {
+        let (spec, version, connection) = self.open(read, pinned(session))?;
         let name = session.name_any();
         let uid = session.uid().unwrap_or_default();
-        let prefix = SessionPrefix::new(&spec.prefix, &namespace, &name, &uid)
+        let prefix = SessionPrefix::new(&spec.prefix, namespace, &name, &uid)
             .map_err(|error| StoreProblem::new(reason::STORE_INVALID, error.to_string()))?;
-        Ok(ResolvedStore::new(spec, store_ref, &namespace, prefix, connection, version, self.probes.clone()))
+        Ok(ResolvedStore::new(spec, store_ref, namespace, prefix, connection, version, self.probes.clone()))
     }
 
     fn store_ref(
@@ -221,19 +292,54 @@ impl Stores {
         }
     }
 
-    /// From a store object to a client, with the place that a started session has pinned.
-    pub(crate) async fn open<K: StoreObject>(
+    /// Reads what a store object refers to.
+    pub(crate) async fn read_of<K: StoreObject>(
         &self,
         store: &K,
         pinned: Option<&DatasetStatus>,
-    ) -> Result<(S3, StoreVersion, Connection), StoreProblem> {
+    ) -> Result<Read, StoreProblem> {
         if pinned.is_none() && store.meta().deletion_timestamp.is_some() {
             return Err(StoreProblem::new(
                 reason::STORE_DELETED,
                 format!("{} {} is being deleted and takes no new session", K::kind(&()), store.name_any()),
             ));
         }
-        let mut spec = store.s3().clone();
+        let restricted = !K::TRUSTED;
+        // Nobody's Secret is read for a place that is not allowed.
+        self.place(store.s3(), restricted, pinned)?;
+        let namespace = store.secret_namespace(&self.config.operator_namespace);
+        let (credential, secret) =
+            credentials::read(&self.client, &namespace, store.credentials(), K::TRUSTED).await?;
+        Ok(Read {
+            uid: store.uid().unwrap_or_default(),
+            generation: store.meta().generation.unwrap_or_default(),
+            s3: store.s3().clone(),
+            restricted,
+            credential,
+            secret,
+        })
+    }
+
+    /// From what was read of a store to a client, with the place that a started session has pinned.
+    pub(crate) fn open(
+        &self,
+        read: Read,
+        pinned: Option<&DatasetStatus>,
+    ) -> Result<(S3, StoreVersion, Connection), StoreProblem> {
+        let (spec, place) = self.place(&read.s3, read.restricted, pinned)?;
+        let connection = self.connect(&spec, read.credential, read.restricted)?;
+        let version = StoreVersion { uid: read.uid, generation: read.generation, secret: read.secret, place };
+        Ok((spec, version, connection))
+    }
+
+    /// Where data go, and if that is not where the store's spec leads now, its name.
+    fn place(
+        &self,
+        s3: &S3,
+        restricted: bool,
+        pinned: Option<&DatasetStatus>,
+    ) -> Result<(S3, String), StoreProblem> {
+        let mut spec = s3.clone();
         let mut place = String::new();
         if let Some(dataset) = pinned {
             spec.endpoint = dataset.endpoint.clone();
@@ -241,25 +347,14 @@ impl Stores {
             spec.region = dataset.region.clone();
             spec.prefix = dataset.prefix.clone();
             spec.force_path_style = Some(dataset.force_path_style);
-            if (&spec.endpoint, &spec.bucket) != (&store.s3().endpoint, &store.s3().bucket) {
+            if (&spec.endpoint, &spec.bucket) != (&s3.endpoint, &s3.bucket) {
                 place = format!("{}/{}", spec.endpoint.as_deref().unwrap_or_default(), spec.bucket);
             }
         }
-        let restricted = !K::TRUSTED;
         if restricted {
             self.config.endpoints.admit(spec.endpoint.as_deref())?;
         }
-        let namespace = store.secret_namespace(&self.config.operator_namespace);
-        let (credential, secret) =
-            credentials::read(&self.client, &namespace, store.credentials(), K::TRUSTED).await?;
-        let connection = self.connect(&spec, credential, restricted)?;
-        let version = StoreVersion {
-            uid: store.uid().unwrap_or_default(),
-            generation: store.meta().generation.unwrap_or_default(),
-            secret,
-            place,
-        };
-        Ok((spec, version, connection))
+        Ok((spec, place))
     }
 
     fn connect(&self, s3: &S3, credential: Credential, restricted: bool) -> Result<Connection, StoreProblem> {
@@ -277,6 +372,11 @@ impl Stores {
         clients.push((key, connection.clone()));
         Ok(connection)
     }
+}
+
+/// Where a session that has started writes.
+fn pinned(session: &TraceSession) -> Option<&DatasetStatus> {
+    session.status.as_ref()?.dataset.as_ref()
 }
 
 /// A store that a session may write to.

@@ -283,6 +283,30 @@ async fn a_running_session_with_nothing_new_costs_no_write() {
 }
 
 #[tokio::test]
+async fn a_store_and_its_secret_are_read_once_a_minute_for_all_sessions_that_run_there() {
+    let scenario = Scenario::new(&spec(), "http://127.0.0.1:9");
+    scenario.started();
+    let mut sessions = vec![scenario.api.session()];
+    for name in ["one", "two"] {
+        let mut other = (*sessions[0]).clone();
+        other.metadata.name = Some(name.to_owned());
+        other.metadata.uid = Some(format!("0b7d4fd2-0000-4000-8000-{name:0>12}"));
+        let path = format!("/apis/tracelake.dev/v1alpha1/namespaces/shop/tracesessions/{name}");
+        scenario.api.apply(&path, &serde_json::to_string(&other).unwrap());
+        sessions.push(Arc::new(other));
+    }
+    let secret = "GET /api/v1/namespaces/tracelake/secrets/key";
+    let store = "GET /apis/tracelake.dev/v1alpha1/clustertracestores/main";
+    for minute in 1..=3 {
+        for session in &sessions {
+            reconcile::reconcile(session.clone(), scenario.context.clone()).await.unwrap();
+            scenario.context.clock.advance(Duration::from_secs(20));
+        }
+        assert_eq!([secret, store].map(|what| scenario.api.came(what).len()), [minute; 2]);
+    }
+}
+
+#[tokio::test]
 async fn changes_within_five_seconds_are_one_write_and_a_phase_is_written_at_once() {
     let scenario = Scenario::new(&spec(), "http://127.0.0.1:9");
     scenario.started();

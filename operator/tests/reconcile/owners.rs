@@ -4,10 +4,10 @@
 use std::sync::Arc;
 
 use crds::{WorkloadKind, WorkloadRef};
-use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use serde_json::json;
 use tracelake_operator::session::dereference::Owners;
+use tracelake_operator::session::pod::Pod;
 use tracelake_operator::session::validate::Selection;
 
 use super::api::Api;

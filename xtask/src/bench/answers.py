@@ -25,7 +25,7 @@ def talkers():
 
 
 def handshake():
-    p99 = pl.col("handshake_ns").quantile(0.99, "linear").floor().cast(pl.Int64).alias("p99_ns")
+    p99 = (pl.col("handshake_ns").quantile(0.99, "linear") / 1000).round().cast(pl.Int64).alias("p99_us")
     return table("tcp_connections").group_by("pod").agg(p99).with_columns(pl.col("pod").cast(pl.String)).sort("pod")
 
 

@@ -114,14 +114,14 @@ async fn f15_a_window_ends_though_the_api_server_is_away_and_nobodys_owner_can_b
 }
 
 #[tokio::test]
-async fn f16_a_watch_that_is_gone_again_and_again_is_listed_anew_after_growing_pauses() {
+async fn f16_a_watch_that_is_gone_again_and_again_is_listed_anew_after_a_pause_each_time() {
     let scenario = Scenario::new(&spec(), "http://127.0.0.1:9");
     scenario.started();
     scenario.api.is_in(Some(Trouble::Gone));
     let (api, _, running, stop) = reconciling(scenario, None);
     let pauses = pauses(&api, &format!("GET {SESSIONS}"), 5).await;
-    assert!(pauses.iter().all(|pause| *pause > Duration::from_millis(300)), "{pauses:?}");
-    assert!(pauses.iter().sum::<Duration>() > Duration::from_secs(4), "{pauses:?}");
+    // Each list was answered, so that the pauses do not grow.
+    assert!(pauses.iter().all(|pause| *pause > Duration::from_millis(700)), "{pauses:?}");
     stop.cancel();
     running.await.unwrap();
 }
