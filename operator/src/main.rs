@@ -193,7 +193,7 @@ async fn lead(
     held?;
     let (known, writer) = reflector::store();
     let listed = session::listed::Listed::default();
-    let mut parts = JoinSet::new();
+    let mut parts = JoinSet::<(&str, anyhow::Result<()>)>::new();
     let sessions = session::run(context, writer, listed.clone(), due, stop.clone());
     parts.spawn(sessions.map(|()| ("sessions", Ok(()))));
     let schedules =
@@ -212,20 +212,17 @@ async fn lead(
     tracing::info!(grpc = %args.grpc_address, http = %args.http_address, version = env!("CARGO_PKG_VERSION"), "operator started");
     let (accepts, accepting) = oneshot::channel();
     let (address, stopped) = (args.grpc_address, stop.clone());
-    parts.spawn(async move {
+    let serving = async move {
         // Thousands of agents at once would take the CPUs from the passes whose plans they come for. Until then they are refused at
         // once: those that waited in the listener's queue, which is short, would try again later than those that were told.
         if stopped.run_until_cancelled(open(&hub)).await.is_none() {
-            return ("agents", Ok(()));
+            return Ok(());
         }
-        let listener = match TcpListener::bind(address).await.context("bind --grpc-address") {
-            Ok(listener) => listener,
-            Err(error) => return ("agents", Err(error)),
-        };
+        let listener = TcpListener::bind(address).await.context("bind --grpc-address")?;
         let _ = accepts.send(());
-        let served = grpc::serve(listener, tls, service, readers, stopped).await;
-        ("agents", served.map_err(anyhow::Error::from))
-    });
+        Ok(grpc::serve(listener, tls, service, readers, stopped).await?)
+    };
+    parts.spawn(serving.map(|ended| ("agents", ended)));
     let announcement = args.announcement(replica);
     let (told, announced, announcer) = (role.clone(), announcement.clone(), client.clone());
     tokio::spawn(stop.clone().run_until_cancelled_owned(async move {

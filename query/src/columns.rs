@@ -4,8 +4,8 @@
 //!
 //! In: the schema that the dataset's files have ([`dataset::schema`]), its only declaration. Out: the same names, types,
 //! units and descriptions, but for words, which are views of text here whether files have a dictionary of them or not:
-//! DataFusion groups and joins by those at half the time. Every column may be null: files of an older version lack the columns that
-//! were added since.
+//! DataFusion groups and joins by dictionaries row by row. Every column may be null: files of an older version lack the columns
+//! that were added since.
 
 use std::sync::Arc;
 
