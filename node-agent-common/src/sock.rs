@@ -114,6 +114,8 @@ fields! {
         SK_ERR: "sock", "sk_err";
         SK_CGROUP: "sock", "sk_cgrp_data.cgroup";
         SK_FLAGS: "sock", "__sk_common.skc_flags";
+        SK_OWNED: "sock", "sk_lock.owned";
+        SK_SLOCK: "sock", "sk_lock.slock.rlock.raw_lock.val.counter", optional;
         SK_NET: "sock", "__sk_common.skc_net.net";
         SK_COOKIE: "sock", "__sk_common.skc_cookie.counter";
         SK_STATE: "sock", "__sk_common.skc_state";

@@ -5,8 +5,8 @@
 //! Two orders for a reason: LLVM makes an addition without the fetch flag of every relaxed one, also where its result is
 //! used, which then is the operand. Whoever needs the result asks for a stronger order.
 
-use core::intrinsics::AtomicOrdering::{AcqRel, Relaxed};
-use core::intrinsics::{atomic_and, atomic_or, atomic_xadd, atomic_xchg};
+use core::intrinsics::AtomicOrdering::{AcqRel, Acquire, Relaxed};
+use core::intrinsics::{atomic_and, atomic_cxchg, atomic_or, atomic_xadd, atomic_xchg};
 
 /// Adds.
 ///
@@ -58,20 +58,26 @@ pub(crate) unsafe fn swap(word: *mut u64, value: u64) -> u64 {
     unsafe { atomic_xchg::<u64, { AcqRel }>(word, value) }
 }
 
-/// What a counter that now is `now` has grown by since `seen`, for one of those that ask at once: `seen` is `now` then.
+/// What a counter that now is `now` has grown by since `seen`, for one of those that ask at once: `seen` is `now` then. None of
+/// it for who looked earlier than `seen` was.
 ///
 /// # Safety
 /// As [`add`].
 #[inline(always)]
 pub(crate) unsafe fn claim(seen: *mut u64, now: u64) -> u64 {
-    // SAFETY: as promised by the caller.
-    unsafe {
-        let grown = now.wrapping_sub(swap(seen, now));
-        if grown.cast_signed() >= 0 {
-            return grown;
+    // A pass and a hook at most ask at once, and each time that one comes to nothing the other has got on.
+    for _ in 0..4 {
+        // SAFETY: as promised by the caller.
+        unsafe {
+            let before = seen.read_volatile();
+            let grown = now.wrapping_sub(before);
+            if grown.cast_signed() <= 0 {
+                return 0;
+            }
+            if atomic_cxchg::<u64, { AcqRel }, { Acquire }>(seen, before, now).1 {
+                return grown;
+            }
         }
-        // Somebody who looked later was first: what was taken back here is put there again.
-        add(seen, grown.wrapping_neg());
-        0
     }
+    0
 }

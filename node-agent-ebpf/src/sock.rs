@@ -6,6 +6,8 @@
 //! A socket belongs to the cgroup that made it. On softirq paths the current task is whoever was interrupted, so these
 //! functions never look at it.
 
+use core::ptr::read_volatile;
+
 use aya_ebpf::helpers::generated::{
     bpf_get_socket_cookie, bpf_jiffies64, bpf_probe_read_kernel, bpf_skc_to_tcp_sock,
 };
@@ -41,6 +43,8 @@ pub(crate) trait Read {
 
 /// Plain loads from typed pointers: 2 ns each.
 pub(crate) struct Direct;
+/// As [`Direct`], in the program's order, where another CPU may write between two of them.
+pub(crate) struct InOrder;
 /// Probe reads from any address: 8-10 ns each.
 pub(crate) struct Probe;
 
@@ -64,6 +68,24 @@ impl Read for Direct {
                 2 => u64::from(load::<u16>(base, place)),
                 4 => u64::from(load::<u32>(base, place)),
                 _ => load::<u64>(base, place),
+            }
+        };
+        bits(packed, value)
+    }
+}
+
+impl Read for InOrder {
+    #[inline(always)]
+    unsafe fn number(base: *const u8, place: &'static u64) -> u64 {
+        let packed = constant(place);
+        let from = address(base, place);
+        // SAFETY: as promised by the caller.
+        let value = unsafe {
+            match fields::size(packed) {
+                1 => u64::from(read_volatile(from)),
+                2 => u64::from(read_volatile(from.cast::<u16>())),
+                4 => u64::from(read_volatile(from.cast::<u32>())),
+                _ => read_volatile(from.cast::<u64>()),
             }
         };
         bits(packed, value)

@@ -4,6 +4,7 @@
 //! Hooks: tp_btf `sched_switch` (preempt, prev, next[, prev_state]); `iter/task` at each window's end for threads that are on
 //! a CPU just then. Times and switches are the kernel's own accounts (`sum_exec_runtime`, `sched_info.run_delay`, `nvcsw`,
 //! `nivcsw`), whose growth from one switch to the next is what the slice took: exact by definition, and no hook for each wakeup.
+//! An entry stays until its thread is freed (tp_btf `sched_process_free`), an RCU grace period after its end: see page_faults.
 //! Cost: one hash lookup for tasks that are nobody's; some 250 ns for each slice of a target's.
 //! Invariant: an entry of [`THREADS`] is used only if the kernel's counts of switches say that its thread has left no CPU since.
 //! That it was put on one need not have been seen: kernels skip hooks (`recursion`), and some run none for their first process.
@@ -281,9 +282,6 @@ unsafe fn leave(prev: *const u8) {
                 None => {}
             }
         }
-        if ends {
-            let _ = THREADS.remove(tid);
-        }
     }
 }
 
@@ -329,8 +327,21 @@ pub fn cpu_exec(ctx: BtfTracePointContext) -> i32 {
             && let Some(thread) = THREADS.get_ptr(before)
         {
             let thread = *thread;
+            // The one of before goes with the first thread, which has got that id.
             let _ = THREADS.insert(tid, thread, 0);
-            let _ = THREADS.remove(before);
+        }
+    }
+    0
+}
+
+/// A thread is freed.
+#[btf_tracepoint(function = "sched_process_free")]
+pub fn cpu_free(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: the argument is a `struct task_struct *`.
+    unsafe {
+        let task = Task::new(ctx.arg(0));
+        if THREADS.get_ptr(task.tid).is_some_and(|thread| (*thread).start_ns == task.start_ns) {
+            let _ = THREADS.remove(task.tid);
         }
     }
     0
@@ -357,10 +368,6 @@ pub unsafe extern "C" fn cpu_pass(ctx: *mut u64) -> i32 {
         let cgroup_id = kernel::task_cgroup_id(this);
         let (slots, tid) = (wanted(cgroup_id), load::<u32>(this, &TASK_PID));
         if slots == 0 {
-            // Nobody's any more.
-            if THREADS.get_ptr(tid).is_some() {
-                let _ = THREADS.remove(tid);
-            }
             return 0;
         }
         let task = Task::new(this);

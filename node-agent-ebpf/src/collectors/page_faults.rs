@@ -2,7 +2,7 @@
 //! Page faults of the targets' processes: sums per window, or each by itself.
 //!
 //! Hooks: `iter/task` at each window's end, tp_btf `sched_process_fork` (a new thread has had none), `sched_process_exit` (its
-//! last ones), `sched_process_exec` (its id may change) and `cgroup_attach_task`; for single faults tp_btf `page_fault_user`, which x86 has on every kernel.
+//! last ones), `sched_process_free`, `sched_process_exec` (its id may change) and `cgroup_attach_task`; for single faults tp_btf `page_fault_user`, which x86 has on every kernel.
 //! Where a session asks for it, fentry and fexit on `handle_mm_fault`: the kernel counts at that function's end, by the rule that
 //! is repeated here. What was mapped is looked up at the entry: at the exit the mapping may be gone.
 //! The kernel keeps the counters itself, so a fault costs nothing: what is paid is a pass over all tasks per window, some
@@ -30,7 +30,9 @@ use crate::kernel::{self, CGROUP_ROOT, ROOT_HIERARCHY_ID, constant, follow, load
 use crate::ring::{self, Hit};
 use crate::{atomic, counters, target};
 
-/// How many of a thread's faults are accounted for.
+/// How many of a thread's faults are accounted for. An entry stays until its thread is freed, an RCU grace period after its
+/// end: a pass may have it in hand for as long. It would be another thread's memory otherwise, since removed entries are used
+/// again at once.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Seen {
@@ -91,7 +93,7 @@ fn wanted(cgroup_id: u64) -> u64 {
 /// # Safety
 /// `task` was made from a typed pointer.
 #[inline(always)]
-unsafe fn account(task: &Task, cgroup_id: u64, is_new: bool, stays: bool) {
+unsafe fn account(task: &Task, cgroup_id: u64, is_new: bool) {
     // SAFETY: members of the type; the entry is the map's, and its counters are changed atomically.
     unsafe {
         let slots = wanted(cgroup_id);
@@ -110,11 +112,8 @@ unsafe fn account(task: &Task, cgroup_id: u64, is_new: bool, stays: bool) {
                 (*seen).cgroup_id = cgroup_id;
                 (*seen).slots = slots;
                 (*seen).newest = counters::newest();
-                if !stays || slots == 0 {
-                    let _ = FAULTS_SEEN.remove(task.tid);
-                }
             }
-            _ if stays && slots != 0 => {
+            _ if slots != 0 => {
                 let (maj_flt, min_flt) = if is_new { (0, 0) } else { (maj_flt, min_flt) };
                 let newest = counters::newest();
                 let fresh = Seen { start_ns: task.start_ns, cgroup_id, slots, newest, maj_flt, min_flt };
@@ -176,7 +175,7 @@ pub unsafe extern "C" fn page_fault_pass(ctx: *mut u64) -> i32 {
         if target::slots(cgroup_id) == 0 && FAULTS_SEEN.get_ptr(task.tid).is_none() {
             return 0;
         }
-        account(&task, cgroup_id, false, true);
+        account(&task, cgroup_id, false);
     }
     0
 }
@@ -189,7 +188,7 @@ pub fn page_fault_fork(ctx: BtfTracePointContext) -> i32 {
         let child: *const u8 = ctx.arg(1);
         let cgroup_id = kernel::task_cgroup_id(child);
         if target::slots(cgroup_id) != 0 {
-            account(&Task::new(child), cgroup_id, true, true);
+            account(&Task::new(child), cgroup_id, true);
         }
     }
     0
@@ -205,8 +204,8 @@ pub fn page_fault_exec(ctx: BtfTracePointContext) -> i32 {
             && let Some(seen) = FAULTS_SEEN.get_ptr(before)
         {
             let seen = *seen;
+            // The one of before goes with the first thread, which has got that id.
             let _ = FAULTS_SEEN.insert(tid, seen, 0);
-            let _ = FAULTS_SEEN.remove(before);
         }
     }
     0
@@ -220,7 +219,20 @@ pub fn page_fault_exit(ctx: BtfTracePointContext) -> i32 {
         let this: *const u8 = ctx.arg(0);
         let task = Task::new(this);
         if FAULTS_SEEN.get_ptr(task.tid).is_some() {
-            account(&task, kernel::task_cgroup_id(this), false, false);
+            account(&task, kernel::task_cgroup_id(this), false);
+        }
+    }
+    0
+}
+
+/// A thread is freed.
+#[btf_tracepoint(function = "sched_process_free")]
+pub fn page_fault_free(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: the argument is a `struct task_struct *`.
+    unsafe {
+        let task = Task::new(ctx.arg(0));
+        if FAULTS_SEEN.get_ptr(task.tid).is_some_and(|seen| (*seen).start_ns == task.start_ns) {
+            let _ = FAULTS_SEEN.remove(task.tid);
         }
     }
     0
@@ -238,7 +250,7 @@ pub fn page_fault_move(ctx: BtfTracePointContext) -> i32 {
         let cgroup_id = kernel::cgroup_id(cgroup);
         let task = Task::new(ctx.arg(2));
         if target::slots(cgroup_id) != 0 || FAULTS_SEEN.get_ptr(task.tid).is_some() {
-            account(&task, cgroup_id, false, true);
+            account(&task, cgroup_id, false);
         }
     }
     0

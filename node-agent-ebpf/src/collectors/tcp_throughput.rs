@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 //! Payload of the targets' TCP connections, added up per connection and window.
 //!
-//! Hooks: `iter/task_file` at each window's end, tp_btf `inet_sock_set_state` for beginnings and ends.
+//! Hooks: `iter/task_file` at each window's end, tp_btf `inet_sock_set_state` for beginnings and ends, `tcp_destroy_sock`.
 //! The kernel counts for each socket itself, so data cost nothing: what is paid is a pass over all open files per window,
 //! 0.2 us each, and a hash lookup per change of state of sockets that are nobody's.
+//! A pass runs beside what it looks at: a connection may end, and another begin, between two of its instructions. Its order
+//! of reads and the time at which entries are removed are what makes the sums exact nevertheless.
 //! Not seen before they end: sockets that no process holds.
 
 use core::ptr::addr_of_mut;
@@ -22,11 +24,12 @@ use super::processes::Task;
 use crate::aggregate::{self, Sums};
 use crate::atomic;
 use crate::counters::{self, Loss};
-use crate::kernel::{self, constant, follow};
+use crate::kernel::{self, constant, exists, follow};
 use crate::ring::Hit;
 use crate::sock::{
-    self, Direct, Read, SK_FLAGS, SK_PROTOCOL, SK_STATE, SOCK_DONE_BIT, SOCKET_SK, TCP_BYTES_ACKED,
-    TCP_BYTES_RECEIVED, TCP_BYTES_RETRANS, TCP_BYTES_SENT, TCP_SND_UNA, TCP_WRITE_SEQ,
+    self, Direct, InOrder, Read, SK_FLAGS, SK_OWNED, SK_PROTOCOL, SK_SLOCK, SK_STATE, SOCK_DONE_BIT,
+    SOCKET_SK, TCP_BYTES_ACKED, TCP_BYTES_RECEIVED, TCP_BYTES_RETRANS, TCP_BYTES_SENT, TCP_SND_UNA,
+    TCP_WRITE_SEQ,
 };
 
 /// What the kernel has counted for a socket: payload.
@@ -39,7 +42,9 @@ struct Counts {
     retransmitted: u64,
 }
 
-/// How much of a connection is accounted for.
+/// How much of a connection is accounted for. An entry stays until its socket is destroyed, which cannot be while a pass has
+/// the socket's file in hand. It would be another connection's memory under the pass otherwise: removed entries are used
+/// again at once.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Carried {
@@ -50,6 +55,8 @@ struct Carried {
     newest: u64,
     /// The last pass that met it.
     pass: u64,
+    /// From what the kernel counts as acknowledged to the number of the first byte that is not, modulo 2^32.
+    base: u64,
     counts: Counts,
     /// Who holds it; 0 where nobody looked yet.
     start_ns: u64,
@@ -74,36 +81,79 @@ static THROUGHPUT_ZEROS: Array<ThroughputValue> = Array::with_max_entries(1, 0);
 
 const SUMS: Sums<Throughput> = Sums { entries: &THROUGHPUT, zeros: &THROUGHPUT_ZEROS };
 
-/// What the kernel has counted so far. The numbers of SYN and FIN are not payload: the SYN counts before a connection is
-/// entered, the FIN is taken off here.
+/// What a sequence number has bits for.
+const NUMBERS: u64 = u32::MAX as u64;
+/// What a SYN adds to what is acknowledged.
+const SYN: u64 = 1;
+const NOTHING: Counts = Counts { received: 0, sent: 0, acked: 0, retransmitted: 0 };
+
+/// Who looks: a hook, which the socket's owner runs, or a pass beside it.
+#[derive(Clone, Copy)]
+enum By {
+    Hook,
+    Pass,
+}
+
+/// What the kernel has counted so far, and the base of what is acknowledged. The numbers of SYN and FIN are not payload: the
+/// SYN counts before a connection is entered, a FIN is taken off here. `None` when the socket has closed meanwhile: then the
+/// hook of its end has everything.
+///
+/// Every counter is read before what tells whether a FIN is in it: one that comes between makes the number too small by
+/// one, which the next look adds, and never too large. A FIN that is received counts before the socket says so, and the
+/// socket is locked for as long: a pass that meets it so takes off one to be safe.
 ///
 /// # Safety
-/// `tcp` is a typed `struct tcp_sock`, in state `now`.
+/// `tcp` is a typed `struct tcp_sock`, which the hooks have locked.
 #[inline(always)]
-unsafe fn counts(tcp: *const u8, now: u32) -> Counts {
+unsafe fn counts(tcp: *const u8, by: By, base: Option<u64>) -> Option<(Counts, u64)> {
     // SAFETY: members of the type.
     unsafe {
-        let done = constant(&SOCK_DONE_BIT) & 63;
-        let fin_received = Direct::number(tcp, &SK_FLAGS) >> done & 1;
-        let fin_sent = matches!(
-            now,
-            state::FIN_WAIT1 | state::FIN_WAIT2 | state::CLOSING | state::LAST_ACK | state::TIME_WAIT
-        );
-        let all_acked = Direct::number(tcp, &TCP_SND_UNA) == Direct::number(tcp, &TCP_WRITE_SEQ);
-        Counts {
-            received: Direct::number(tcp, &TCP_BYTES_RECEIVED).wrapping_sub(fin_received),
-            sent: Direct::number(tcp, &TCP_BYTES_SENT),
-            acked: Direct::number(tcp, &TCP_BYTES_ACKED).wrapping_sub(u64::from(fin_sent && all_acked)),
-            retransmitted: Direct::number(tcp, &TCP_BYTES_RETRANS),
+        let received = InOrder::number(tcp, &TCP_BYTES_RECEIVED);
+        let is_busy = matches!(by, By::Pass)
+            && (InOrder::number(tcp, &SK_OWNED) != 0
+                || exists(&SK_SLOCK) && InOrder::number(tcp, &SK_SLOCK) != 0);
+        let is_done = InOrder::number(tcp, &SK_FLAGS) >> (constant(&SOCK_DONE_BIT) & 63) & 1 != 0;
+        let fin_received = u64::from((is_done || is_busy) && received != 0);
+        let una = InOrder::number(tcp, &TCP_SND_UNA);
+        let mut acked = InOrder::number(tcp, &TCP_BYTES_ACKED);
+        let base = base.unwrap_or(una.wrapping_sub(acked) & NUMBERS);
+        let now = InOrder::number(tcp, &SK_STATE) as u32;
+        if now == state::CLOSE {
+            return None;
         }
+        if matches!(now, state::FIN_WAIT1 | state::FIN_WAIT2 | state::CLOSING | state::LAST_ACK) {
+            // The last number is the FIN's, and acknowledged if the count reaches beyond it.
+            let last = InOrder::number(tcp, &TCP_WRITE_SEQ).wrapping_sub(1);
+            let payload = last.wrapping_sub(base) & NUMBERS;
+            acked = acked.wrapping_sub(u64::from(acked & NUMBERS == payload.wrapping_add(1) & NUMBERS));
+        }
+        let counts = Counts {
+            received: received.wrapping_sub(fin_received),
+            sent: InOrder::number(tcp, &TCP_BYTES_SENT),
+            acked,
+            retransmitted: InOrder::number(tcp, &TCP_BYTES_RETRANS),
+        };
+        Some((counts, base))
     }
+}
+
+/// What is known of a connection; what is left of another at its socket's address is forgotten.
+#[inline(always)]
+fn find(sk: *const u8, sock_id: u64) -> Option<*mut Carried> {
+    let known = CARRIED.get_ptr_mut(sk as u64)?;
+    // SAFETY: a map's value.
+    if unsafe { (*known).sock_id } == sock_id {
+        return Some(known);
+    }
+    let _ = CARRIED.remove(sk as u64);
+    None
 }
 
 /// Enters a connection with what it has carried before anybody looked. One that finds no room is a hit, and lost.
 #[inline(always)]
-fn enter(sk: *const u8, sock_id: u64, slots: u64, counts: Counts) -> Option<*mut Carried> {
+fn enter(sk: *const u8, sock_id: u64, slots: u64, (counts, base): (Counts, u64)) -> Option<*mut Carried> {
     let newest = counters::newest();
-    let fresh = Carried { sock_id, slots, newest, pass: 0, counts, start_ns: 0, pid: 0, comm: [0; 16] };
+    let fresh = Carried { sock_id, slots, newest, pass: 0, base, counts, start_ns: 0, pid: 0, comm: [0; 16] };
     let _ = CARRIED.insert(sk as u64, fresh, u64::from(BPF_NOEXIST));
     let entered = CARRIED.get_ptr_mut(sk as u64);
     if entered.is_none() {
@@ -131,12 +181,12 @@ unsafe fn hold(task: *const u8, carried: *mut Carried) {
 /// Accounts for what a connection has carried since it was looked at last.
 ///
 /// # Safety
-/// `tcp` is a typed `struct tcp_sock` in state `now`, `carried` its entry.
+/// `tcp` is a typed `struct tcp_sock`, `carried` its entry.
 #[inline(always)]
-unsafe fn account(tcp: *const u8, carried: *mut Carried, hit: &Hit, now: u32) {
+unsafe fn account(tcp: *const u8, by: By, carried: *mut Carried, hit: &Hit) {
     // SAFETY: as promised; words of map values are changed atomically.
     unsafe {
-        let counts = counts(tcp, now);
+        let Some((counts, _)) = counts(tcp, by, Some((*carried).base)) else { return };
         let received = atomic::claim(addr_of_mut!((*carried).counts.received), counts.received);
         let sent = atomic::claim(addr_of_mut!((*carried).counts.sent), counts.sent);
         let acked = atomic::claim(addr_of_mut!((*carried).counts.acked), counts.acked);
@@ -179,6 +229,15 @@ unsafe fn account(tcp: *const u8, carried: *mut Carried, hit: &Hit, now: u32) {
     }
 }
 
+/// A connection is nobody's any more. Should it become somebody's again, what it carries meanwhile is not theirs.
+#[inline(always)]
+fn disown(sk: *const u8) {
+    if let Some(known) = CARRIED.get_ptr_mut(sk as u64) {
+        // SAFETY: a map's value.
+        unsafe { (*known).slots = 0 };
+    }
+}
+
 /// A window ends: the context is (meta, task, fd, file).
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task_file")]
@@ -204,10 +263,7 @@ pub unsafe extern "C" fn throughput_pass(ctx: *mut u64) -> i32 {
             return 0;
         }
         let Some(hit) = sock::owner(sk, INDEX) else {
-            // Nobody's any more; should it become somebody's again, what it carries meanwhile is not theirs.
-            if CARRIED.get_ptr(sk as u64).is_some() {
-                let _ = CARRIED.remove(sk as u64);
-            }
+            disown(sk);
             return 0;
         };
         let tcp = sock::tcp_sock(sk);
@@ -215,13 +271,11 @@ pub unsafe extern "C" fn throughput_pass(ctx: *mut u64) -> i32 {
             return 0;
         }
         let (sock_id, pass) = (sock::cookie(tcp), THROUGHPUT_PASSES.get(0).copied().unwrap_or(1));
-        let carried = match CARRIED.get_ptr_mut(sk as u64) {
-            Some(known) if (*known).sock_id == sock_id => known,
-            stale => {
-                if stale.is_some() {
-                    let _ = CARRIED.remove(sk as u64);
-                }
-                let Some(entered) = enter(sk, sock_id, hit.slots, counts(tcp, now)) else { return 0 };
+        let carried = match find(sk, sock_id) {
+            Some(known) => known,
+            None => {
+                let Some(before) = counts(tcp, By::Pass, None) else { return 0 };
+                let Some(entered) = enter(sk, sock_id, hit.slots, before) else { return 0 };
                 entered
             }
         };
@@ -233,7 +287,7 @@ pub unsafe extern "C" fn throughput_pass(ctx: *mut u64) -> i32 {
         }
         if is_first {
             (*carried).pass = pass;
-            account(tcp, carried, &hit, now);
+            account(tcp, By::Pass, carried, &hit);
         }
     }
     0
@@ -255,7 +309,7 @@ pub fn throughput_change(ctx: BtfTracePointContext) -> i32 {
             return 0;
         }
         let Some(hit) = sock::owner(sk, INDEX) else {
-            let _ = CARRIED.remove(sk as u64);
+            disown(sk);
             return 0;
         };
         let tcp = sock::tcp_sock(sk);
@@ -263,37 +317,50 @@ pub fn throughput_change(ctx: BtfTracePointContext) -> i32 {
             return 0;
         }
         let sock_id = sock::cookie(tcp);
+        let known = find(sk, sock_id);
         if new == state::SYN_SENT {
-            let _ = CARRIED.remove(sk as u64);
-            let nothing = Counts { received: 0, sent: 0, acked: 0, retransmitted: 0 };
             let task = bpf_get_current_task_btf().cast_const().cast::<u8>();
-            if let Some(carried) = enter(sk, sock_id, hit.slots, nothing)
+            let entered = match known {
+                // A socket may connect again, and the kernel counts anew.
+                Some(known) => {
+                    (*known).counts = NOTHING;
+                    (*known).slots = hit.slots;
+                    (*known).newest = counters::newest();
+                    Some(known)
+                }
+                None => enter(sk, sock_id, hit.slots, (NOTHING, 0)),
+            };
+            if let Some(carried) = entered
                 && kernel::task_cgroup_id(task) == hit.cgroup_id
             {
                 hold(task, carried);
             }
             return 0;
         }
-        let known = match CARRIED.get_ptr_mut(sk as u64) {
-            Some(known) if (*known).sock_id == sock_id => Some(known),
-            _ => None,
-        };
         if begins {
-            // What is counted by now is the SYN, and on this side nothing else.
-            let counts = counts(tcp, old);
+            let Some((counts, base)) = counts(tcp, By::Hook, None) else { return 0 };
             match known {
-                Some(known) => (*known).counts.acked = counts.acked,
+                Some(known) => {
+                    (*known).counts.acked = SYN;
+                    (*known).base = base;
+                }
+                // Data that came with the last segment of the handshake count as received in the session.
                 None => {
-                    let _ = CARRIED.remove(sk as u64);
-                    let _ = enter(sk, sock_id, hit.slots, Counts { received: 0, ..counts });
+                    let _ = enter(sk, sock_id, hit.slots, (Counts { received: 0, ..counts }, base));
                 }
             }
             return 0;
         }
         if let Some(carried) = known {
-            account(tcp, carried, &hit, old);
+            account(tcp, By::Hook, carried, &hit);
         }
-        let _ = CARRIED.remove(sk as u64);
     }
+    0
+}
+
+/// A socket is destroyed, which no process has open any more.
+#[btf_tracepoint(function = "tcp_destroy_sock")]
+pub fn throughput_destroy(ctx: BtfTracePointContext) -> i32 {
+    let _ = CARRIED.remove(ctx.arg::<u64>(0));
     0
 }

@@ -29,6 +29,7 @@ impl Collector for CpuSched {
             &[
                 Hook::on("cpu_switch", "sched_switch"),
                 Hook::on("cpu_exec", "sched_process_exec"),
+                Hook::on("cpu_free", "sched_process_free"),
                 Hook::iterator(PASS, "task"),
                 Hook::run(WARM),
             ]

@@ -48,6 +48,7 @@ impl Collector for PageFaultsCollector {
                 Hook::on("page_fault_fork", "sched_process_fork"),
                 Hook::on("page_fault_exec", "sched_process_exec"),
                 Hook::on("page_fault_exit", "sched_process_exit"),
+                Hook::on("page_fault_free", "sched_process_free"),
                 Hook::on("page_fault_move", "cgroup_attach_task"),
                 Hook::iterator(PASS, "task"),
                 Hook { role: Role::Asked, ..Hook::on(SINGLE[0], "page_fault_user") },

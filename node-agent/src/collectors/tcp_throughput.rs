@@ -30,7 +30,13 @@ impl Collector for TcpThroughput {
     }
 
     fn hooks(&self) -> &'static [Hook] {
-        const { &[Hook::on("throughput_change", "inet_sock_set_state"), Hook::iterator(PASS, "task_file")] }
+        const {
+            &[
+                Hook::on("throughput_change", "inet_sock_set_state"),
+                Hook::on("throughput_destroy", "tcp_destroy_sock"),
+                Hook::iterator(PASS, "task_file"),
+            ]
+        }
     }
 
     fn fields(&self) -> &'static [&'static [Field]] {

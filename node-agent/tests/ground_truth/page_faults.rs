@@ -2,6 +2,7 @@
 //! Page faults of known programs, against /proc and getrusage, which read the thread's and the process's own counters at
 //! other moments and by other ways, and against the number of pages that were touched.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tracelake_node_agent::engine::CollectorSpec;
@@ -14,6 +15,8 @@ pub(crate) const PAGES: usize = 2_000;
 /// Children that the workload forks, and pages that each of them touches.
 const CHILDREN: usize = 20;
 const CHILD_PAGES: usize = 100;
+/// Children that each of two threads forks one after the other.
+const CHURNED: usize = 2_000;
 
 fn faults(events: bool) -> CollectorSpec {
     CollectorSpec {
@@ -149,6 +152,27 @@ fn a_slot_that_is_used_again_has_nothing_of_the_session_before() {
     assert_eq!(sum(&rows, "minor"), after.1 - before.1);
 }
 
+/// A pass runs beside all this: it meets processes as they end, while others begin in the memory that they leave.
+#[test]
+fn faults_of_processes_that_end_under_a_pass_are_their_own() {
+    let cgroup = TestCgroup::new();
+    let mut burst = Burst::start("faults", &cgroup.path);
+    let mut recording =
+        Recording::start(CollectorSpec { interval: Duration::from_millis(1), ..faults(false) }, &[]);
+    recording.targets(&[cgroup.target()]);
+    let children = burst.go("churn");
+    let pid = i64::from(burst.child.id());
+    let (rows, _) = recording.finish();
+    let mut sums: BTreeMap<i64, i64> = BTreeMap::new();
+    for row in rows.iter().filter(|row| number(row, "pid") != pid) {
+        *sums.entry(number(row, "pid")).or_default() += number(row, "minor");
+    }
+    let numbers: Vec<i64> = children.split(' ').map(|one| one.parse().expect("a number")).collect();
+    let known: BTreeMap<i64, i64> = numbers.chunks(2).map(|one| (one[0], one[1])).collect();
+    assert_eq!(known.len(), 2 * CHURNED);
+    assert_eq!(sums, known);
+}
+
 /// A new mapping of so many pages without huge ones.
 fn map(pages: usize) -> (*mut u8, usize) {
     // SAFETY: asks for memory of this process's own; the length is right.
@@ -192,6 +216,32 @@ fn touch(memory: *mut u8, page: usize, pages: usize) {
     }
 }
 
+/// Forks children that touch pages, more or fewer; the id of each, and its minor faults by its parent's account.
+fn churn() -> Vec<String> {
+    let child = |index: usize| {
+        let pages = 1 + index % CHILD_PAGES;
+        // SAFETY: the child only touches memory and leaves.
+        match unsafe { libc::fork() } {
+            0 => {
+                let (memory, page) = map(pages);
+                touch(memory, page, pages);
+                // SAFETY: ends this process.
+                unsafe { libc::_exit(0) }
+            }
+            child => {
+                // SAFETY: zeros are a valid value of it; waits for that child and fills it in.
+                let usage = unsafe {
+                    let mut usage: libc::rusage = std::mem::zeroed();
+                    assert_eq!(libc::wait4(child, std::ptr::null_mut(), 0, &raw mut usage), child);
+                    usage
+                };
+                format!("{child} {}", usage.ru_minflt)
+            }
+        }
+    };
+    (0..CHURNED).map(child).collect()
+}
+
 /// The program of these tests.
 pub(crate) fn workload() -> ! {
     answer(|order| match order {
@@ -201,6 +251,11 @@ pub(crate) fn workload() -> ! {
             // SAFETY: the mapping that was made above.
             unsafe { libc::munmap(memory.cast(), PAGES * page) };
             format!("{} {page}", memory as usize)
+        }
+        "churn" => {
+            let halves = [(); 2].map(|()| std::thread::spawn(churn));
+            let both = halves.map(|half| half.join().expect("it ends well"));
+            both.concat().join(" ")
         }
         "share" => {
             let page = share(PAGES, PAGES);

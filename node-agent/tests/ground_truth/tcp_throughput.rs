@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Payloads of known size over loopback, some by write and some by sendfile, against what both ends were given.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
@@ -73,7 +74,75 @@ fn payload_of_every_connection_is_what_its_ends_were_given() {
     test.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
 }
 
-/// The program of this test.
+/// Connections of a churn, on so many threads, and what each carries there and back.
+const CHURNS: i64 = 100;
+const CONNECTIONS: i64 = 200;
+const PAIRS: i64 = 2;
+const ASKED: i64 = 1_000;
+const ANSWERED: i64 = 20_000;
+
+/// A pass runs beside all this: it meets connections as they end, while others begin in the memory that they leave.
+#[test]
+fn connections_that_end_under_a_pass_count_once() {
+    let test = std::thread::spawn(|| {
+        own_network();
+        let cgroup = TestCgroup::new();
+        let mut burst = Burst::start("stream", &cgroup.path);
+        let spec = CollectorSpec {
+            name: "tcpThroughput".into(),
+            params: [("topN".to_owned(), "10000".to_owned())].into(),
+            interval: Duration::from_millis(1),
+            ..CollectorSpec::default()
+        };
+        let mut recording = Recording::start(spec, &[]);
+        recording.targets(&[cgroup.target()]);
+        for _ in 0..CHURNS {
+            burst.go("churn");
+        }
+        let (rows, _) = recording.finish();
+        let mut sums: BTreeMap<i64, [i64; 3]> = BTreeMap::new();
+        for row in &rows {
+            let sum = sums.entry(number(row, "sock_id")).or_default();
+            sum[0] += number(row, "tx_bytes") - number(row, "retrans_bytes");
+            sum[1] += number(row, "acked_bytes");
+            sum[2] += number(row, "rx_bytes");
+        }
+        let (clients, servers): (Vec<_>, Vec<_>) = sums.into_values().partition(|sum| sum[0] == ASKED);
+        for (ends, sent, received) in [(clients, ASKED, ANSWERED), (servers, ANSWERED, ASKED)] {
+            assert_eq!(ends.len() as i64, CHURNS * CONNECTIONS);
+            for end in ends {
+                assert_eq!(end, [sent, sent, received]);
+            }
+        }
+    });
+    test.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
+/// One half of the connections of a churn.
+fn churn() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    let address = listener.local_addr().expect("is bound");
+    let server = std::thread::spawn(move || {
+        for _ in 0..CONNECTIONS / PAIRS {
+            let (mut end, _) = listener.accept().expect("a connection");
+            end.read_exact(&mut [0; ASKED as usize]).expect("it comes whole");
+            end.write_all(&[1; ANSWERED as usize]).expect("the client reads");
+            // The client closes first.
+            assert_eq!(end.read(&mut [0; 1]).expect("its end"), 0);
+        }
+    });
+    for _ in 0..CONNECTIONS / PAIRS {
+        let mut end = TcpStream::connect(address).expect("it listens");
+        end.write_all(&[7; ASKED as usize]).expect("the server reads");
+        end.read_exact(&mut [0; ANSWERED as usize]).expect("it comes whole");
+        // The file stays open until the connection has ended.
+        end.shutdown(Shutdown::Write).expect("is open");
+        assert_eq!(end.read(&mut [0; 1]).expect("its end"), 0);
+    }
+    server.join().expect("the server ends well");
+}
+
+/// The program of these tests.
 pub(crate) fn workload() -> ! {
     let mut ends: Option<(TcpStream, TcpStream)> = None;
     answer(|order| match order {
@@ -106,6 +175,11 @@ pub(crate) fn workload() -> ! {
             }
             client.read_exact(&mut vec![0; REPLY as usize]).expect("the reply comes whole");
             reader.join().expect("the reader ends well");
+            String::new()
+        }
+        "churn" => {
+            let halves: Vec<_> = (0..PAIRS).map(|_| std::thread::spawn(churn)).collect();
+            halves.into_iter().for_each(|half| half.join().expect("it ends well"));
             String::new()
         }
         "close" => {
