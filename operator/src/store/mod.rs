@@ -105,16 +105,33 @@ pub struct Stores {
     client: Client,
     config: StoreConfig,
     probes: Arc<probe::Probes>,
-    /// Of stores by namespace (none: the cluster's) and name: what was read for sessions that have started, and when.
-    read: Mutex<HashMap<(String, String), (Instant, Read)>>,
+    /// Of stores by namespace (none: the cluster's) and name: what was read for sessions that have started.
+    read: Mutex<HashMap<(String, String), Reading>>,
     /// Clients by what they were made of: an ambient identity keeps its token, and connections stay open.
     clients: Mutex<Vec<(ConnectionKey, Connection)>>,
 }
 
 /// Clients kept; more stores than this only cost the making of a client at each use.
 const CLIENTS_MAX: usize = 64;
-/// How long what was read of a store and its Secret is used for sessions that have started: a key is rotated within this time.
-const READ_TTL: Duration = Duration::from_secs(60);
+/// When a store and its Secret are read again for sessions that have started: a key is rotated within this time.
+const READ_AGAIN: Duration = Duration::from_secs(60);
+/// How long one session has for that before another tries; the old reading is used meanwhile, by all but who reads.
+const READ_TRY: Duration = Duration::from_secs(10);
+/// Nobody uses a reading of this age.
+const READ_TTL: Duration = Duration::from_secs(120);
+
+/// What was read of a store and its Secret, and when.
+struct Reading {
+    read: Read,
+    at: Instant,
+    again_at: Instant,
+}
+
+impl Reading {
+    fn new(read: Read, now: Instant) -> Self {
+        Self { read, at: now, again_at: now + READ_AGAIN }
+    }
+}
 
 /// A store and its Secret, as they were read.
 #[derive(Clone)]
@@ -176,8 +193,8 @@ impl Stores {
         self.resolved(session, &namespace, store_ref, read)
     }
 
-    /// The same, of a session that has started: what was read for another session of that store within the last minute is good for
-    /// it as well. One that has not is to see at once what was mended.
+    /// The same, of a session that has started: what was read for another session of that store not long ago is good for it as
+    /// well, and one of all that ask reads it again each minute. One that has not started is to see at once what was mended.
     ///
     /// # Errors
     /// As [`resolve`](Self::resolve).
@@ -195,19 +212,29 @@ impl Stores {
         let read = match self.recent(&key, now) {
             Some(read) => read,
             None => {
-                let read = self.read(&store_ref, &namespace, pinned).await?;
-                self.read.lock().expect("no panic while held").insert(key, (now, read.clone()));
-                read
+                let read = self.read(&store_ref, &namespace, pinned).await;
+                let mut readings = self.read.lock().expect("no panic while held");
+                // Of one that cannot be read all sessions are to say the same: each asks.
+                match &read {
+                    Ok(read) => _ = readings.insert(key, Reading::new(read.clone(), now)),
+                    Err(_) => _ = readings.remove(&key),
+                }
+                read?
             }
         };
         self.resolved(session, &namespace, store_ref, read)
     }
 
-    /// What was read of a store not long ago. Older readings are forgotten.
+    /// What was read of a store not long ago; none for whoever is to read it again. Older readings are forgotten.
     fn recent(&self, key: &(String, String), now: Instant) -> Option<Read> {
         let mut read = self.read.lock().expect("no panic while held");
-        read.retain(|_, (at, _)| now.saturating_duration_since(*at) < READ_TTL);
-        read.get(key).map(|(_, read)| read.clone())
+        read.retain(|_, reading| now.saturating_duration_since(reading.at) < READ_TTL);
+        let reading = read.get_mut(key)?;
+        if now >= reading.again_at {
+            reading.again_at = now + READ_TRY;
+            return None;
+        }
+        Some(reading.read.clone())
     }
 
     async fn read(
