@@ -170,7 +170,7 @@ pub(crate) async fn follow(
                     sessions.title(&name)
                 ));
                 let stopped = tokio::select! {
-                    stopped = sessions.stop(&name) => stopped,
+                    stopped = sessions.stop_this(&last) => stopped,
                     () = interrupts.next() => {
                         line.say(&left_alone(sessions, &name));
                         return Ok(Followed::Left);

@@ -8,7 +8,7 @@
 use anyhow::{Result, anyhow, ensure};
 use crds::TraceSession;
 use kube::api::{ListParams, Patch, PatchParams};
-use kube::{Api, Client, Error, Resource};
+use kube::{Api, Client, Error, Resource, ResourceExt};
 use node_api::is_name;
 use serde_json::{Value, json};
 
@@ -149,13 +149,25 @@ impl Sessions {
         self.client.request(request).await.map_err(|error| self.not_created(error))
     }
 
-    /// Asks a session to end now.
+    /// Asks the session of that name to end now.
     ///
     /// # Errors
     /// When it is not there or may not be changed.
     pub(crate) async fn stop(&self, name: &str) -> Result<TraceSession> {
-        let stop = Patch::Merge(json!({ "spec": { "stop": true } }));
-        let patched = self.api.patch(name, &PatchParams::default(), &stop).await;
+        self.ask_to_stop(name, json!({ "spec": { "stop": true } })).await
+    }
+
+    /// Asks this session to end now, and no other that has its name by then.
+    ///
+    /// # Errors
+    /// As [`stop`](Self::stop), and when there is another.
+    pub(crate) async fn stop_this(&self, session: &TraceSession) -> Result<TraceSession> {
+        let stop = json!({ "metadata": { "uid": session.uid() }, "spec": { "stop": true } });
+        self.ask_to_stop(&session.name_any(), stop).await
+    }
+
+    async fn ask_to_stop(&self, name: &str, stop: Value) -> Result<TraceSession> {
+        let patched = self.api.patch(name, &PatchParams::default(), &Patch::Merge(stop)).await;
         patched.map_err(|error| match error {
             Error::Api(status) if status.code == 403 => {
                 anyhow!(

@@ -124,7 +124,8 @@ async fn ctrl_c_stops_the_session_and_waits_for_what_it_has() {
         .filter(|(what, _)| what.starts_with("PATCH"))
         .map(|(_, body)| body.clone())
         .collect();
-    assert_eq!(patches, [json!({ "spec": { "stop": true } })]);
+    // Another of that name, made meanwhile, would be a conflict.
+    assert_eq!(patches, [json!({ "metadata": { "uid": "7d1c" }, "spec": { "stop": true } })]);
 }
 
 #[tokio::test]

@@ -191,9 +191,10 @@ fn script() -> PathBuf {
     cache::repository().join("xtask/src/bench/answers.py")
 }
 
-/// Builds a test target that is a program, as users would get it.
+/// Builds a test target that is a program, as users would get it, and for the same target: DataFusion is compiled once.
 fn release_test(name: &str) -> Result<PathBuf> {
-    let binaries = test::test_binaries(&mut test::cargo(["test", "--release"])?, &[name])?;
+    let mut cargo = test::cargo(["test", "--release", "--target", tools::MUSL_TARGET])?;
+    let binaries = test::test_binaries(&mut cargo, &[name])?;
     binaries.into_iter().next().context("cargo built one test")
 }
 
