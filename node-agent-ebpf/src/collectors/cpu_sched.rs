@@ -35,8 +35,6 @@ node_agent_common::declare_sched_fields!();
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Thread {
-    /// When its process began: tells it from another with the same id.
-    start_ns: u64,
     /// How often it had been taken off a CPU: because it had to wait, and though it could have gone on.
     voluntary: u64,
     involuntary: u64,
@@ -63,7 +61,6 @@ impl Thread {
         unsafe {
             let ((voluntary, involuntary), run_ns) = (switches(task), load::<u64>(task, &TASK_RUNTIME));
             Thread {
-                start_ns: Task::new(task).start_ns,
                 voluntary,
                 involuntary,
                 slots,
@@ -77,9 +74,10 @@ impl Thread {
     }
 }
 
-/// Thread id to where it stands. Not preallocated: most nodes use little of it.
+/// Address of a thread to where it stands; its id may become another's while it executes a program. Not preallocated: most
+/// nodes use little of it.
 #[map]
-static THREADS: HashMap<u32, Thread> = HashMap::with_max_entries(MAX_THREADS, BPF_F_NO_PREALLOC);
+static THREADS: HashMap<u64, Thread> = HashMap::with_max_entries(MAX_THREADS, BPF_F_NO_PREALLOC);
 
 /// What is added up.
 #[map]
@@ -241,8 +239,7 @@ pub fn cpu_switch(ctx: BtfTracePointContext) -> i32 {
 unsafe fn leave(prev: *const u8) {
     // SAFETY: members of the type; the entry is the map's.
     unsafe {
-        let tid: u32 = load(prev, &TASK_PID);
-        if tid == IDLE {
+        if load::<u32>(prev, &TASK_PID) == IDLE {
             return;
         }
         let ends = load::<i32>(prev, &TASK_EXIT_STATE) != 0;
@@ -252,11 +249,11 @@ unsafe fn leave(prev: *const u8) {
             // The kernel has counted this switch already.
             let mut now = Thread::of(prev, slots);
             now.cpu = u64::from(kernel::cpu()) + 1;
-            match THREADS.get_ptr_mut(tid) {
+            match THREADS.get_ptr_mut(prev as u64) {
                 Some(thread) => {
                     let is_next =
                         (*thread).voluntary + (*thread).involuntary + 1 == now.voluntary + now.involuntary;
-                    if is_next && (*thread).start_ns == now.start_ns {
+                    if is_next {
                         let slice = Slice {
                             run_ns: now.begun_ns.wrapping_sub((*thread).begun_ns),
                             waited_ns: now.delay_ns.wrapping_sub((*thread).delay_ns),
@@ -266,7 +263,6 @@ unsafe fn leave(prev: *const u8) {
                         // Takes what is not added up yet, beside a pass that may be doing so.
                         end(&Task::new(prev), thread, cgroup_id, slots, slice, now.begun_ns);
                     } else {
-                        (*thread).start_ns = now.start_ns;
                         (*thread).added_ns = now.added_ns;
                     }
                     (*thread).voluntary = now.voluntary;
@@ -278,7 +274,7 @@ unsafe fn leave(prev: *const u8) {
                     (*thread).cpu = now.cpu;
                 }
                 // It was on its CPU when the session began. Where there is no room, its next slice says so.
-                None if !ends => _ = THREADS.insert(tid, now, 0),
+                None if !ends => _ = THREADS.insert(prev as u64, now, 0),
                 None => {}
             }
         }
@@ -291,59 +287,33 @@ unsafe fn leave(prev: *const u8) {
 unsafe fn enter(next: *const u8) {
     // SAFETY: members of the type; the entry is the map's.
     unsafe {
-        let tid: u32 = load(next, &TASK_PID);
-        if tid == IDLE {
+        if load::<u32>(next, &TASK_PID) == IDLE {
             return;
         }
         let slots = wanted(kernel::task_cgroup_id(next));
         if slots == 0 {
             return;
         }
-        let (voluntary, involuntary) = switches(next);
-        if let Some(thread) = THREADS.get_ptr_mut(tid)
-            && (*thread).voluntary == voluntary
-            && (*thread).involuntary == involuntary
-            && (*thread).start_ns == Task::new(next).start_ns
-        {
-            (*thread).slots = slots;
-            (*thread).newest = counters::newest();
-            return;
-        }
         // The scheduler adds the waiting before a slice after this hook.
-        if THREADS.insert(tid, Thread::of(next, slots), 0).is_err() {
+        let now = Thread::of(next, slots);
+        if let Some(thread) = THREADS.get_ptr_mut(next as u64) {
+            if (*thread).voluntary == now.voluntary && (*thread).involuntary == now.involuntary {
+                (*thread).slots = slots;
+                (*thread).newest = now.newest;
+            } else {
+                *thread = now;
+            }
+        } else if THREADS.insert(next as u64, now, 0).is_err() {
             counters::admit_many(slots, INDEX, 1);
             counters::lose_many(slots, INDEX, Loss::MapFull as u32, 1);
         }
     }
 }
 
-/// A program is executed: a thread that is not the first takes over the first one's id, and keeps its accounts.
-#[btf_tracepoint(function = "sched_process_exec")]
-pub fn cpu_exec(ctx: BtfTracePointContext) -> i32 {
-    // SAFETY: (`struct task_struct *`, its id before); the entry is copied out of the map.
-    unsafe {
-        let (before, tid) = (ctx.arg::<i32>(1) as u32, load::<u32>(ctx.arg(0), &TASK_PID));
-        if before != tid
-            && let Some(thread) = THREADS.get_ptr(before)
-        {
-            let thread = *thread;
-            // The one of before goes with the first thread, which has got that id.
-            let _ = THREADS.insert(tid, thread, 0);
-        }
-    }
-    0
-}
-
 /// A thread is freed.
 #[btf_tracepoint(function = "sched_process_free")]
 pub fn cpu_free(ctx: BtfTracePointContext) -> i32 {
-    // SAFETY: the argument is a `struct task_struct *`.
-    unsafe {
-        let task = Task::new(ctx.arg(0));
-        if THREADS.get_ptr(task.tid).is_some_and(|thread| (*thread).start_ns == task.start_ns) {
-            let _ = THREADS.remove(task.tid);
-        }
-    }
+    let _ = THREADS.remove(ctx.arg::<u64>(0));
     0
 }
 
@@ -366,19 +336,16 @@ pub unsafe extern "C" fn cpu_pass(ctx: *mut u64) -> i32 {
             return 0;
         }
         let cgroup_id = kernel::task_cgroup_id(this);
-        let (slots, tid) = (wanted(cgroup_id), load::<u32>(this, &TASK_PID));
-        if slots == 0 {
+        let slots = wanted(cgroup_id);
+        // One that has ended may be freed meanwhile.
+        if slots == 0 || load::<i32>(this, &TASK_EXIT_STATE) != 0 {
             return 0;
         }
         let task = Task::new(this);
         let (voluntary, involuntary) = switches(this);
         let runs = Direct::number(this, &TASK_ON_CPU) != 0;
-        match THREADS.get_ptr_mut(tid) {
-            Some(thread)
-                if (*thread).voluntary == voluntary
-                    && (*thread).involuntary == involuntary
-                    && (*thread).start_ns == task.start_ns =>
-            {
+        match THREADS.get_ptr_mut(this as u64) {
+            Some(thread) if (*thread).voluntary == voluntary && (*thread).involuntary == involuntary => {
                 if runs {
                     let own = counters::since((*thread).slots & slots, (*thread).newest);
                     let run_ns = atomic::claim(addr_of_mut!((*thread).added_ns), load(this, &TASK_RUNTIME));
@@ -390,8 +357,8 @@ pub unsafe extern "C" fn cpu_pass(ctx: *mut u64) -> i32 {
                 }
             }
             // It may have been put on a CPU meanwhile, and entered there.
-            None if !runs && load::<i32>(this, &TASK_EXIT_STATE) == 0 => {
-                let _ = THREADS.insert(tid, Thread::of(this, slots), u64::from(BPF_NOEXIST));
+            None if !runs => {
+                let _ = THREADS.insert(this as u64, Thread::of(this, slots), u64::from(BPF_NOEXIST));
             }
             _ => {}
         }

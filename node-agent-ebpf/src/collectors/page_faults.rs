@@ -2,7 +2,7 @@
 //! Page faults of the targets' processes: sums per window, or each by itself.
 //!
 //! Hooks: `iter/task` at each window's end, tp_btf `sched_process_fork` (a new thread has had none), `sched_process_exit` (its
-//! last ones), `sched_process_free`, `sched_process_exec` (its id may change) and `cgroup_attach_task`; for single faults tp_btf `page_fault_user`, which x86 has on every kernel.
+//! last ones), `sched_process_free` and `cgroup_attach_task`; for single faults tp_btf `page_fault_user`, which x86 has on every kernel.
 //! Where a session asks for it, fentry and fexit on `handle_mm_fault`: the kernel counts at that function's end, by the rule that
 //! is repeated here. What was mapped is looked up at the entry: at the exit the mapping may be gone.
 //! The kernel keeps the counters itself, so a fault costs nothing: what is paid is a pass over all tasks per window, some
@@ -36,8 +36,6 @@ use crate::{atomic, counters, target};
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Seen {
-    /// Tells the thread from another with the same id: when its process began.
-    start_ns: u64,
     /// The cgroup that it was in.
     cgroup_id: u64,
     /// Sessions for which this is so, and the newest session of that time.
@@ -47,9 +45,10 @@ struct Seen {
     min_flt: u64,
 }
 
-/// Thread id to what was seen of it. Not preallocated: most nodes use little of it.
+/// Address of a thread to what was seen of it; its id may become another's while it executes a program. Not preallocated: most
+/// nodes use little of it.
 #[map]
-static FAULTS_SEEN: HashMap<u32, Seen> = HashMap::with_max_entries(MAX_THREADS, BPF_F_NO_PREALLOC);
+static FAULTS_SEEN: HashMap<u64, Seen> = HashMap::with_max_entries(MAX_THREADS, BPF_F_NO_PREALLOC);
 
 /// What is added up.
 #[map]
@@ -99,8 +98,8 @@ unsafe fn account(task: &Task, cgroup_id: u64, is_new: bool) {
         let slots = wanted(cgroup_id);
         let maj_flt: u64 = load(task.task, &TASK_MAJ_FLT);
         let min_flt: u64 = load(task.task, &TASK_MIN_FLT);
-        match FAULTS_SEEN.get_ptr_mut(task.tid) {
-            Some(seen) if (*seen).start_ns == task.start_ns => {
+        match FAULTS_SEEN.get_ptr_mut(task.task as u64) {
+            Some(seen) if !is_new => {
                 // What it had in another cgroup is that one's.
                 let was_in = (*seen).cgroup_id;
                 let owed = counters::since((*seen).slots & wanted(was_in), (*seen).newest);
@@ -113,11 +112,13 @@ unsafe fn account(task: &Task, cgroup_id: u64, is_new: bool) {
                 (*seen).slots = slots;
                 (*seen).newest = counters::newest();
             }
-            _ if slots != 0 => {
+            left if slots != 0 => {
                 let (maj_flt, min_flt) = if is_new { (0, 0) } else { (maj_flt, min_flt) };
-                let newest = counters::newest();
-                let fresh = Seen { start_ns: task.start_ns, cgroup_id, slots, newest, maj_flt, min_flt };
-                if FAULTS_SEEN.insert(task.tid, fresh, 0).is_err() {
+                let fresh = Seen { cgroup_id, slots, newest: counters::newest(), maj_flt, min_flt };
+                if let Some(left) = left {
+                    // Of a thread that was at this address before, whose free was not seen: kernels skip hooks at times.
+                    *left = fresh;
+                } else if FAULTS_SEEN.insert(task.task as u64, fresh, 0).is_err() {
                     // What this thread has until there is room: nobody can say how many.
                     counters::admit_many(slots, INDEX, 1);
                     counters::lose_many(slots, INDEX, Loss::MapFull as u32, 1);
@@ -172,7 +173,7 @@ pub unsafe extern "C" fn page_fault_pass(ctx: *mut u64) -> i32 {
         }
         let cgroup_id = kernel::task_cgroup_id(this);
         let task = Task::new(this);
-        if target::slots(cgroup_id) == 0 && FAULTS_SEEN.get_ptr(task.tid).is_none() {
+        if target::slots(cgroup_id) == 0 && FAULTS_SEEN.get_ptr(task.task as u64).is_none() {
             return 0;
         }
         account(&task, cgroup_id, false);
@@ -194,23 +195,6 @@ pub fn page_fault_fork(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// A program is executed: a thread that is not the first takes over the first one's id, and keeps its counters.
-#[btf_tracepoint(function = "sched_process_exec")]
-pub fn page_fault_exec(ctx: BtfTracePointContext) -> i32 {
-    // SAFETY: (`struct task_struct *`, its id before); the entry is copied out of the map.
-    unsafe {
-        let (before, tid) = (ctx.arg::<i32>(1) as u32, load::<u32>(ctx.arg(0), &TASK_PID));
-        if before != tid
-            && let Some(seen) = FAULTS_SEEN.get_ptr(before)
-        {
-            let seen = *seen;
-            // The one of before goes with the first thread, which has got that id.
-            let _ = FAULTS_SEEN.insert(tid, seen, 0);
-        }
-    }
-    0
-}
-
 /// A thread ends.
 #[btf_tracepoint(function = "sched_process_exit")]
 pub fn page_fault_exit(ctx: BtfTracePointContext) -> i32 {
@@ -218,7 +202,7 @@ pub fn page_fault_exit(ctx: BtfTracePointContext) -> i32 {
     unsafe {
         let this: *const u8 = ctx.arg(0);
         let task = Task::new(this);
-        if FAULTS_SEEN.get_ptr(task.tid).is_some() {
+        if FAULTS_SEEN.get_ptr(task.task as u64).is_some() {
             account(&task, kernel::task_cgroup_id(this), false);
         }
     }
@@ -228,13 +212,7 @@ pub fn page_fault_exit(ctx: BtfTracePointContext) -> i32 {
 /// A thread is freed.
 #[btf_tracepoint(function = "sched_process_free")]
 pub fn page_fault_free(ctx: BtfTracePointContext) -> i32 {
-    // SAFETY: the argument is a `struct task_struct *`.
-    unsafe {
-        let task = Task::new(ctx.arg(0));
-        if FAULTS_SEEN.get_ptr(task.tid).is_some_and(|seen| (*seen).start_ns == task.start_ns) {
-            let _ = FAULTS_SEEN.remove(task.tid);
-        }
-    }
+    let _ = FAULTS_SEEN.remove(ctx.arg::<u64>(0));
     0
 }
 
@@ -249,7 +227,7 @@ pub fn page_fault_move(ctx: BtfTracePointContext) -> i32 {
         }
         let cgroup_id = kernel::cgroup_id(cgroup);
         let task = Task::new(ctx.arg(2));
-        if target::slots(cgroup_id) != 0 || FAULTS_SEEN.get_ptr(task.tid).is_some() {
+        if target::slots(cgroup_id) != 0 || FAULTS_SEEN.get_ptr(task.task as u64).is_some() {
             account(&task, cgroup_id, false);
         }
     }

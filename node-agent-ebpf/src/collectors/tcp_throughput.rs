@@ -55,8 +55,6 @@ struct Carried {
     newest: u64,
     /// The last pass that met it.
     pass: u64,
-    /// From what the kernel counts as acknowledged to the number of the first byte that is not, modulo 2^32.
-    base: u64,
     counts: Counts,
     /// Who holds it; 0 where nobody looked yet.
     start_ns: u64,
@@ -81,59 +79,65 @@ static THROUGHPUT_ZEROS: Array<ThroughputValue> = Array::with_max_entries(1, 0);
 
 const SUMS: Sums<Throughput> = Sums { entries: &THROUGHPUT, zeros: &THROUGHPUT_ZEROS };
 
-/// What a sequence number has bits for.
-const NUMBERS: u64 = u32::MAX as u64;
 /// What a SYN adds to what is acknowledged.
 const SYN: u64 = 1;
 const NOTHING: Counts = Counts { received: 0, sent: 0, acked: 0, retransmitted: 0 };
 
 /// Who looks: a hook, which the socket's owner runs, or a pass beside it.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 enum By {
     Hook,
     Pass,
 }
 
-/// What the kernel has counted so far, and the base of what is acknowledged. The numbers of SYN and FIN are not payload: the
-/// SYN counts before a connection is entered, a FIN is taken off here. `None` when the socket has closed meanwhile: then the
-/// hook of its end has everything.
-///
-/// Every counter is read before what tells whether a FIN is in it: one that comes between makes the number too small by
-/// one, which the next look adds, and never too large. A FIN that is received counts before the socket says so, and the
-/// socket is locked for as long: a pass that meets it so takes off one to be safe.
+/// What the kernel has counted so far. The numbers of SYN and FIN are in it.
 ///
 /// # Safety
-/// `tcp` is a typed `struct tcp_sock`, which the hooks have locked.
+/// `tcp` is a typed `struct tcp_sock`.
 #[inline(always)]
-unsafe fn counts(tcp: *const u8, by: By, base: Option<u64>) -> Option<(Counts, u64)> {
+unsafe fn counts(tcp: *const u8) -> Counts {
     // SAFETY: members of the type.
     unsafe {
-        let received = InOrder::number(tcp, &TCP_BYTES_RECEIVED);
-        let is_busy = matches!(by, By::Pass)
+        Counts {
+            received: InOrder::number(tcp, &TCP_BYTES_RECEIVED),
+            sent: InOrder::number(tcp, &TCP_BYTES_SENT),
+            acked: InOrder::number(tcp, &TCP_BYTES_ACKED),
+            retransmitted: InOrder::number(tcp, &TCP_BYTES_RETRANS),
+        }
+    }
+}
+
+/// The same without the FINs, which are no payload; the SYN counts before a connection is entered. `None` when the socket has
+/// closed meanwhile: then the hook of its end has everything.
+///
+/// The counters are read before what tells whether a FIN is in them, and the kernel counts a FIN before it says so, with the
+/// socket locked for as long: a pass that meets it locked takes one off to be safe (where spinlocks sleep, only if a process
+/// has locked it). So a number is too small by one at times, which the next look adds, and never too large.
+///
+/// # Safety
+/// As [`counts`].
+#[inline(always)]
+unsafe fn payload(tcp: *const u8, by: By) -> Option<Counts> {
+    // SAFETY: members of the type.
+    unsafe {
+        let mut counts = counts(tcp);
+        let is_busy = by == By::Pass
             && (InOrder::number(tcp, &SK_OWNED) != 0
                 || exists(&SK_SLOCK) && InOrder::number(tcp, &SK_SLOCK) != 0);
         let is_done = InOrder::number(tcp, &SK_FLAGS) >> (constant(&SOCK_DONE_BIT) & 63) & 1 != 0;
-        let fin_received = u64::from((is_done || is_busy) && received != 0);
-        let una = InOrder::number(tcp, &TCP_SND_UNA);
-        let mut acked = InOrder::number(tcp, &TCP_BYTES_ACKED);
-        let base = base.unwrap_or(una.wrapping_sub(acked) & NUMBERS);
+        if (is_done || is_busy) && counts.received != 0 {
+            counts.received -= 1;
+        }
         let now = InOrder::number(tcp, &SK_STATE) as u32;
         if now == state::CLOSE {
             return None;
         }
-        if matches!(now, state::FIN_WAIT1 | state::FIN_WAIT2 | state::CLOSING | state::LAST_ACK) {
-            // The last number is the FIN's, and acknowledged if the count reaches beyond it.
-            let last = InOrder::number(tcp, &TCP_WRITE_SEQ).wrapping_sub(1);
-            let payload = last.wrapping_sub(base) & NUMBERS;
-            acked = acked.wrapping_sub(u64::from(acked & NUMBERS == payload.wrapping_add(1) & NUMBERS));
+        let fin_sent = matches!(now, state::FIN_WAIT1 | state::FIN_WAIT2 | state::CLOSING | state::LAST_ACK);
+        let all_acked = InOrder::number(tcp, &TCP_SND_UNA) == InOrder::number(tcp, &TCP_WRITE_SEQ);
+        if fin_sent && (all_acked || is_busy) && counts.acked != 0 {
+            counts.acked -= 1;
         }
-        let counts = Counts {
-            received: received.wrapping_sub(fin_received),
-            sent: InOrder::number(tcp, &TCP_BYTES_SENT),
-            acked,
-            retransmitted: InOrder::number(tcp, &TCP_BYTES_RETRANS),
-        };
-        Some((counts, base))
+        Some(counts)
     }
 }
 
@@ -151,9 +155,9 @@ fn find(sk: *const u8, sock_id: u64) -> Option<*mut Carried> {
 
 /// Enters a connection with what it has carried before anybody looked. One that finds no room is a hit, and lost.
 #[inline(always)]
-fn enter(sk: *const u8, sock_id: u64, slots: u64, (counts, base): (Counts, u64)) -> Option<*mut Carried> {
+fn enter(sk: *const u8, sock_id: u64, slots: u64, counts: Counts) -> Option<*mut Carried> {
     let newest = counters::newest();
-    let fresh = Carried { sock_id, slots, newest, pass: 0, base, counts, start_ns: 0, pid: 0, comm: [0; 16] };
+    let fresh = Carried { sock_id, slots, newest, pass: 0, counts, start_ns: 0, pid: 0, comm: [0; 16] };
     let _ = CARRIED.insert(sk as u64, fresh, u64::from(BPF_NOEXIST));
     let entered = CARRIED.get_ptr_mut(sk as u64);
     if entered.is_none() {
@@ -186,7 +190,7 @@ unsafe fn hold(task: *const u8, carried: *mut Carried) {
 unsafe fn account(tcp: *const u8, by: By, carried: *mut Carried, hit: &Hit) {
     // SAFETY: as promised; words of map values are changed atomically.
     unsafe {
-        let Some((counts, _)) = counts(tcp, by, Some((*carried).base)) else { return };
+        let Some(counts) = payload(tcp, by) else { return };
         let received = atomic::claim(addr_of_mut!((*carried).counts.received), counts.received);
         let sent = atomic::claim(addr_of_mut!((*carried).counts.sent), counts.sent);
         let acked = atomic::claim(addr_of_mut!((*carried).counts.acked), counts.acked);
@@ -231,11 +235,11 @@ unsafe fn account(tcp: *const u8, by: By, carried: *mut Carried, hit: &Hit) {
 
 /// A connection is nobody's any more. Should it become somebody's again, what it carries meanwhile is not theirs.
 #[inline(always)]
-fn disown(sk: *const u8) {
-    if let Some(known) = CARRIED.get_ptr_mut(sk as u64) {
-        // SAFETY: a map's value.
-        unsafe { (*known).slots = 0 };
-    }
+fn disown(sk: *const u8) -> Option<*mut Carried> {
+    let known = CARRIED.get_ptr_mut(sk as u64)?;
+    // SAFETY: a map's value.
+    unsafe { (*known).slots = 0 };
+    Some(known)
 }
 
 /// A window ends: the context is (meta, task, fd, file).
@@ -257,13 +261,14 @@ pub unsafe extern "C" fn throughput_pass(ctx: *mut u64) -> i32 {
             return 0;
         }
         let now = Direct::number(sk, &SK_STATE) as u32;
-        if matches!(now, state::LISTEN | state::CLOSE | state::SYN_SENT)
+        // Of one that has not begun, the hook knows what is in its counters.
+        if matches!(now, state::LISTEN | state::CLOSE | state::SYN_SENT | state::SYN_RECV)
             || Direct::number(sk, &SK_PROTOCOL) != sock::TCP
         {
             return 0;
         }
         let Some(hit) = sock::owner(sk, INDEX) else {
-            disown(sk);
+            let _ = disown(sk);
             return 0;
         };
         let tcp = sock::tcp_sock(sk);
@@ -274,8 +279,7 @@ pub unsafe extern "C" fn throughput_pass(ctx: *mut u64) -> i32 {
         let carried = match find(sk, sock_id) {
             Some(known) => known,
             None => {
-                let Some(before) = counts(tcp, By::Pass, None) else { return 0 };
-                let Some(entered) = enter(sk, sock_id, hit.slots, before) else { return 0 };
+                let Some(entered) = enter(sk, sock_id, hit.slots, counts(tcp)) else { return 0 };
                 entered
             }
         };
@@ -309,7 +313,11 @@ pub fn throughput_change(ctx: BtfTracePointContext) -> i32 {
             return 0;
         }
         let Some(hit) = sock::owner(sk, INDEX) else {
-            disown(sk);
+            if let Some(known) = disown(sk)
+                && new == state::SYN_SENT
+            {
+                (*known).counts = NOTHING;
+            }
             return 0;
         };
         let tcp = sock::tcp_sock(sk);
@@ -328,7 +336,7 @@ pub fn throughput_change(ctx: BtfTracePointContext) -> i32 {
                     (*known).newest = counters::newest();
                     Some(known)
                 }
-                None => enter(sk, sock_id, hit.slots, (NOTHING, 0)),
+                None => enter(sk, sock_id, hit.slots, NOTHING),
             };
             if let Some(carried) = entered
                 && kernel::task_cgroup_id(task) == hit.cgroup_id
@@ -338,16 +346,13 @@ pub fn throughput_change(ctx: BtfTracePointContext) -> i32 {
             return 0;
         }
         if begins {
-            let Some((counts, base)) = counts(tcp, By::Hook, None) else { return 0 };
+            // What is counted by now is the SYN, if this end sent one that was acknowledged, and data that came or went with
+            // the handshake, which are the connection's.
+            let is_active = known.is_some() || old == state::SYN_SENT;
+            let syn = if is_active { counts(tcp).acked.min(SYN) } else { 0 };
             match known {
-                Some(known) => {
-                    (*known).counts.acked = SYN;
-                    (*known).base = base;
-                }
-                // Data that came with the last segment of the handshake count as received in the session.
-                None => {
-                    let _ = enter(sk, sock_id, hit.slots, (Counts { received: 0, ..counts }, base));
-                }
+                Some(known) => (*known).counts.acked = syn,
+                None => _ = enter(sk, sock_id, hit.slots, Counts { acked: syn, ..NOTHING }),
             }
             return 0;
         }

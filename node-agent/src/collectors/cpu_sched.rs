@@ -28,7 +28,6 @@ impl Collector for CpuSched {
         const {
             &[
                 Hook::on("cpu_switch", "sched_switch"),
-                Hook::on("cpu_exec", "sched_process_exec"),
                 Hook::on("cpu_free", "sched_process_free"),
                 Hook::iterator(PASS, "task"),
                 Hook::run(WARM),

@@ -46,7 +46,6 @@ impl Collector for PageFaultsCollector {
         const {
             &[
                 Hook::on("page_fault_fork", "sched_process_fork"),
-                Hook::on("page_fault_exec", "sched_process_exec"),
                 Hook::on("page_fault_exit", "sched_process_exit"),
                 Hook::on("page_fault_free", "sched_process_free"),
                 Hook::on("page_fault_move", "cgroup_attach_task"),

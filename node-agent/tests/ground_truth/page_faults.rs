@@ -3,12 +3,14 @@
 //! other moments and by other ways, and against the number of pages that were touched.
 
 use std::collections::BTreeMap;
+use std::os::unix::process::CommandExt;
+use std::process::Stdio;
 use std::time::Duration;
 
 use tracelake_node_agent::engine::CollectorSpec;
 
 use crate::expectations::has_fentry;
-use crate::support::{Burst, Recording, Row, TestCgroup, answer, number, usage};
+use crate::support::{Burst, Recording, Row, TestCgroup, answer, number, program, usage};
 
 /// Pages that are touched at an order.
 pub(crate) const PAGES: usize = 2_000;
@@ -152,6 +154,24 @@ fn a_slot_that_is_used_again_has_nothing_of_the_session_before() {
     assert_eq!(sum(&rows, "minor"), after.1 - before.1);
 }
 
+/// The thread gets the first one's id, and its process goes on under the same one.
+#[test]
+fn a_thread_that_executes_a_program_keeps_its_own_faults() {
+    let cgroup = TestCgroup::new();
+    let mut burst = Burst::start("faults", &cgroup.path);
+    let mut recording = Recording::start(faults(false), &[]);
+    recording.targets(&[cgroup.target()]);
+    let before = burst.faults();
+    burst.go("become");
+    // Into another window.
+    std::thread::sleep(Duration::from_millis(700));
+    burst.go("touch");
+    let after = burst.faults();
+    let (rows, _) = recording.finish();
+    assert!(after.1 - before.1 >= 2 * PAGES as i64, "{before:?} {after:?}");
+    assert_eq!((sum(&rows, "major"), sum(&rows, "minor")), (after.0 - before.0, after.1 - before.1));
+}
+
 /// A pass runs beside all this: it meets processes as they end, while others begin in the memory that they leave.
 #[test]
 fn faults_of_processes_that_end_under_a_pass_are_their_own() {
@@ -251,6 +271,20 @@ pub(crate) fn workload() -> ! {
             // SAFETY: the mapping that was made above.
             unsafe { libc::munmap(memory.cast(), PAGES * page) };
             format!("{} {page}", memory as usize)
+        }
+        "become" => {
+            std::thread::spawn(|| {
+                let (memory, page) = map(PAGES);
+                touch(memory, page, PAGES);
+                // Into another window.
+                std::thread::sleep(Duration::from_millis(700));
+                println!();
+                let error = program("faults").stdin(Stdio::inherit()).exec();
+                panic!("this very program is executed: {error}");
+            });
+            loop {
+                std::thread::park();
+            }
         }
         "churn" => {
             let halves = [(); 2].map(|()| std::thread::spawn(churn));
