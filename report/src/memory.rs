@@ -66,33 +66,103 @@ pub struct ProcessMemory {
     pub swap_peak_bytes: u64,
 }
 
-/// Resident memory of each process after each of its rows; kinds that change together are one step.
-fn steps(of: &str) -> String {
-    format!("{TOLD}{of}{STEPS}")
-}
-
+/// What processes had resident at once, those that had most.
+///
 /// A process has one memory at a time, so its rows follow each other whatever their `mm_id`: an agent that was started again
 /// gives the same memory another one, without a row of 0 for the former. At an exec the old one's 0 and the new one's rows may
-/// have one time.
-const TOLD: &str = "told AS (\
-    SELECT node, min(pod) AS pod, max(comm) AS comm, pid, start_ns, ts_ns, min(CAST(time_utc AS BIGINT)) AS us, member, \
-        max(bytes) AS bytes \
-    FROM memory_rss";
+/// have one time. What has one time is one step.
+fn largest() -> String {
+    let at = at("rss");
+    format!(
+        "WITH changes AS (\
+             SELECT node, pid, start_ns, ts_ns, CASE WHEN member = 'swap' THEN 0 ELSE \
+                 bytes - lag(bytes, 1, 0) OVER (PARTITION BY node, pid, start_ns, member ORDER BY ts_ns, bytes) END AS change FROM memory_rss), \
+         resident AS (SELECT node, pid, start_ns, ts_ns, sum(change) OVER (PARTITION BY node, pid, start_ns ORDER BY ts_ns) AS rss FROM changes) \
+         SELECT node, pid, start_ns, max(rss) AS peak_bytes, CAST(min({at}) % {MORE} AS BIGINT) AS first_bytes, \
+             CAST(max({at}) % {MORE} AS BIGINT) AS last_bytes FROM resident GROUP BY node, pid, start_ns \
+         ORDER BY peak_bytes DESC, node, pid, start_ns LIMIT {MOST}"
+    )
+}
 
-const STEPS: &str = " GROUP BY node, pid, start_ns, ts_ns, member), \
-changes AS (\
-    SELECT *, bytes - lag(bytes, 1, 0) OVER (PARTITION BY node, pid, start_ns, member ORDER BY ts_ns) AS change FROM told), \
-steps AS (\
-    SELECT node, pid, start_ns, ts_ns, min(us) AS us, min(pod) AS pod, max(comm) AS comm, \
-        sum(CASE WHEN member = 'swap' THEN 0 ELSE change END) AS change, \
-        max(CASE WHEN member = 'anon' THEN bytes ELSE 0 END) AS anon, \
-        max(CASE WHEN member = 'swap' THEN bytes ELSE 0 END) AS swapped \
-    FROM changes GROUP BY node, pid, start_ns, ts_ns), \
-resident AS (\
-    SELECT *, sum(change) OVER (PARTITION BY node, pid, start_ns ORDER BY ts_ns) AS rss, \
-        row_number() OVER (PARTITION BY node, pid, start_ns ORDER BY ts_ns) AS first, \
-        row_number() OVER (PARTITION BY node, pid, start_ns ORDER BY ts_ns DESC) AS last \
-    FROM steps)";
+/// The rest of what is said of some processes, of which there is one at least.
+fn named(largest: &[Resident]) -> String {
+    format!(
+        "WITH own AS (SELECT node, pid, start_ns, min(pod) AS pod, max(ts_ns) AS last_ns, \
+             max(CASE WHEN member = 'anon' THEN bytes ELSE 0 END) AS anon_peak_bytes, \
+             max(CASE WHEN member = 'swap' THEN bytes ELSE 0 END) AS swap_peak_bytes FROM memory_rss{} GROUP BY node, pid, start_ns), \
+         last AS (SELECT m.node, m.pid, m.start_ns, max(m.comm) AS comm FROM own o JOIN memory_rss m \
+             ON o.node = m.node AND o.pid = m.pid AND o.start_ns = m.start_ns AND o.last_ns = m.ts_ns GROUP BY m.node, m.pid, m.start_ns) \
+         SELECT o.node, o.pid, o.start_ns, o.pod, l.comm, o.anon_peak_bytes, o.swap_peak_bytes FROM own o \
+         JOIN last l ON o.node = l.node AND o.pid = l.pid AND o.start_ns = l.start_ns",
+        only(largest.iter().map(|one| (one.node.as_str(), one.pid, one.start_ns)))
+    )
+}
+
+/// Bytes and the time of which they are, in one number: of several the largest has the last one's bytes, the smallest the first one's.
+/// Engines have no other word for it that they share and that is fast.
+fn at(bytes: &str) -> String {
+    format!("CAST(ts_ns AS DECIMAL(19, 0)) * {MORE} + CAST({bytes} AS DECIMAL(16, 0))")
+}
+
+/// More than any number of bytes.
+const MORE: &str = "CAST(10000000000000000 AS DECIMAL(17, 0))";
+
+/// The rows of some processes, of which there is one at least. A number is compared faster than all that makes a process.
+fn only<'a>(processes: impl Iterator<Item = (&'a str, i64, i64)>) -> String {
+    let (mut pids, mut each) = (Vec::new(), Vec::new());
+    for (node, pid, start_ns) in processes {
+        pids.push(pid.to_string());
+        each.push(format!("node = {} AND pid = {pid} AND start_ns = {start_ns}", literal(node)));
+    }
+    format!(" WHERE pid IN ({}) AND ({})", pids.join(", "), each.join(" OR "))
+}
+
+#[derive(Deserialize)]
+struct Resident {
+    node: String,
+    pid: i64,
+    start_ns: i64,
+    peak_bytes: u64,
+    first_bytes: u64,
+    last_bytes: u64,
+}
+
+#[derive(Deserialize)]
+struct Named {
+    node: String,
+    pid: i64,
+    start_ns: i64,
+    pod: Option<String>,
+    comm: Option<String>,
+    anon_peak_bytes: u64,
+    swap_peak_bytes: u64,
+}
+
+/// The largest processes, in that order.
+async fn processes(engine: &impl Engine) -> Result<Vec<ProcessMemory>, ReportError> {
+    let largest: Vec<Resident> = ask(engine, &largest()).await?;
+    if largest.is_empty() {
+        return Ok(Vec::new());
+    }
+    let named: Vec<Named> = ask(engine, &named(&largest)).await?;
+    let process = |of: &Resident| {
+        let own =
+            named.iter().find(|own| (&own.node, own.pid, own.start_ns) == (&of.node, of.pid, of.start_ns))?;
+        Some(ProcessMemory {
+            node: of.node.clone(),
+            pod: own.pod.clone(),
+            comm: own.comm.clone(),
+            pid: of.pid,
+            start_ns: of.start_ns,
+            peak_bytes: of.peak_bytes,
+            first_bytes: of.first_bytes,
+            last_bytes: of.last_bytes,
+            anon_peak_bytes: own.anon_peak_bytes,
+            swap_peak_bytes: own.swap_peak_bytes,
+        })
+    };
+    Ok(largest.iter().filter_map(process).collect())
+}
 
 /// Reads the section.
 pub(crate) async fn read(engine: &impl Engine, scope: &Scope<'_>) -> Result<Section<Memory>, ReportError> {
@@ -107,14 +177,7 @@ pub(crate) async fn read(engine: &impl Engine, scope: &Scope<'_>) -> Result<Sect
         "SELECT count(*) AS processes FROM (SELECT pid FROM memory_rss GROUP BY node, pid, start_ns) AS p";
     let totals: Vec<Totals> = ask(engine, totals).await?;
     let total = totals.first().map_or(0, |all| all.processes);
-    let steps = steps("");
-    let largest = format!(
-        "WITH {steps} SELECT node, min(pod) AS pod, max(CASE WHEN last = 1 THEN comm END) AS comm, pid, start_ns, \
-         max(rss) AS peak_bytes, max(CASE WHEN first = 1 THEN rss END) AS first_bytes, \
-         max(CASE WHEN last = 1 THEN rss END) AS last_bytes, max(anon) AS anon_peak_bytes, max(swapped) AS swap_peak_bytes \
-         FROM resident GROUP BY node, pid, start_ns ORDER BY peak_bytes DESC, node, pid, start_ns LIMIT {MOST}"
-    );
-    let processes: Vec<ProcessMemory> = ask(engine, &largest).await?;
+    let processes = processes(engine).await?;
     // A step function, which any interval shows; the shorter the truer.
     let step_us = scope.bin_us(0);
     let mut pods = by_pod(engine, scope, step_us).await?;
@@ -137,21 +200,33 @@ pub(crate) async fn read(engine: &impl Engine, scope: &Scope<'_>) -> Result<Sect
     }))
 }
 
-/// `resident` and what follows from it: all `changes_at` their times, those included by which a process is given up that has no row
-/// after nobody had looked.
-fn changes(scope: &Scope<'_>, of: &str) -> String {
+/// All `changes_at` their intervals, those included by which a process is given up that has no row after nobody had looked.
+///
+/// Of each kind of memory only the last value in an interval counts, so there are no more groups than a chart has points.
+fn changes(scope: &Scope<'_>, step_us: i64, of: &str) -> String {
     let blind = scope.blind(COLLECTOR);
     let blind = blind.iter().flat_map(|(node, all)| all.iter().map(|(from, to)| (*node, *from, *to)));
-    format!("{}, blind AS ({}), {GIVEN_UP}", steps(of), stretches(blind))
+    let blind = stretches(blind);
+    let bin = |us: &str| {
+        let since = format!("greatest({us} - {} - 1, 0)", scope.from_us);
+        format!("{since} - {since} % {step_us}")
+    };
+    let (of_row, of_given_up) = (bin("CAST(time_utc AS BIGINT)"), bin("us"));
+    let at = at("bytes");
+    format!(
+        "lasts AS (SELECT node, pid, start_ns, member, {of_row} AS bin, min(pod) AS pod, max(CAST(time_utc AS BIGINT)) AS us, \
+             max({at}) AS last \
+             FROM memory_rss{of} GROUP BY node, pid, start_ns, member, {of_row}), \
+         held AS (SELECT *, CASE WHEN member = 'swap' THEN 0 ELSE CAST(last % {MORE} AS BIGINT) END AS bytes FROM lasts), \
+         changes AS (SELECT *, bytes - lag(bytes, 1, 0) OVER (PARTITION BY node, pid, start_ns, member ORDER BY last) AS change FROM held), \
+         ends AS (SELECT node, pid, start_ns, min(pod) AS pod, max(us) AS us, sum(change) AS rss FROM changes GROUP BY node, pid, start_ns), \
+         blind AS ({blind}), \
+         given_up AS (SELECT e.node, e.pid, e.start_ns, min(e.pod) AS pod, min(greatest(b.from_us, e.us)) AS us, -min(e.rss) AS change \
+             FROM ends e JOIN blind b ON e.node = b.node AND b.until_us > e.us WHERE e.rss > 0 GROUP BY e.node, e.pid, e.start_ns), \
+         changes_at AS (SELECT node, pid, start_ns, pod, bin, change, 0 AS given_up FROM changes \
+             UNION ALL SELECT node, pid, start_ns, pod, {of_given_up} AS bin, change, 1 AS given_up FROM given_up)"
+    )
 }
-
-const GIVEN_UP: &str = "given_up AS (\
-    SELECT r.node, r.pid, r.start_ns, min(r.pod) AS pod, min(greatest(b.from_us, r.us)) AS us, -min(r.rss) AS change \
-    FROM resident r JOIN blind b ON r.node = b.node AND b.until_us > r.us WHERE r.last = 1 AND r.rss > 0 \
-    GROUP BY r.node, r.pid, r.start_ns), \
-changes_at AS (\
-    SELECT node, pid, start_ns, pod, us, change, 0 AS given_up FROM steps \
-    UNION ALL SELECT node, pid, start_ns, pod, us, change, 1 AS given_up FROM given_up)";
 
 #[derive(Deserialize)]
 struct Step {
@@ -164,11 +239,9 @@ struct Step {
 /// Each interval's end for each pod: all changes up to then.
 async fn by_pod(engine: &impl Engine, scope: &Scope<'_>, step_us: i64) -> Result<Vec<Series>, ReportError> {
     let sql = format!(
-        "WITH {}, binned AS (SELECT pod, greatest(us - {} - 1, 0) AS since_us, change, given_up FROM changes_at) \
-         SELECT pod, since_us - since_us % {step_us} AS bin, sum(change) AS change, sum(given_up) AS given_up FROM binned GROUP BY pod, since_us - since_us % {step_us} \
+        "WITH {} SELECT pod, bin, sum(change) AS change, sum(given_up) AS given_up FROM changes_at GROUP BY pod, bin \
          ORDER BY pod NULLS FIRST, bin",
-        changes(scope, ""),
-        scope.from_us
+        changes(scope, step_us, ""),
     );
     let mut series: Vec<Series> = Vec::new();
     let bins = scope.bins(step_us);
@@ -209,17 +282,11 @@ async fn by_process(
     if shown.is_empty() {
         return Ok(Vec::new());
     }
-    let keys = shown.iter().map(|process| {
-        let ProcessMemory { node, pid, start_ns, .. } = process;
-        format!("node = {} AND pid = {pid} AND start_ns = {start_ns}", literal(node))
-    });
-    let of = format!(" WHERE {}", keys.collect::<Vec<_>>().join(" OR "));
+    let of = only(shown.iter().map(|one| (one.node.as_str(), one.pid, one.start_ns)));
     let sql = format!(
-        "WITH {}, own AS (SELECT node, pid, start_ns, greatest(us - {} - 1, 0) AS since_us, change, given_up FROM changes_at) \
-         SELECT node, pid, start_ns, since_us - since_us % {step_us} AS bin, sum(change) AS change, sum(given_up) AS given_up FROM own \
-         GROUP BY node, pid, start_ns, since_us - since_us % {step_us} ORDER BY bin",
-        changes(scope, &of),
-        scope.from_us,
+        "WITH {} SELECT node, pid, start_ns, bin, sum(change) AS change, sum(given_up) AS given_up FROM changes_at \
+         GROUP BY node, pid, start_ns, bin ORDER BY bin",
+        changes(scope, step_us, &of),
     );
     let bins = scope.bins(step_us);
     let mut series: Vec<(f64, Series)> = Vec::new();

@@ -117,8 +117,9 @@ pub(crate) async fn read(
         "WITH faults AS (SELECT node, pod, comm, pid, start_ns, {sums} FROM page_faults GROUP BY node, pod, comm, pid, start_ns \
              ORDER BY major DESC NULLS LAST, single DESC, minor DESC NULLS LAST, node, pid, start_ns, comm LIMIT {MOST}), \
          pages AS (SELECT node, pid, start_ns, comm, count(*) AS pages FROM (\
-             SELECT node, pid, start_ns, comm FROM page_faults WHERE address IS NOT NULL \
-             GROUP BY node, pid, start_ns, comm, address - address % 4096) AS p GROUP BY node, pid, start_ns, comm), \
+             SELECT p.node, p.pid, p.start_ns, p.comm FROM faults f JOIN page_faults p \
+                 ON f.node = p.node AND f.pid = p.pid AND f.start_ns = p.start_ns AND f.comm = p.comm WHERE p.address IS NOT NULL \
+             GROUP BY p.address - p.address % 4096, p.start_ns, p.pid, p.comm, p.node) AS p GROUP BY node, pid, start_ns, comm), \
          ends AS (SELECT node, pid, start_ns, max(maj_flt) AS major_at_exit, max(min_flt) AS minor_at_exit FROM processes \
              WHERE kind = 'exit' AND group_dead GROUP BY node, pid, start_ns) \
          SELECT f.*, p.pages, e.major_at_exit, e.minor_at_exit FROM faults f \

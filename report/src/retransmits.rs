@@ -108,7 +108,7 @@ pub(crate) async fn read(
     );
     let pods = format!(
         "WITH own AS (SELECT pod, count(*) AS connections FROM (\
-             SELECT pod FROM tcp_retransmits WHERE err = 0 GROUP BY pod, node, sock_id) AS c GROUP BY pod), \
+             SELECT pod FROM tcp_retransmits WHERE err = 0 GROUP BY sock_id, node, pod) AS c GROUP BY pod), \
          again AS (SELECT pod, {SEGMENTS} AS segments, {rto} FROM tcp_retransmits WHERE err = 0 GROUP BY pod) \
          SELECT a.pod, a.segments, a.rto, o.connections FROM again a JOIN own o ON a.pod IS NOT DISTINCT FROM o.pod \
          ORDER BY a.segments DESC, a.pod NULLS FIRST LIMIT {MOST}"

@@ -16,6 +16,10 @@ use crate::view::{Cell, Change, Chart, Figure, Series, Table, View};
 const COLLECTOR: &str = "tcpThroughput";
 /// Rows of each table.
 const MOST: usize = 20;
+/// Rows whose windows are looked at together: were each of them a window of its own, they would still have room in memory.
+const TOGETHER: u64 = 1_000_000;
+/// Into how many pieces the session is cut, of which as many are looked at together as have so few rows.
+const PIECES: i64 = 500;
 
 /// The section.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -87,12 +91,8 @@ pub(crate) async fn read(
     let sums = "coalesce(sum(rx_bytes), 0) AS rx_bytes, coalesce(sum(tx_bytes), 0) AS tx_bytes, \
                 coalesce(sum(retrans_bytes), 0) AS retrans_bytes";
     let all = format!("SELECT {sums} FROM tcp_throughput");
-    // A pod's rate in a window is that of all its rows of that window, on all nodes that have it: one.
     let pods = format!(
-        "WITH windows AS (SELECT pod, sum(rx_bytes) AS rx, sum(tx_bytes) AS tx, sum(retrans_bytes) AS again, \
-             sum(rx_bps + tx_bps) AS bps FROM tcp_throughput GROUP BY pod, node, ts_ns) \
-         SELECT pod, sum(rx) AS rx_bytes, sum(tx) AS tx_bytes, sum(again) AS retrans_bytes, \
-             CAST(round(coalesce(max(bps), 0)) AS BIGINT) AS peak_bps, sum(rx + tx) AS moved FROM windows GROUP BY pod \
+        "SELECT pod, {sums}, 0 AS peak_bps, sum(rx_bytes + tx_bytes) AS moved FROM tcp_throughput GROUP BY pod \
          ORDER BY moved DESC, pod NULLS FIRST LIMIT {MOST}"
     );
     #[derive(Deserialize)]
@@ -109,7 +109,8 @@ pub(crate) async fn read(
     let over_time =
         |bytes: &str| over_time(scope, step_us, "pod", &format!("sum({bytes}) * 8"), "tcp_throughput");
     let all: Vec<Moved> = ask(engine, &all).await?;
-    let pods: Vec<PodMoved> = ask(engine, &pods).await?;
+    let mut pods: Vec<PodMoved> = ask(engine, &pods).await?;
+    peaks(engine, scope, &mut pods).await?;
     let count: Vec<Count> = ask(engine, count).await?;
     Ok(Section::Data(Throughput {
         all: all.first().copied().unwrap_or_default(),
@@ -121,6 +122,55 @@ pub(crate) async fn read(
         received: rates(engine, scope, step_us, &over_time("rx_bytes"), "other pods").await?,
         sent: rates(engine, scope, step_us, &over_time("tx_bytes"), "other pods").await?,
     }))
+}
+
+/// A pod's rate in a window is that of all its rows of that window, on all nodes that have it: one. A part of the session at a time,
+/// since a session may have as many windows as rows; of a part only its own row groups are read.
+async fn peaks(engine: &impl Engine, scope: &Scope<'_>, pods: &mut [PodMoved]) -> Result<(), ReportError> {
+    #[derive(Deserialize)]
+    struct Peak {
+        pod: Option<String>,
+        bps: u64,
+    }
+    for (from, until) in parts(engine, scope).await? {
+        let sql = format!(
+            "WITH windows AS (SELECT pod, sum(rx_bps + tx_bps) AS bps FROM tcp_throughput WHERE ts_ns >= {from} AND ts_ns < {until} \
+                 GROUP BY ts_ns, node, pod) \
+             SELECT pod, CAST(round(coalesce(max(bps), 0)) AS BIGINT) AS bps FROM windows GROUP BY pod"
+        );
+        for peak in ask::<Peak>(engine, &sql).await? {
+            let of = pods.iter_mut().find(|one| one.pod == peak.pod);
+            _ = of.map(|one| one.peak_bps = one.peak_bps.max(peak.bps));
+        }
+    }
+    Ok(())
+}
+
+/// Stretches of `ts_ns` that have all rows, none of them many more than [`TOGETHER`].
+async fn parts(engine: &impl Engine, scope: &Scope<'_>) -> Result<Vec<(i64, i64)>, ReportError> {
+    #[derive(Deserialize)]
+    struct Piece {
+        began: i64,
+        n: u64,
+    }
+    let length = ((scope.to_us - scope.from_us) * 1_000 / PIECES).max(1);
+    let began = format!("ts_ns - ts_ns % {length}");
+    let sql =
+        format!("SELECT {began} AS began, count(*) AS n FROM tcp_throughput GROUP BY {began} ORDER BY began");
+    let mut parts: Vec<(i64, i64)> = Vec::new();
+    let mut rows = TOGETHER;
+    for piece in ask::<Piece>(engine, &sql).await? {
+        let until = piece.began + length;
+        match parts.last_mut() {
+            Some(part) if rows < TOGETHER => part.1 = until,
+            _ => {
+                parts.push((piece.began, until));
+                rows = 0;
+            }
+        }
+        rows += piece.n;
+    }
+    Ok(parts)
 }
 
 impl Throughput {

@@ -89,6 +89,8 @@ pub(crate) struct ConnectionSums {
     pub(crate) reset_in: u64,
     pub(crate) reset_out: u64,
     pub(crate) open: u64,
+    /// Of before the session.
+    pub(crate) adopted: u64,
     pub(crate) data_segments: u64,
     /// Milliseconds in which connections had something under way, and those of them in which the peer had no room.
     pub(crate) busy_ms: u64,
@@ -109,6 +111,7 @@ impl Connections {
             (&mut sums.reset_in, more.reset_in),
             (&mut sums.reset_out, more.reset_out),
             (&mut sums.open, more.open),
+            (&mut sums.adopted, more.adopted),
             (&mut sums.data_segments, more.data_segments),
             (&mut sums.busy_ms, more.busy_ms),
             (&mut sums.stalled_ms, more.stalled_ms),
@@ -335,7 +338,7 @@ async fn connections(
     let over = "end_reason <> 'open_at_stop'";
     let sql = format!(
         "SELECT namespace, pod, {} AS finished, {} AS failed, {} AS given_up, {} AS passive, {} AS refused_passive, \
-         {} AS ended, {} AS reset_in, {} AS reset_out, {} AS open, \
+         {} AS ended, {} AS reset_in, {} AS reset_out, {} AS open, {} AS adopted, \
          coalesce(sum(data_segs_out * weight) FILTER (WHERE direction <> 'adopted'), 0) AS data_segments, \
          {} AS busy_ms, {} AS stalled_ms \
          FROM tcp_connections GROUP BY namespace, pod",
@@ -348,6 +351,7 @@ async fn connections(
         count(&format!("{was} AND end_reason = 'rst_in'")),
         count(&format!("{was} AND end_reason = 'rst_out'")),
         count("end_reason = 'open_at_stop'"),
+        count("direction = 'adopted'"),
         milliseconds("busy_ns"),
         milliseconds("rwnd_limited_ns"),
     );
@@ -362,7 +366,10 @@ async fn connections(
         let connections = pods.get_mut(&pod).and_then(|inputs| inputs.connections.as_mut());
         _ = connections.map(|connections| connections.errors.insert(row.error, row.segments));
     }
-    adopted(engine, pods).await?;
+    let has_adopted = |inputs: &Inputs| inputs.connections.as_ref().is_some_and(|of| of.sums.adopted > 0);
+    if pods.values().any(has_adopted) {
+        adopted(engine, pods).await?;
+    }
     let bucket = three_digits("handshake_ns");
     let sql = format!(
         "WITH buckets AS (SELECT namespace, pod, {bucket} AS ns, sum(weight) AS n, max(handshake_ns) AS largest \
@@ -408,8 +415,9 @@ async fn adopted(engine: &impl Engine, pods: &mut BTreeMap<Pod, Inputs>) -> Resu
         "WITH adopted AS (SELECT namespace, pod, node, sock_id, sum(data_segs_out * weight) AS segs, sum(bytes_sent) AS bytes, max(weight) AS weight \
              FROM tcp_connections WHERE direction = 'adopted' GROUP BY namespace, pod, node, sock_id), \
          hidden AS (SELECT namespace, pod, node, count(*) AS windows FROM tcp_throughput WHERE others GROUP BY namespace, pod, node), \
-         moved AS (SELECT node, sock_id, sum(tx_bytes) AS tx FROM tcp_throughput \
-             WHERE sock_id IS NOT NULL GROUP BY node, sock_id), \
+         sockets AS (SELECT node, sock_id FROM adopted GROUP BY node, sock_id), \
+         moved AS (SELECT t.node, t.sock_id, sum(t.tx_bytes) AS tx FROM sockets s JOIN tcp_throughput t \
+             ON s.node = t.node AND s.sock_id = t.sock_id GROUP BY t.sock_id, t.node), \
          again AS (SELECT node, sock_id, {SEGMENTS} AS segments FROM tcp_retransmits \
              WHERE err = 0 AND kind NOT IN ('syn', 'synack') GROUP BY node, sock_id), \
          known AS (SELECT a.namespace, a.pod, a.segs, a.bytes, r.segments * a.weight AS segments, CASE WHEN h.windows IS NULL THEN m.tx END AS tx \
