@@ -98,13 +98,15 @@ fn named(largest: &[Resident]) -> String {
     )
 }
 
-/// Bytes and the time of which they are, in one number: of several the largest has the last one's bytes, the smallest the first one's.
+/// A value and the time of which it is, in one number: of several the largest has the last one's value, the smallest the first one's.
 /// Engines have no other word for it that they share and that is fast.
-fn at(bytes: &str) -> String {
-    format!("CAST(ts_ns AS DECIMAL(19, 0)) * {MORE} + CAST({bytes} AS DECIMAL(16, 0))")
+fn at(value: &str) -> String {
+    format!(
+        "CAST(ts_ns AS DECIMAL(19, 0)) * {MORE} + CAST(least({value}, 9999999999999999) AS DECIMAL(16, 0))"
+    )
 }
 
-/// More than any number of bytes.
+/// More than any number of bytes, or of microseconds since 1970, that is to be told from others.
 const MORE: &str = "CAST(10000000000000000 AS DECIMAL(17, 0))";
 
 /// The rows of some processes, of which there is one at least. A number is compared faster than all that makes a process.
@@ -202,7 +204,7 @@ pub(crate) async fn read(engine: &impl Engine, scope: &Scope<'_>) -> Result<Sect
 
 /// All `changes_at` their intervals, those included by which a process is given up that has no row after nobody had looked.
 ///
-/// Of each kind of memory only the last value in an interval counts, so there are no more groups than a chart has points.
+/// Of each kind of a process's memory only the last value in an interval counts, so it has no more groups than a chart has intervals.
 fn changes(scope: &Scope<'_>, step_us: i64, of: &str) -> String {
     let blind = scope.blind(COLLECTOR);
     let blind = blind.iter().flat_map(|(node, all)| all.iter().map(|(from, to)| (*node, *from, *to)));
@@ -212,14 +214,13 @@ fn changes(scope: &Scope<'_>, step_us: i64, of: &str) -> String {
         format!("{since} - {since} % {step_us}")
     };
     let (of_row, of_given_up) = (bin("CAST(time_utc AS BIGINT)"), bin("us"));
-    let at = at("bytes");
+    let (bytes, us) = (at("bytes"), at("CAST(time_utc AS BIGINT)"));
     format!(
-        "lasts AS (SELECT node, pid, start_ns, member, {of_row} AS bin, min(pod) AS pod, max(CAST(time_utc AS BIGINT)) AS us, \
-             max({at}) AS last \
+        "lasts AS (SELECT node, pid, start_ns, member, {of_row} AS bin, min(pod) AS pod, max({us}) AS last_us, max({bytes}) AS last \
              FROM memory_rss{of} GROUP BY node, pid, start_ns, member, {of_row}), \
          held AS (SELECT *, CASE WHEN member = 'swap' THEN 0 ELSE CAST(last % {MORE} AS BIGINT) END AS bytes FROM lasts), \
          changes AS (SELECT *, bytes - lag(bytes, 1, 0) OVER (PARTITION BY node, pid, start_ns, member ORDER BY last) AS change FROM held), \
-         ends AS (SELECT node, pid, start_ns, min(pod) AS pod, max(us) AS us, sum(change) AS rss FROM changes GROUP BY node, pid, start_ns), \
+         ends AS (SELECT node, pid, start_ns, min(pod) AS pod, CAST(max(last_us) % {MORE} AS BIGINT) AS us, sum(change) AS rss FROM changes GROUP BY node, pid, start_ns), \
          blind AS ({blind}), \
          given_up AS (SELECT e.node, e.pid, e.start_ns, min(e.pod) AS pod, min(greatest(b.from_us, e.us)) AS us, -min(e.rss) AS change \
              FROM ends e JOIN blind b ON e.node = b.node AND b.until_us > e.us WHERE e.rss > 0 GROUP BY e.node, e.pid, e.start_ns), \

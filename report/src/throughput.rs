@@ -18,7 +18,7 @@ const COLLECTOR: &str = "tcpThroughput";
 const MOST: usize = 20;
 /// Rows whose windows are looked at together: were each of them a window of its own, they would still have room in memory.
 const TOGETHER: u64 = 1_000_000;
-/// Into how many pieces the session is cut, of which as many are looked at together as have so few rows.
+/// Into how many pieces a session is cut on each node, whose clocks began at different times.
 const PIECES: i64 = 500;
 
 /// The section.
@@ -124,8 +124,8 @@ pub(crate) async fn read(
     }))
 }
 
-/// A pod's rate in a window is that of all its rows of that window, on all nodes that have it: one. A part of the session at a time,
-/// since a session may have as many windows as rows; of a part only its own row groups are read.
+/// A pod's rate in a window is that of all its rows of that window, on all nodes that have it: one. A part of the windows at a time,
+/// since a session may have as many of them as rows; of a part only its own row groups are read, besides what says where they are.
 async fn peaks(engine: &impl Engine, scope: &Scope<'_>, pods: &mut [PodMoved]) -> Result<(), ReportError> {
     #[derive(Deserialize)]
     struct Peak {
@@ -146,31 +146,22 @@ async fn peaks(engine: &impl Engine, scope: &Scope<'_>, pods: &mut [PodMoved]) -
     Ok(())
 }
 
-/// Stretches of `ts_ns` that have all rows, none of them many more than [`TOGETHER`].
+/// Stretches of `ts_ns` that have all rows: each is made of so many pieces that it has [`TOGETHER`] rows, or of one that has more.
 async fn parts(engine: &impl Engine, scope: &Scope<'_>) -> Result<Vec<(i64, i64)>, ReportError> {
     #[derive(Deserialize)]
-    struct Piece {
-        began: i64,
-        n: u64,
+    struct Part {
+        from: i64,
+        last: i64,
     }
-    let length = ((scope.to_us - scope.from_us) * 1_000 / PIECES).max(1);
+    let length = ((scope.to_us - scope.from_us).saturating_mul(1_000) / PIECES).max(1);
     let began = format!("ts_ns - ts_ns % {length}");
-    let sql =
-        format!("SELECT {began} AS began, count(*) AS n FROM tcp_throughput GROUP BY {began} ORDER BY began");
-    let mut parts: Vec<(i64, i64)> = Vec::new();
-    let mut rows = TOGETHER;
-    for piece in ask::<Piece>(engine, &sql).await? {
-        let until = piece.began + length;
-        match parts.last_mut() {
-            Some(part) if rows < TOGETHER => part.1 = until,
-            _ => {
-                parts.push((piece.began, until));
-                rows = 0;
-            }
-        }
-        rows += piece.n;
-    }
-    Ok(parts)
+    let sql = format!(
+        "WITH pieces AS (SELECT {began} AS began, CAST(count(*) AS BIGINT) AS n FROM tcp_throughput GROUP BY {began}), \
+         counted AS (SELECT began, CAST(sum(n) OVER (ORDER BY began) AS BIGINT) - n AS before FROM pieces) \
+         SELECT min(began) AS \"from\", max(began) AS last FROM counted GROUP BY before - before % {TOGETHER} ORDER BY last"
+    );
+    let parts: Vec<Part> = ask(engine, &sql).await?;
+    Ok(parts.iter().map(|part| (part.from, part.last.saturating_add(length))).collect())
 }
 
 impl Throughput {
