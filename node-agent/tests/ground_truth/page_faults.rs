@@ -10,7 +10,7 @@ use std::time::Duration;
 use tracelake_node_agent::engine::CollectorSpec;
 
 use crate::expectations::has_fentry;
-use crate::support::{Burst, Recording, Row, TestCgroup, answer, number, program, usage};
+use crate::support::{Burst, Recording, Row, TestCgroup, answer, number, program, usage, wait_for};
 
 /// Pages that are touched at an order.
 pub(crate) const PAGES: usize = 2_000;
@@ -236,28 +236,25 @@ fn touch(memory: *mut u8, page: usize, pages: usize) {
     }
 }
 
-/// Forks children that touch pages, more or fewer; the id of each, and its minor faults by its parent's account.
+/// Forks a child that touches so many pages, and waits for it; its id, and its minor faults by its parent's account.
+fn fork_and_touch(pages: usize) -> (libc::pid_t, i64) {
+    // SAFETY: the child only touches memory and leaves.
+    match unsafe { libc::fork() } {
+        0 => {
+            let (memory, page) = map(pages);
+            touch(memory, page, pages);
+            // SAFETY: ends this process.
+            unsafe { libc::_exit(0) }
+        }
+        child => (child, wait_for(child).1.min_flt),
+    }
+}
+
+/// Children with more pages or fewer, one after the other: what [`fork_and_touch`] says of each.
 fn churn() -> Vec<String> {
     let child = |index: usize| {
-        let pages = 1 + index % CHILD_PAGES;
-        // SAFETY: the child only touches memory and leaves.
-        match unsafe { libc::fork() } {
-            0 => {
-                let (memory, page) = map(pages);
-                touch(memory, page, pages);
-                // SAFETY: ends this process.
-                unsafe { libc::_exit(0) }
-            }
-            child => {
-                // SAFETY: zeros are a valid value of it; waits for that child and fills it in.
-                let usage = unsafe {
-                    let mut usage: libc::rusage = std::mem::zeroed();
-                    assert_eq!(libc::wait4(child, std::ptr::null_mut(), 0, &raw mut usage), child);
-                    usage
-                };
-                format!("{child} {}", usage.ru_minflt)
-            }
-        }
+        let (child, minor) = fork_and_touch(1 + index % CHILD_PAGES);
+        format!("{child} {minor}")
     };
     (0..CHURNED).map(child).collect()
 }
@@ -312,19 +309,7 @@ pub(crate) fn workload() -> ! {
         "fork" => {
             let before = usage(libc::RUSAGE_CHILDREN).min_flt;
             for _ in 0..CHILDREN {
-                // SAFETY: the child only touches memory and leaves.
-                match unsafe { libc::fork() } {
-                    0 => {
-                        let (memory, page) = map(CHILD_PAGES);
-                        touch(memory, page, CHILD_PAGES);
-                        // SAFETY: ends this process.
-                        unsafe { libc::_exit(0) }
-                    }
-                    child => {
-                        // SAFETY: waits for that child.
-                        unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
-                    }
-                }
+                fork_and_touch(CHILD_PAGES);
             }
             (usage(libc::RUSAGE_CHILDREN).min_flt - before).to_string()
         }

@@ -291,12 +291,17 @@ fn thread_cpu() -> Duration {
 
 /// Waits for a child and returns its wait status and usage.
 pub(crate) fn wait(child: &Child) -> (i32, Usage) {
+    wait_for(child.id() as i32)
+}
+
+/// The same, of one that was forked here.
+pub(crate) fn wait_for(child: libc::pid_t) -> (i32, Usage) {
     let mut status = 0;
     // SAFETY: both places are written by the call; the child is ours.
     let usage = unsafe {
         let mut usage: libc::rusage = std::mem::zeroed();
-        let pid = libc::wait4(child.id() as i32, &raw mut status, 0, &raw mut usage);
-        assert_eq!(pid, child.id() as i32, "the child is waited for");
+        let pid = libc::wait4(child, &raw mut status, 0, &raw mut usage);
+        assert_eq!(pid, child, "the child is waited for");
         usage
     };
     (status, from_rusage(&usage))
