@@ -99,9 +99,9 @@ pub const COLLECTOR: CollectorInfo = CollectorInfo {
           window and of the connection. The process is the one with the lowest id that holds the socket at a \
           window's end, else the one that connected.",
     exact: "Bytes received, sent, acknowledged and sent again, of every connection, in sum over its windows.",
-    bounded: "topN connections per window have a row of their own, the others share one per cgroup. Connections that \
-              no process holds (not accepted yet, or closed and still sending) have their row when they end, not \
-              window by window.",
+    bounded: "topN connections per window have a row of their own, the others share one per cgroup. What a \
+              connection carries while no process holds it (not accepted yet, or closed and still sending) is in its \
+              row when it ends, and in none where the session ends first.",
     unseen: "Headers, and what is not TCP.",
     cost: Cost::Moderate,
     tables: &[&TABLE],

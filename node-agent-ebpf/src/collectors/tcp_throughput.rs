@@ -6,7 +6,7 @@
 //! 0.2 us each, and a hash lookup per change of state of sockets that are nobody's.
 //! A pass runs beside what it looks at: a connection may end, and another begin, between two of its instructions. Its order
 //! of reads and the time at which entries are removed are what makes the sums exact nevertheless.
-//! Not seen before they end: sockets that no process holds.
+//! Not seen before they end: what sockets carry that no process holds any more.
 
 use core::ptr::addr_of_mut;
 
@@ -303,7 +303,9 @@ pub fn throughput_change(ctx: BtfTracePointContext) -> i32 {
     let sk: *const u8 = ctx.arg(0);
     let (old, new) = (ctx.arg::<i32>(1) as u32, ctx.arg::<i32>(2) as u32);
     let begins = new == state::ESTABLISHED;
-    let ends = new == state::CLOSE && old != state::CLOSE && old != state::LISTEN;
+    // Also when its process has closed it: no pass meets it any more, and its end may be far.
+    let ends = matches!(new, state::FIN_WAIT1 | state::LAST_ACK)
+        || new == state::CLOSE && old != state::CLOSE && old != state::LISTEN;
     if !(begins || ends || new == state::SYN_SENT) {
         return 0;
     }

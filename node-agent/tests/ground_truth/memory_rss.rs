@@ -11,8 +11,6 @@ use crate::support::{Burst, Recording, TestCgroup, answer, number};
 /// Pages of its own, and shared ones, that an order adds.
 const ANON: i64 = 3_000;
 const SHARED: i64 = 1_000;
-/// Long enough for some windows, also where a pass over all tasks takes its time.
-const ROWS: Duration = Duration::from_secs(2);
 
 /// A line of smaps_rollup, in bytes.
 fn rollup(burst: &Burst, name: &str) -> i64 {
@@ -35,10 +33,9 @@ fn resident_memory_is_what_the_page_tables_hold() {
     };
     let mut recording = Recording::start(spec, &[]);
     recording.targets(&[cgroup.target()]);
-    std::thread::sleep(Duration::from_millis(500));
+    recording.await_rows();
     burst.go("touch");
     let (rss, anon) = (rollup(&burst, "Rss"), rollup(&burst, "Anonymous"));
-    std::thread::sleep(Duration::from_millis(500));
     let pid = i64::from(burst.child.id());
     let (rows, _) = recording.finish();
 
@@ -81,9 +78,9 @@ fn memory_of_a_process_that_ends_goes_down_to_nothing() {
     };
     let mut recording = Recording::start(spec, &[]);
     recording.targets(&[cgroup.target()]);
-    std::thread::sleep(ROWS);
+    recording.await_rows();
     drop(burst);
-    std::thread::sleep(ROWS);
+    recording.await_rows();
     let (rows, counters) = recording.finish();
     let (rows, others): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| number(row, "pid") == pid);
     assert!(!rows.is_empty(), "{counters:?} {others:?}");

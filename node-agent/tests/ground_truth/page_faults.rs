@@ -44,7 +44,7 @@ fn faults_of_a_process_and_its_children_are_those_that_the_kernel_reports() {
     let before = burst.faults();
     burst.go("touch");
     // Into another window.
-    std::thread::sleep(Duration::from_millis(700));
+    recording.await_rows();
     burst.go("touch");
     let after = burst.faults();
     let children: i64 = burst.go("fork").parse().expect("minor faults of the children");
@@ -85,7 +85,7 @@ fn faults_that_are_told_apart_are_those_that_the_kernel_reports() {
     recording.targets(&[cgroup.target()]);
     let before = burst.faults();
     burst.go("touch");
-    std::thread::sleep(Duration::from_millis(700));
+    recording.await_rows();
     burst.go("share");
     let after = burst.faults();
     burst.go("fail");
@@ -164,7 +164,7 @@ fn a_thread_that_executes_a_program_keeps_its_own_faults() {
     let before = burst.faults();
     burst.go("become");
     // Into another window.
-    std::thread::sleep(Duration::from_millis(700));
+    recording.await_rows();
     burst.go("touch");
     let after = burst.faults();
     let (rows, _) = recording.finish();

@@ -460,6 +460,14 @@ impl Recording {
         }
     }
 
+    /// Waits for a batch that nobody took yet: a machine that stands still for a while may miss any number of windows.
+    pub(crate) fn await_rows(&mut self) {
+        match self.out.recv_timeout(Duration::from_secs(30)).expect("rows within 30 s") {
+            Output::Batch(batch) => self.batches.push(batch),
+            Output::Closed { session } => panic!("{session} is closed"),
+        }
+    }
+
     /// Opens another session beside the first.
     pub(crate) fn open_second(&mut self, collector: CollectorSpec, targets: &[TargetSpec]) {
         open(&mut self.engine, SECOND, collector, &[], Budget::default());

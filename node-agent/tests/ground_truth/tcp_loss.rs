@@ -348,7 +348,7 @@ fn every_change_of_state_has_a_row() {
 }
 
 /// Has a socket drop all that arrives for it, or none any more.
-fn drop_all(stream: &TcpStream, on: bool) {
+pub(crate) fn drop_all(stream: &TcpStream, on: bool) {
     let mut refuse = libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0 };
     let program = libc::sock_fprog { len: 1, filter: &raw mut refuse };
     let option = if on { libc::SO_ATTACH_FILTER } else { libc::SO_DETACH_FILTER };

@@ -12,6 +12,7 @@ use tracelake_node_agent::engine::CollectorSpec;
 
 use crate::support::{Burst, Recording, Row, TestCgroup, answer, number};
 use crate::tcp_connections::own_network;
+use crate::tcp_loss::drop_all;
 
 /// Bytes of one order that are written, and that sendfile sends.
 const WRITTEN: i64 = 1_234_567;
@@ -37,7 +38,7 @@ fn payload_of_every_connection_is_what_its_ends_were_given() {
         recording.targets(&[cgroup.target()]);
         burst.go("send");
         // Into another window.
-        std::thread::sleep(Duration::from_millis(700));
+        recording.await_rows();
         burst.go("send");
         // Begins and ends in the session.
         let late: i64 = burst.go("open").parse().expect("a port");
@@ -70,6 +71,33 @@ fn payload_of_every_connection_is_what_its_ends_were_given() {
             assert!(number(row, "rank") >= 1 && number(row, "window_ns") > 0);
         }
         assert!(rows.iter().filter(|row| number(row, "rport") == early).all(|row| number(row, "pid") == pid));
+    });
+    test.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
+/// The kernel goes on with it, and no pass meets it any more.
+#[test]
+fn what_a_connection_carried_until_its_process_closed_it_is_told_before_it_ends() {
+    let test = std::thread::spawn(|| {
+        own_network();
+        let cgroup = TestCgroup::new();
+        let mut burst = Burst::start("stream", &cgroup.path);
+        let spec = CollectorSpec {
+            name: "tcpThroughput".into(),
+            interval: Duration::from_secs(3_600),
+            ..CollectorSpec::default()
+        };
+        let mut recording = Recording::start(spec, &[]);
+        recording.targets(&[cgroup.target()]);
+        burst.go("open");
+        burst.go("send");
+        burst.go("abandon");
+        let (rows, _) = recording.finish();
+        let client = rows.iter().find(|row| number(row, "acked_bytes") > REPLY);
+        let client = client.unwrap_or_else(|| panic!("the client's row: {rows:?}"));
+        let carried = ["tx_bytes", "acked_bytes", "rx_bytes"].map(|column| number(client, column));
+        let sent = WRITTEN + SENT_FILE;
+        assert_eq!(carried, [sent + number(client, "retrans_bytes"), sent, REPLY]);
     });
     test.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
 }
@@ -145,6 +173,7 @@ fn churn() {
 /// The program of these tests.
 pub(crate) fn workload() -> ! {
     let mut ends: Option<(TcpStream, TcpStream)> = None;
+    let mut abandoned = Vec::new();
     answer(|order| match order {
         "open" => {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
@@ -180,6 +209,14 @@ pub(crate) fn workload() -> ! {
         "churn" => {
             let halves: Vec<_> = (0..PAIRS).map(|_| std::thread::spawn(churn)).collect();
             halves.into_iter().for_each(|half| half.join().expect("it ends well"));
+            String::new()
+        }
+        // Its FIN does not arrive.
+        "abandon" => {
+            let (client, server) = ends.take().expect("is open");
+            drop_all(&server, true);
+            drop(client);
+            abandoned.push(server);
             String::new()
         }
         "close" => {
