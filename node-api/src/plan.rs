@@ -16,7 +16,43 @@ use crate::v1::{CollectorPlan, SessionPlan};
 
 /// SHA-256 of the plan's encoding, 64 lower-case hex digits.
 pub fn hash(plan: &SessionPlan) -> String {
-    hex::encode(Sha256::digest(plan.encode_to_vec()))
+    name(&plan.encode_to_vec())
+}
+
+fn name(encoded: &[u8]) -> String {
+    hex::encode(Sha256::digest(encoded))
+}
+
+/// A plan as an operator holds it, which does for each node and session: encoded, in a third of the memory, with its name.
+#[derive(Clone, Debug)]
+pub struct Body {
+    encoded: Box<[u8]>,
+    hash: Box<str>,
+}
+
+impl Body {
+    /// Of this plan.
+    pub fn of(plan: &SessionPlan) -> Self {
+        let encoded = plan.encode_to_vec();
+        Self { hash: name(&encoded).into(), encoded: encoded.into() }
+    }
+
+    /// [`hash()`] of the plan.
+    pub fn hash(&self) -> &str {
+        &self.hash
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> SessionPlan {
+        SessionPlan::decode(&*self.encoded).expect("it was encoded here")
+    }
+}
+
+/// Equal plans have equal names.
+impl PartialEq for Body {
+    fn eq(&self, other: &Self) -> bool {
+        self.hash == other.hash
+    }
 }
 
 /// Whether `plan` as decoded here is the whole of what `hash` names.
@@ -53,6 +89,9 @@ mod tests {
     fn equal_plans_have_equal_names_whatever_the_order_of_their_parameters() {
         assert_eq!(hash(&plan(&[("a", "1"), ("b", "2")])), hash(&plan(&[("b", "2"), ("a", "1")])));
         assert_ne!(hash(&plan(&[("a", "1")])), hash(&plan(&[("a", "2")])));
+        let body = Body::of(&plan(&[("a", "1")]));
+        assert_eq!((body.hash(), body.plan()), (&*hash(&plan(&[("a", "1")])), plan(&[("a", "1")])));
+        assert_ne!(body, Body::of(&plan(&[("a", "2")])));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use base64::Engine;
 use futures::future::BoxFuture;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::authentication::v1::{TokenReviewStatus, UserInfo};
+use node_api::plan::Body;
 use node_api::v1::node_client::NodeClient;
 use node_api::v1::{
     Activity, AgentMessage, CollectorPlan, GrantRequest, GrantResponse, Hello, NodeManifest, Plan, Report,
@@ -201,11 +202,11 @@ impl Operator {
     fn publish_session(&self, uid: &str, node: &str, store: Option<Arc<ResolvedStore>>) {
         let collectors = vec![CollectorPlan { name: "processes".to_owned(), ..CollectorPlan::default() }];
         let plan = SessionPlan { uid: uid.to_owned(), collectors, ..SessionPlan::default() };
-        let hash = node_api::plan::hash(&plan);
-        let assignment = Assignment { plan: plan.into(), hash, activity: Activity::Collect };
+        let assignment = Assignment { body: Body::of(&plan).into(), activity: Activity::Collect };
         self.hub.publish(Published {
             id: SessionId { namespace: "shop".to_owned(), name: uid.to_owned(), uid: uid.to_owned() },
             end: Timestamp::now() + SignedDuration::from_secs(300),
+            collectors: vec!["processes".to_owned()],
             nodes: [(node.to_owned(), assignment)].into(),
             store,
         });

@@ -20,7 +20,8 @@ use dataset::key::{Boot, Key};
 use jiff::Timestamp;
 use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
-use node_api::v1::{Activity, Hello, Plan, Report, SessionPlan, SessionRef, SessionReport};
+use node_api::plan::Body;
+use node_api::v1::{Activity, Hello, Plan, Report, SessionRef, SessionReport};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -56,10 +57,8 @@ impl SessionId {
 /// What one session wants of one node.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Assignment {
-    /// The body.
-    pub plan: Arc<SessionPlan>,
-    /// Its name: [`node_api::plan::hash`].
-    pub hash: String,
+    /// The plan.
+    pub body: Arc<Body>,
     /// Collect, or drain.
     pub activity: Activity,
 }
@@ -71,6 +70,8 @@ pub struct Published {
     pub id: SessionId,
     /// When its window ends.
     pub end: Timestamp,
+    /// Names of its collectors.
+    pub collectors: Vec<String>,
     /// By node.
     pub nodes: BTreeMap<String, Assignment>,
     /// Where its grants lead; none while the store cannot be resolved.
@@ -357,11 +358,13 @@ impl Hub {
         let mut state = self.state();
         let state = &mut *state;
         let session = state.sessions.get(uid).ok_or(GrantRefusal::NotPlanned)?;
-        let assignment = session.nodes.get(node).ok_or(GrantRefusal::NotPlanned)?;
+        if !session.nodes.contains_key(node) {
+            return Err(GrantRefusal::NotPlanned);
+        }
         if let Key::Segment { table, .. } = key {
             let table = dataset::catalogue::table(table).ok_or(GrantRefusal::UnknownTable)?;
             let always = dataset::bookkeeping::TABLES.iter().any(|one| one.name == table.name);
-            if !always && !assignment.plan.collectors.iter().any(|c| c.name == table.collector) {
+            if !always && !session.collectors.iter().any(|name| name == table.collector) {
                 return Err(GrantRefusal::UnknownTable);
             }
         }
@@ -425,14 +428,14 @@ impl Stream {
             let remaining = Duration::try_from(session.end.duration_since(now)).unwrap_or_default();
             plan.sessions.push(SessionRef {
                 uid: uid.clone(),
-                hash: assignment.hash.clone(),
+                hash: assignment.body.hash().to_owned(),
                 activity: assignment.activity.into(),
                 remaining_ms: if assignment.activity == Activity::Collect { millis(remaining) } else { 0 },
             });
-            if !self.known.contains(&assignment.hash) {
-                plan.bodies.push((*assignment.plan).clone());
+            if !self.known.contains(assignment.body.hash()) {
+                plan.bodies.push(assignment.body.plan());
             }
-            current.insert(assignment.hash.clone());
+            current.insert(assignment.body.hash().to_owned());
         }
         plan.sessions.sort_by(|a, b| a.uid.cmp(&b.uid));
         // The agent keeps bodies of what is listed only.

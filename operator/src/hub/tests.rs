@@ -2,7 +2,7 @@
 //! The hub without network: what leaves, what is kept, who is heard.
 
 use futures::FutureExt;
-use node_api::v1::Stage;
+use node_api::v1::{SessionPlan, Stage};
 
 use super::*;
 
@@ -14,12 +14,12 @@ fn published(uid: &str, nodes: &[&str]) -> Published {
     let assignment = |collector: &str| {
         let collector = node_api::v1::CollectorPlan { name: collector.to_owned(), ..Default::default() };
         let plan = SessionPlan { uid: uid.to_owned(), collectors: vec![collector], ..SessionPlan::default() };
-        let hash = node_api::plan::hash(&plan);
-        Assignment { plan: plan.into(), hash, activity: Activity::Collect }
+        Assignment { body: Body::of(&plan).into(), activity: Activity::Collect }
     };
     Published {
         id: SessionId { namespace: "shop".to_owned(), name: format!("s-{uid}"), uid: uid.to_owned() },
         end: Timestamp::now() + jiff::SignedDuration::from_secs(300),
+        collectors: vec!["processes".to_owned()],
         nodes: nodes.iter().map(|node| ((*node).to_owned(), assignment("processes"))).collect(),
         store: None,
     }
@@ -55,7 +55,7 @@ async fn a_node_gets_its_own_sessions_and_each_body_once() {
 async fn bodies_that_the_agent_has_on_disk_are_not_sent() {
     let (hub, _due) = Hub::new();
     let session = published("a", &["node-1"]);
-    let hash = session.nodes["node-1"].hash.clone();
+    let hash = session.nodes["node-1"].body.hash().to_owned();
     hub.publish(session);
     let mut stream = hub.connect(Hello { known_plans: vec![hash], ..hello("node-1") });
     let plan = stream.plan().await.unwrap();

@@ -10,11 +10,45 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use node_api::plan::Body;
 use node_api::v1::{Container, SessionPlan, Target};
 
+use super::dereference::Matched;
 use super::pod::{CONFIG_HASH, CONFIG_MIRROR, Pod};
-use super::validate::ValidatedSession;
+use super::status::TargetState;
+use super::validate::{Selection, ValidatedSession};
 use crate::hub::SessionId;
+
+/// The pods of a session as its status counts them, and the plans they make.
+#[derive(Debug)]
+pub struct Selected {
+    /// How many there are.
+    pub targets: TargetState,
+    /// By node.
+    pub bodies: BTreeMap<String, Arc<Body>>,
+}
+
+/// [`build`], with what the status says of it.
+pub fn selected(
+    id: &SessionId,
+    session: &ValidatedSession,
+    matched: &Matched,
+    start: Timestamp,
+    labels: impl Fn(&str) -> Option<BTreeMap<String, String>>,
+) -> Selected {
+    let plans = build(id, session, &matched.pods, start, labels);
+    let targets = match &session.selection {
+        Selection::Workload(workload) if matched.workload_missing => {
+            TargetState::WorkloadMissing(format!("{:?} {}", workload.kind, workload.name))
+        }
+        _ => TargetState::Pods {
+            matching: matched.pods.len(),
+            planned: plans.values().map(|plan| plan.targets.len()).sum(),
+        },
+    };
+    let bodies = plans.into_iter().map(|(node, plan)| (node, Arc::new(Body::of(&plan)))).collect();
+    Selected { targets, bodies }
+}
 
 /// What every node has to do. `labels` gives a node's labels, none if the node is not known.
 pub fn build(

@@ -13,7 +13,7 @@ use crds::{WorkloadKind, WorkloadRef};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::core::{NamespaceResourceScope, PartialObjectMeta, SelectorExt};
+use kube::core::{NamespaceResourceScope, PartialObjectMeta};
 use kube::{Api, Client, Resource, ResourceExt};
 use node_api::is_name;
 use serde::de::DeserializeOwned;
@@ -59,16 +59,9 @@ impl Owners {
         selection: &Selection,
         pods: Vec<Arc<Pod>>,
     ) -> Result<Matched, kube::Error> {
-        let workload = match selection {
-            Selection::Labels(selector) => {
-                let pods = pods.into_iter().filter(|pod| selector.matches(pod.labels())).collect();
-                return Ok(Matched { pods, workload_missing: false });
-            }
-            Selection::Names(names) => {
-                let pods = pods.into_iter().filter(|pod| names.contains(&pod.name_any())).collect();
-                return Ok(Matched { pods, workload_missing: false });
-            }
-            Selection::Workload(workload) => workload,
+        let Selection::Workload(workload) = selection else {
+            let pods = pods.into_iter().filter(|pod| selection.means(pod) == Some(true)).collect();
+            return Ok(Matched { pods, workload_missing: false });
         };
         let mut matched = Matched::default();
         for pod in pods {

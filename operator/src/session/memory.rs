@@ -13,6 +13,7 @@ use kube::ResourceExt;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::build::Selected;
 use super::validate::ValidatedSession;
 use crate::store::ResolvedStore;
 
@@ -45,6 +46,8 @@ pub struct Memory {
     pub recall_failed: Option<Instant>,
     /// When looking through its large folder failed, the last time.
     pub large_failed: Option<Instant>,
+    /// The pods and what they make each node do, and the version of those pods.
+    pub selected: Option<(u64, Arc<Selected>)>,
     /// The spec does not change but for `stop` and the ttl.
     pub valid: Option<Arc<ValidatedSession>>,
     /// What asks the store whether the session may begin, beside the passes.

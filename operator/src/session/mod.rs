@@ -27,6 +27,7 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, ResourceExt};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -58,6 +59,8 @@ use crate::metrics::{Kind, Word, outcome};
 
 /// Reports are looked at this often: a change of a node's stage is in the status within a second.
 const FLUSH: Duration = Duration::from_millis(250);
+/// What is held of sessions that are gone is dropped this often.
+const SWEEP: Duration = Duration::from_secs(5);
 /// Sessions reconciled at the same time; each holds at most one request to the API server, and few of them one to a store.
 const CONCURRENCY: u16 = 32;
 /// Sessions that wait for their stores at the same time: to write their first file, and the same number to write their last. One
@@ -166,7 +169,7 @@ async fn flush(
     if stop.run_until_cancelled(listed.complete()).await.is_none() {
         return;
     }
-    let mut ticks = tokio::time::interval(FLUSH);
+    let (mut ticks, mut swept) = (tokio::time::interval(FLUSH), None::<Instant>);
     while stop.run_until_cancelled(ticks.tick()).await.is_some() {
         context.hub.flush();
         if context.nodes.have_changed() {
@@ -174,6 +177,11 @@ async fn flush(
             let selecting = sessions.state().into_iter().filter(|session| selects(session));
             selecting.for_each(|session| context.hub.trigger(ObjectRef::from_obj(&*session)));
         }
+        // Nothing is missed but by a watch that was away, or by a pass that meets a deletion.
+        if context.hub.is_open() && swept.is_some_and(|at| at.elapsed() < SWEEP) {
+            continue;
+        }
+        swept = Some(Instant::now());
         let exists = |id: &SessionId| {
             sessions.get(&id.object_ref()).is_some_and(|session| session.uid().as_deref() == Some(&id.uid))
         };

@@ -14,6 +14,7 @@ use dataset::reader::ReadError;
 use jiff::SignedDuration;
 use kube::runtime::controller::Action;
 use node_api::lanes::Place;
+use node_api::plan::Body;
 use node_api::v1::Activity;
 use rand::Rng;
 
@@ -22,7 +23,7 @@ use super::nodes::{self, NodeState};
 use super::reconcile::{Findings, Pass, ReconcileError, done, in_time, states, until};
 use super::validate::validate;
 use super::{build, finish};
-use crate::hub::{Assignment, Published};
+use crate::hub::Assignment;
 use crate::store::{ResolvedStore, StoreProblem};
 
 /// An incomplete session waits for its nodes without hurry.
@@ -50,6 +51,7 @@ impl Pass<'_> {
         memory: &mut Memory,
         session: Arc<TraceSession>,
     ) -> Result<Action, ReconcileError> {
+        memory.selected = None;
         let status = session.status.clone().unwrap_or_default();
         if session.metadata.deletion_timestamp.is_some() || status.phase != Some(Phase::Incomplete) {
             self.let_go(memory, &session).await?;
@@ -101,15 +103,15 @@ impl Pass<'_> {
         };
         let publish = |missing: &BTreeSet<String>| {
             let held = self.context.hub.published(&self.id.uid);
+            let empty = Arc::new(Body::of(&build::empty(&self.id, &valid)));
             let assign = |node: &String| {
-                let plan = held.as_ref().and_then(|held| Some(held.nodes.get(node)?.plan.clone()));
-                let plan = plan.unwrap_or_else(|| Arc::new(build::empty(&self.id, &valid)));
-                let hash = node_api::plan::hash(&plan);
-                (node.clone(), Assignment { plan, hash, activity: Activity::Drain })
+                let body = held.as_ref().and_then(|held| Some(held.nodes.get(node)?.body.clone()));
+                let body = body.unwrap_or_else(|| empty.clone());
+                (node.clone(), Assignment { body, activity: Activity::Drain })
             };
             let nodes = missing.iter().map(assign).collect();
             let store = store.as_ref().ok().cloned();
-            self.context.hub.publish(Published { id: self.id.clone(), end: end.0, nodes, store });
+            self.publish(&valid, end.0, nodes, store);
         };
         if memory.late.is_none() {
             // Before the store is asked: after a restart no agent of any session is answered until this is published.

@@ -15,7 +15,7 @@ pub const CONFIG_HASH: &str = "kubernetes.io/config.hash";
 pub const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// A [`core::Pod`] in short.
-#[derive(Resource, Clone, Debug, Default, Deserialize)]
+#[derive(Resource, Clone, Debug, Default, PartialEq, Deserialize)]
 #[resource(inherit = core::Pod)]
 #[serde(default)]
 pub struct Pod {
@@ -28,7 +28,7 @@ pub struct Pod {
 }
 
 /// A [`core::PodSpec`] in short.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Spec {
     /// Where it is scheduled.
@@ -38,7 +38,7 @@ pub struct Spec {
 }
 
 /// A [`core::PodStatus`] in short.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Status {
     /// Pending, Running, Succeeded, Failed.
@@ -49,7 +49,7 @@ pub struct Status {
 }
 
 /// A [`core::ContainerStatus`] in short.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct ContainerStatus {
     /// In its pod.
@@ -64,7 +64,7 @@ pub struct ContainerStatus {
 }
 
 /// A [`core::ContainerState`] in short.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct State {
     /// It has ended.
@@ -72,7 +72,7 @@ pub struct State {
 }
 
 /// A [`core::ContainerStateTerminated`] in short.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Terminated {
     /// With its scheme.

@@ -12,6 +12,7 @@
 //! Passes are few, and a store may be anybody's: whether it works is asked beside the pass, and what a pass itself asks of it
 //! has a time and a place in [`StorePlaces`], of which no store and no namespace may take all.
 
+use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
@@ -27,16 +28,18 @@ use kube::runtime::controller::Action;
 use kube::runtime::events::Recorder;
 use kube::{Client, ResourceExt};
 use node_api::lanes::{Lanes, Place};
-use node_api::v1::{Activity, SessionPlan};
+use node_api::plan::Body;
+use node_api::v1::Activity;
 use tokio::time::Instant;
 
-use super::dereference::{Matched, Owners};
+use super::build::Selected;
+use super::dereference::Owners;
 use super::limits::{Limits, Places};
 use super::memory::{Clock, Late, Memories, Memory};
 use super::nodes::{self, NodeState};
 use super::pods::{NotListed, PodWatches};
 use super::status::{Early, Finished, Observed, StoreState, TargetState, status};
-use super::validate::{Rejection, Selection, ValidatedSession, validate};
+use super::validate::{Rejection, ValidatedSession, validate};
 use super::write::{Writer, Written};
 use super::{LARGE, Nodes, WAITING, build, finish};
 use crate::hub::{Assignment, Hub, NodeView, Published, SessionId};
@@ -230,9 +233,16 @@ impl Pass<'_> {
             self.context.vacate(&self.id);
         }
         let store = self.store(memory, &session).await;
-        let selected = self.select(valid, start).await?;
-        let expected = self.expect(memory, &before, selected.plans.keys(), self.now < end);
-        self.publish(valid, end, &expected, &selected.plans, store.as_ref().ok().cloned());
+        let selected = self.select(memory, valid, start).await?;
+        let expected = self.expect(memory, &before, selected.bodies.keys(), self.now < end);
+        let activity = if self.now < end { Activity::Collect } else { Activity::Drain };
+        let empty = LazyCell::new(|| Arc::new(Body::of(&build::empty(&self.id, valid))));
+        let assign = |node: &String| {
+            let body = selected.bodies.get(node).unwrap_or_else(|| &*empty).clone();
+            (node.clone(), Assignment { body, activity })
+        };
+        let nodes = expected.iter().map(assign).collect();
+        self.publish(valid, end, nodes, store.as_ref().ok().cloned());
 
         let views = self.context.hub.nodes(&self.id.uid, &expected);
         let last = self.now >= end + signed(valid.drain_timeout);
@@ -249,7 +259,7 @@ impl Pass<'_> {
             window: Some((start, end)),
             early,
             // After the window pods come and go without meaning anything.
-            targets: (self.now < end).then(|| selected.targets(valid)),
+            targets: (self.now < end).then(|| selected.targets.clone()),
             states,
             views,
             ..Findings::default()
@@ -355,28 +365,50 @@ impl Pass<'_> {
     }
 
     /// The pods and their plans. When they cannot be learnt, those that were published stay as they are.
-    async fn select(&self, valid: &ValidatedSession, start: Timestamp) -> Result<Selected, ReconcileError> {
-        match (self.look_up(valid, start).await, self.context.hub.published(&self.id.uid)) {
-            (Err(error), Some(held)) => {
-                tracing::warn!(%error, "pods cannot be looked up, plans stay as they are");
-                let plans = held.nodes.into_iter().map(|(node, held)| (node, (*held.plan).clone())).collect();
-                Ok(Selected { matched: None, plans })
-            }
-            (selected, _) => selected,
+    async fn select(
+        &self,
+        memory: &mut Memory,
+        valid: &ValidatedSession,
+        start: Timestamp,
+    ) -> Result<Arc<Selected>, ReconcileError> {
+        match self.look_up(memory, valid, start).await {
+            Ok(selected) => Ok(selected),
+            Err(error) => match self.context.hub.published(&self.id.uid) {
+                Some(held) => {
+                    tracing::warn!(%error, "pods cannot be looked up, plans stay as they are");
+                    let bodies = held.nodes.into_iter().map(|(node, held)| (node, held.body)).collect();
+                    Ok(Arc::new(Selected { targets: TargetState::Unasked, bodies }))
+                }
+                None => Err(error),
+            },
         }
     }
 
-    async fn look_up(&self, valid: &ValidatedSession, start: Timestamp) -> Result<Selected, ReconcileError> {
-        let pods = self.context.pods.acquire(&self.id).await?.state();
-        let matched = self.context.owners.matching(&self.id.namespace, &valid.selection, pods).await?;
+    async fn look_up(
+        &self,
+        memory: &mut Memory,
+        valid: &ValidatedSession,
+        start: Timestamp,
+    ) -> Result<Arc<Selected>, ReconcileError> {
+        let (pods, version) = self.context.pods.acquire(&self.id, &valid.selection).await?;
+        if let Some((known, selected)) = &memory.selected
+            && *known == version
+        {
+            return Ok(selected.clone());
+        }
+        let matched =
+            self.context.owners.matching(&self.id.namespace, &valid.selection, pods.state()).await?;
         if !valid.node_selector.is_empty() {
             // A node that is not listed yet would look like one that is not selected.
             let listed = self.context.nodes.listed.complete();
             tokio::time::timeout(NODES_PATIENCE, listed).await.map_err(|_| ReconcileError::Nodes)?;
         }
-        let plans =
-            build::build(&self.id, valid, &matched.pods, start, |node| self.context.nodes.labels(node));
-        Ok(Selected { matched: Some(matched), plans })
+        let labels = |node: &str| self.context.nodes.labels(node);
+        let selected = Arc::new(build::selected(&self.id, valid, &matched, start, labels));
+        // Else labels of nodes decide as well, or whether the workload is there, which nobody watches.
+        let by_pods_alone = valid.node_selector.is_empty() && !matched.workload_missing;
+        memory.selected = by_pods_alone.then(|| (version, selected.clone()));
+        Ok(selected)
     }
 
     /// The nodes that have, or had, a pod in the window.
@@ -401,22 +433,15 @@ impl Pass<'_> {
         expected
     }
 
-    fn publish(
+    pub(super) fn publish(
         &self,
         valid: &ValidatedSession,
         end: Timestamp,
-        nodes: &BTreeSet<String>,
-        plans: &BTreeMap<String, SessionPlan>,
+        nodes: BTreeMap<String, Assignment>,
         store: Option<Arc<ResolvedStore>>,
     ) {
-        let activity = if self.now < end { Activity::Collect } else { Activity::Drain };
-        let assign = |node: &String| {
-            let plan = plans.get(node).cloned().unwrap_or_else(|| build::empty(&self.id, valid));
-            let hash = node_api::plan::hash(&plan);
-            (node.clone(), Assignment { plan: Arc::new(plan), hash, activity })
-        };
-        let nodes = nodes.iter().map(assign).collect();
-        self.context.hub.publish(Published { id: self.id.clone(), end, nodes, store });
+        let collectors = valid.collectors.iter().map(|collector| collector.name.clone()).collect();
+        self.context.hub.publish(Published { id: self.id.clone(), end, collectors, nodes, store });
     }
 
     /// Writes the manifest; none if the store fails and there is still time.
@@ -546,28 +571,6 @@ async fn within<T>(
         Err(_) => {
             let message = format!("no answer within {} s", patience.as_secs());
             Err(StoreProblem { reason: reason::STORE_UNAVAILABLE, message })
-        }
-    }
-}
-
-/// The pods of a session, and the plans they make.
-struct Selected {
-    /// None: they could not be looked up.
-    matched: Option<Matched>,
-    plans: BTreeMap<String, SessionPlan>,
-}
-
-impl Selected {
-    fn targets(&self, valid: &ValidatedSession) -> TargetState {
-        match (&self.matched, &valid.selection) {
-            (None, _) => TargetState::Unasked,
-            (Some(matched), Selection::Workload(workload)) if matched.workload_missing => {
-                TargetState::WorkloadMissing(format!("{:?} {}", workload.kind, workload.name))
-            }
-            (Some(matched), _) => TargetState::Pods {
-                matching: matched.pods.len(),
-                planned: self.plans.values().map(|plan| plan.targets.len()).sum(),
-            },
         }
     }
 }

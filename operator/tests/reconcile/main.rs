@@ -28,11 +28,13 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_util::sync::CancellationToken;
 use tracelake_operator::hub::{Hub, SessionId, Stream};
 use tracelake_operator::metrics::Metrics;
+
 use tracelake_operator::session::dereference::Owners;
 use tracelake_operator::session::limits::{Limits, Places};
 use tracelake_operator::session::listed::Listed;
 use tracelake_operator::session::memory::{Clock, Memories};
 use tracelake_operator::session::pods::PodWatches;
+use tracelake_operator::session::validate::Selection;
 use tracelake_operator::session::{self, Context, Nodes, ReconcileError, begin, reconcile, standby};
 use tracelake_operator::store::ResolvedStore;
 
@@ -256,7 +258,7 @@ async fn a_replica_that_waits_has_the_pods_of_running_sessions_and_no_others_whe
     assert_eq!(scenario.api.came(pods).len(), 1, "nothing is listed again");
     // Gone while nobody watched: the namespace is let go of, and listed anew for who comes next.
     scenario.context.pods.retain(|_| false);
-    scenario.context.pods.acquire(&id).await.unwrap();
+    scenario.context.pods.acquire(&id, &Selection::Names(["web-0".to_owned()].into())).await.unwrap();
     assert_eq!(scenario.api.came(pods).len(), 2);
 }
 

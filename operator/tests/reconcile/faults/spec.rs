@@ -85,7 +85,7 @@ async fn f26_a_session_finds_pods_of_its_own_namespace_only_whatever_it_names() 
     scenario.api.add_pod("web-0", "node-1");
     scenario.pass().await;
     let published = scenario.hub.published(UID).unwrap();
-    let pods: Vec<_> = published.nodes.values().flat_map(|one| one.plan.targets.clone()).collect();
+    let pods: Vec<_> = published.nodes.values().flat_map(|one| one.body.plan().targets).collect();
     assert_eq!(pods.iter().map(|pod| (&*pod.namespace, &*pod.pod)).collect::<Vec<_>>(), [("shop", "web-0")]);
     let asked = scenario.api.0.lock().unwrap().requests.clone();
     assert!(asked.iter().all(|(_, what)| !what.contains("kube-system") && !what.contains("..")), "{asked:?}");
