@@ -36,47 +36,46 @@ pub fn selected(
     start: Timestamp,
     labels: impl Fn(&str) -> Option<BTreeMap<String, String>>,
 ) -> Selected {
-    let plans = build(id, session, &matched.pods, start, labels);
+    // One plan at a time: of a whole cluster's pods, all of them as messages take many times what is kept.
+    let mut planned = 0;
+    let plans = build(id, session, &matched.pods, start, labels).map(|(node, plan)| {
+        planned += plan.targets.len();
+        (node.to_owned(), Arc::new(Body::of(&plan)))
+    });
+    let bodies = plans.collect();
     let targets = match &session.selection {
         Selection::Workload(workload) if matched.workload_missing => {
             TargetState::WorkloadMissing(format!("{:?} {}", workload.kind, workload.name))
         }
-        _ => TargetState::Pods {
-            matching: matched.pods.len(),
-            planned: plans.values().map(|plan| plan.targets.len()).sum(),
-        },
+        _ => TargetState::Pods { matching: matched.pods.len(), planned },
     };
-    let bodies = plans.into_iter().map(|(node, plan)| (node, Arc::new(Body::of(&plan)))).collect();
     Selected { targets, bodies }
 }
 
 /// What every node has to do. `labels` gives a node's labels, none if the node is not known.
-pub fn build(
-    id: &SessionId,
-    session: &ValidatedSession,
-    pods: &[Arc<Pod>],
+pub fn build<'a>(
+    id: &'a SessionId,
+    session: &'a ValidatedSession,
+    pods: &'a [Arc<Pod>],
     start: Timestamp,
     labels: impl Fn(&str) -> Option<BTreeMap<String, String>>,
-) -> BTreeMap<String, SessionPlan> {
-    let mut plans = BTreeMap::new();
-    let mut admitted: BTreeMap<String, bool> = BTreeMap::new();
+) -> impl Iterator<Item = (&'a str, SessionPlan)> {
+    let mut nodes: BTreeMap<&str, Vec<&Pod>> = BTreeMap::new();
     for pod in pods {
-        let Some(node) = pod.spec.node_name.clone().filter(|node| !node.is_empty()) else { continue };
-        let admitted = *admitted.entry(node.clone()).or_insert_with(|| {
-            session.node_selector.is_empty()
-                || labels(&node).is_some_and(|labels| carries(&labels, &session.node_selector))
-        });
-        if !admitted || ended_before(pod, start) {
-            continue;
-        }
-        if let Some(target) = target(pod) {
-            plans.entry(node).or_insert_with(|| empty(id, session)).targets.push(target);
+        let Some(node) = pod.spec.node_name.as_deref().filter(|node| !node.is_empty()) else { continue };
+        if !ended_before(pod, start) {
+            nodes.entry(node).or_default().push(pod);
         }
     }
-    for plan in plans.values_mut() {
-        plan.targets.sort_by(|a, b| a.pod_uid.cmp(&b.pod_uid));
-    }
-    plans
+    nodes.retain(|node, _| {
+        session.node_selector.is_empty()
+            || labels(node).is_some_and(|labels| carries(&labels, &session.node_selector))
+    });
+    nodes.into_iter().filter_map(|(node, pods)| {
+        let mut targets: Vec<Target> = pods.into_iter().filter_map(target).collect();
+        targets.sort_by(|a, b| a.pod_uid.cmp(&b.pod_uid));
+        (!targets.is_empty()).then(|| (node, SessionPlan { targets, ..empty(id, session) }))
+    })
 }
 
 /// The plan of a node without pods: it keeps what it recorded, and its report.
@@ -156,7 +155,8 @@ mod tests {
         let valid = validate(&serde_yaml::from_str(&spec).unwrap()).unwrap();
         let id = SessionId { namespace: "shop".to_owned(), name: "s".to_owned(), uid: "u".to_owned() };
         let labels = |node: &str| Some(BTreeMap::from([("disk".to_owned(), format!("disk-of-{node}"))]));
-        build(&id, &valid, pods, "2026-01-01T00:00:00Z".parse().unwrap(), labels)
+        let plans = build(&id, &valid, pods, "2026-01-01T00:00:00Z".parse().unwrap(), labels);
+        plans.map(|(node, plan)| (node.to_owned(), plan)).collect()
     }
 
     fn names(plans: &BTreeMap<String, SessionPlan>) -> Vec<(String, Vec<String>)> {
