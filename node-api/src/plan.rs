@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Names a session's plan for one node by what it says.
 //!
-//! In: a [`SessionPlan`]. Out: the hash that [`SessionRef::hash`](crate::v1::SessionRef) carries, so
+//! In: a [`SessionPlan`]. Out: a [`Body`] to keep, and the hash that [`SessionRef::hash`](crate::v1::SessionRef) carries, so
 //! that a body crosses the wire once however often the plan is sent. Maps are ordered and protobuf
 //! writes fields in the order of their numbers, so equal plans have equal hashes on both sides.
 //!
@@ -23,8 +23,8 @@ fn name(encoded: &[u8]) -> String {
     hex::encode(Sha256::digest(encoded))
 }
 
-/// A plan as an operator holds it, which does for each node and session: encoded, in a third of the memory, with its name.
-#[derive(Clone, Debug)]
+/// A plan as the operator holds one for each node of each session: encoded, as that takes less memory, with its name.
+#[derive(Clone, Debug, Eq)]
 pub struct Body {
     encoded: Box<[u8]>,
     hash: Box<str>,

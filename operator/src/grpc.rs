@@ -34,6 +34,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const POD_PERIOD: Duration = Duration::from_secs(5);
 /// A peer that does not answer a ping in this time is gone, so a lost node is noticed within half a minute.
 const KEEPALIVE: Duration = Duration::from_secs(15);
+/// For calls that came just before the end. Streams do not end by themselves, and the next operator waits for this one.
+const LAST_ANSWERS: Duration = Duration::from_millis(250);
 /// Reports hold tens of sessions of a few hundred bytes each; plans hold a node's pods.
 const MESSAGE_MAX: usize = 8 << 20;
 /// Calls at once on one connection: an agent has its stream and asks for a few grants.
@@ -290,7 +292,7 @@ pub async fn serve(
         });
     let grace = async {
         stop.cancelled().await;
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        tokio::time::sleep(LAST_ANSWERS).await;
     };
     let result = tokio::select! {
         result = served => result,

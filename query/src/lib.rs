@@ -98,7 +98,7 @@ pub async fn open(
     let mut listed = contents.tables();
     for table in catalogue::tables() {
         let objects = listed.remove(table.name).unwrap_or_default();
-        let table_of_session = table::Table::new(columns::schema(table)?, &objects)?;
+        let table_of_session = table::Table::new(columns::schema(table)?, objects);
         context.register_table(TableReference::bare(table.name), Arc::new(table_of_session))?;
     }
     views::register(&context).await?;

@@ -186,6 +186,41 @@ async fn an_object_that_is_gone_or_damaged_fails_the_query_that_needs_it_and_no_
     assert!(said.len() == 1 && said[0].contains("is not there"), "{said:?}");
 }
 
+#[tokio::test]
+async fn a_question_about_some_nodes_reads_their_objects_and_no_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut written = Session::new(folder.path());
+    for node in ["a", "b", "c"] {
+        written.segment(node, "tcp_connections", &cells(ROWS));
+    }
+    written.finish(&[]).await;
+    for object in std::fs::read_dir(folder.path().join("tcp_connections")).unwrap() {
+        let path = object.unwrap().path();
+        if path.file_name().unwrap().to_str().unwrap().starts_with("c_") {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    let context = open(folder.path()).await;
+    let count = async |filter: &str| {
+        let sql = format!("SELECT 'rows=' || count(*) FROM tcp_connections WHERE {filter}");
+        ask(&context, &sql).await.map(|rows| pretty_format_batches(&rows).unwrap().to_string())
+    };
+    for (filter, rows) in [
+        ("node = 'a'", 2),
+        ("node IN ('a', 'b') AND rport = 6379", 4),
+        ("node = 'a' OR (node = 'b' AND weight = 10)", 3),
+        ("node < 'c' AND weight = 1", 2),
+        ("node <> 'c'", 4),
+        ("node = 'nobody'", 0),
+    ] {
+        let answer = count(filter).await.unwrap_or_else(|error| panic!("{filter}: {error}"));
+        assert!(answer.contains(&format!("rows={rows} ")), "{filter}: {answer}");
+    }
+    for filter in ["true", "node >= 'a'", "weight = 1", "node = 'c'", "node LIKE '%a%'"] {
+        assert!(count(filter).await.is_err(), "{filter}");
+    }
+}
+
 /// Counts the bytes that are taken from a store.
 #[derive(Debug)]
 struct Counting(LocalFileSystem, AtomicU64);

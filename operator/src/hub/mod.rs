@@ -238,16 +238,13 @@ impl Hub {
         }
     }
 
-    /// Withdraws every session that `exists` does not know, and no longer waits for such.
-    pub fn retain(&self, exists: impl Fn(&SessionId) -> bool, held_exists: impl Fn(&str) -> bool) {
-        let (gone, unheld): (Vec<_>, Vec<_>) = {
+    /// Withdraws every session whose UID `exists` does not know, and no longer waits for such.
+    pub fn retain(&self, exists: impl Fn(&str) -> bool) {
+        let gone: Vec<String> = {
             let state = self.state();
-            let gone = state.sessions.values().filter(|p| !exists(&p.id)).map(|p| p.id.uid.clone()).collect();
-            (gone, state.held.iter().filter(|uid| !held_exists(uid)).cloned().collect())
+            state.sessions.keys().chain(&state.held).filter(|uid| !exists(uid)).cloned().collect()
         };
-        for uid in gone.iter().chain(&unheld) {
-            self.withdraw(uid);
-        }
+        gone.iter().for_each(|uid| self.withdraw(uid));
     }
 
     fn release(&self, state: &mut State, uid: &str) {

@@ -71,7 +71,7 @@ async fn no_plan_leaves_before_every_session_was_published() {
     assert!(stream.plan().now_or_never().is_none());
     hub.publish(published("b", &["node-1"]));
     assert!(!hub.is_open());
-    hub.retain(|_| true, |uid| uid != "gone");
+    hub.retain(|uid| uid != "gone");
     assert!(hub.is_open());
     assert_eq!(stream.plan().await.unwrap().sessions.len(), 2);
 }

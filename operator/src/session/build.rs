@@ -2,9 +2,10 @@
 //! Step 3, pure: which pods are targets, and what every node has to do about them.
 //!
 //! In: the validated session, the pods that match it, the nodes' labels. Out: one [`SessionPlan`] per node that has
-//! a pod. A pod counts as soon as it is scheduled, so that the plan is there before its first container, and
-//! until it is gone: one that has ended is still named, because its containers' names are needed when the
-//! last segment is sealed. One that had ended before the window began is none of the session's business.
+//! a pod, and their bodies as they are kept and handed out. A pod counts as soon as it is scheduled, so that the plan is
+//! there before its first container, and until it is gone: one that has ended is still named, because its containers'
+//! names are needed when the last segment is sealed. One that had ended before the window began is none of the
+//! session's business.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -28,28 +29,29 @@ pub struct Selected {
     pub bodies: BTreeMap<String, Arc<Body>>,
 }
 
-/// [`build`], with what the status says of it.
-pub fn selected(
-    id: &SessionId,
-    session: &ValidatedSession,
-    matched: &Matched,
-    start: Timestamp,
-    labels: impl Fn(&str) -> Option<BTreeMap<String, String>>,
-) -> Selected {
-    // One plan at a time: of a whole cluster's pods, all of them as messages take many times what is kept.
-    let mut planned = 0;
-    let plans = build(id, session, &matched.pods, start, labels).map(|(node, plan)| {
-        planned += plan.targets.len();
-        (node.to_owned(), Arc::new(Body::of(&plan)))
-    });
-    let bodies = plans.collect();
-    let targets = match &session.selection {
-        Selection::Workload(workload) if matched.workload_missing => {
-            TargetState::WorkloadMissing(format!("{:?} {}", workload.kind, workload.name))
+impl Selected {
+    /// Of the pods that match; `labels` as for [`build`].
+    pub fn of(
+        id: &SessionId,
+        session: &ValidatedSession,
+        matched: &Matched,
+        start: Timestamp,
+        labels: impl Fn(&str) -> Option<BTreeMap<String, String>>,
+    ) -> Self {
+        let (mut bodies, mut planned) = (BTreeMap::new(), 0);
+        // One plan at a time is there as a message, which takes more than its body: there may be one for each node of a cluster.
+        for (node, plan) in build(id, session, &matched.pods, start, labels) {
+            planned += plan.targets.len();
+            bodies.insert(node.to_owned(), Arc::new(Body::of(&plan)));
         }
-        _ => TargetState::Pods { matching: matched.pods.len(), planned },
-    };
-    Selected { targets, bodies }
+        let targets = match &session.selection {
+            Selection::Workload(workload) if matched.workload_missing => {
+                TargetState::WorkloadMissing(format!("{:?} {}", workload.kind, workload.name))
+            }
+            _ => TargetState::Pods { matching: matched.pods.len(), planned },
+        };
+        Self { targets, bodies }
+    }
 }
 
 /// What every node has to do. `labels` gives a node's labels, none if the node is not known.

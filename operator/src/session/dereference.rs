@@ -13,7 +13,7 @@ use crds::{WorkloadKind, WorkloadRef};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::core::{NamespaceResourceScope, PartialObjectMeta};
+use kube::core::{NamespaceResourceScope, PartialObjectMeta, SelectorExt};
 use kube::{Api, Client, Resource, ResourceExt};
 use node_api::is_name;
 use serde::de::DeserializeOwned;
@@ -34,6 +34,23 @@ pub struct Matched {
     pub pods: Vec<Arc<Pod>>,
     /// The workload named by `workloadRef` does not exist.
     pub workload_missing: bool,
+}
+
+impl Selection {
+    /// Whether it means this pod; none where the pod does not tell, but its owner's owner does.
+    pub fn means(&self, pod: &Pod) -> Option<bool> {
+        match self {
+            Self::Labels(selector) => Some(selector.matches(pod.labels())),
+            Self::Names(names) => Some(pod.metadata.name.as_ref().is_some_and(|name| names.contains(name))),
+            Self::Workload(workload) => {
+                let Some(owner) = controller(pod.owner_references()) else { return Some(false) };
+                match (workload.kind, owner.kind.as_str()) {
+                    (WorkloadKind::Deployment, "ReplicaSet") | (WorkloadKind::CronJob, "Job") => None,
+                    (wanted, kind) => Some(kind == format!("{wanted:?}") && owner.name == workload.name),
+                }
+            }
+        }
+    }
 }
 
 /// Looks up the owners of owners.
@@ -59,32 +76,30 @@ impl Owners {
         selection: &Selection,
         pods: Vec<Arc<Pod>>,
     ) -> Result<Matched, kube::Error> {
-        let Selection::Workload(workload) = selection else {
-            let pods = pods.into_iter().filter(|pod| selection.means(pod) == Some(true)).collect();
-            return Ok(Matched { pods, workload_missing: false });
-        };
         let mut matched = Matched::default();
         for pod in pods {
-            if self.owned(namespace, &pod, workload).await? {
+            let is_meant = match (selection.means(&pod), selection) {
+                (None, Selection::Workload(workload)) => self.owned(namespace, &pod, workload).await?,
+                (known, _) => known == Some(true),
+            };
+            if is_meant {
                 matched.pods.push(pod);
             }
         }
-        matched.workload_missing = matched.pods.is_empty() && !self.exists(namespace, workload).await?;
+        if let Selection::Workload(workload) = selection {
+            matched.workload_missing = matched.pods.is_empty() && !self.exists(namespace, workload).await?;
+        }
         Ok(matched)
     }
 
+    /// Whether the owner of a pod's owner is the workload.
     async fn owned(&self, namespace: &str, pod: &Pod, workload: &WorkloadRef) -> Result<bool, kube::Error> {
         let Some(owner) = controller(pod.owner_references()) else { return Ok(false) };
-        let wanted = format!("{:?}", workload.kind);
-        if owner.kind == wanted {
-            return Ok(owner.name == workload.name);
-        }
-        let above = match (workload.kind, owner.kind.as_str()) {
-            (WorkloadKind::Deployment, "ReplicaSet") => self.above::<ReplicaSet>(namespace, owner).await?,
-            (WorkloadKind::CronJob, "Job") => self.above::<Job>(namespace, owner).await?,
-            _ => None,
+        let above = match workload.kind {
+            WorkloadKind::CronJob => self.above::<Job>(namespace, owner).await?,
+            _ => self.above::<ReplicaSet>(namespace, owner).await?,
         };
-        Ok(above.is_some_and(|(kind, name)| kind == wanted && name == workload.name))
+        Ok(above.is_some_and(|(kind, name)| kind == format!("{:?}", workload.kind) && name == workload.name))
     }
 
     /// Kind and name of the controller of `owner`.

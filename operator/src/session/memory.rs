@@ -46,7 +46,7 @@ pub struct Memory {
     pub recall_failed: Option<Instant>,
     /// When looking through its large folder failed, the last time.
     pub large_failed: Option<Instant>,
-    /// The pods and what they make each node do, and the version of those pods.
+    /// What each node has to do, and by which version of the pods; none where more than pods decides.
     pub selected: Option<(u64, Arc<Selected>)>,
     /// The spec does not change but for `stop` and the ttl.
     pub valid: Option<Arc<ValidatedSession>>,
@@ -119,6 +119,11 @@ impl Memories {
     /// What is remembered of a session; empty at first.
     pub fn of(&self, uid: &str) -> Arc<tokio::sync::Mutex<Memory>> {
         self.all.lock().expect("no panic while held").entry(uid.to_owned()).or_default().clone()
+    }
+
+    /// Sessions that `exists` does not know are gone.
+    pub fn retain(&self, exists: impl Fn(&str) -> bool) {
+        self.all.lock().expect("no panic while held").retain(|uid, _| exists(uid));
     }
 
     /// The session is gone.

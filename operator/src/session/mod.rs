@@ -16,6 +16,7 @@
 //!
 //! [`reconcile`] is the driver, [`run`] the loop: watches of sessions and nodes, triggers from the hub.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,7 +28,6 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, ResourceExt};
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -59,8 +59,6 @@ use crate::metrics::{Kind, Word, outcome};
 
 /// Reports are looked at this often: a change of a node's stage is in the status within a second.
 const FLUSH: Duration = Duration::from_millis(250);
-/// What is held of sessions that are gone is dropped this often.
-const SWEEP: Duration = Duration::from_secs(5);
 /// Sessions reconciled at the same time; each holds at most one request to the API server, and few of them one to a store.
 const CONCURRENCY: u16 = 32;
 /// Sessions that wait for their stores at the same time: to write their first file, and the same number to write their last. One
@@ -169,7 +167,7 @@ async fn flush(
     if stop.run_until_cancelled(listed.complete()).await.is_none() {
         return;
     }
-    let (mut ticks, mut swept) = (tokio::time::interval(FLUSH), None::<Instant>);
+    let mut ticks = tokio::time::interval(FLUSH);
     while stop.run_until_cancelled(ticks.tick()).await.is_some() {
         context.hub.flush();
         if context.nodes.have_changed() {
@@ -177,24 +175,17 @@ async fn flush(
             let selecting = sessions.state().into_iter().filter(|session| selects(session));
             selecting.for_each(|session| context.hub.trigger(ObjectRef::from_obj(&*session)));
         }
-        // Nothing is missed but by a watch that was away, or by a pass that meets a deletion.
-        if context.hub.is_open() && swept.is_some_and(|at| at.elapsed() < SWEEP) {
-            continue;
-        }
-        swept = Some(Instant::now());
-        let exists = |id: &SessionId| {
-            sessions.get(&id.object_ref()).is_some_and(|session| session.uid().as_deref() == Some(&id.uid))
-        };
-        let held =
-            |uid: &str| sessions.find(|session| session.metadata.uid.as_deref() == Some(uid)).is_some();
-        context.places.retain(exists);
-        context.pods.retain(exists);
-        if context.hub.is_open() {
-            context.hub.retain(exists, |_| true);
-        } else {
-            context.hub.retain(exists, held);
-        }
+        sweep(&context, &sessions);
     }
+}
+
+/// Lets go of what is held of sessions that are gone: a watch that was away, or a pass that meets a deletion, leaves some.
+fn sweep(context: &Context, sessions: &Store<TraceSession>) {
+    let there: HashSet<String> = sessions.state().iter().filter_map(|session| session.uid()).collect();
+    context.places.retain(|id| there.contains(&id.uid));
+    context.pods.retain(|id| there.contains(&id.uid));
+    context.memories.retain(|uid| there.contains(uid));
+    context.hub.retain(|uid| there.contains(uid));
 }
 
 async fn timed(session: Arc<TraceSession>, context: Arc<Context>) -> Result<Action, ReconcileError> {

@@ -14,16 +14,14 @@ use dataset::reader::ReadError;
 use jiff::SignedDuration;
 use kube::runtime::controller::Action;
 use node_api::lanes::Place;
-use node_api::plan::Body;
 use node_api::v1::Activity;
 use rand::Rng;
 
+use super::finish;
 use super::memory::{Late, Memory};
 use super::nodes::{self, NodeState};
 use super::reconcile::{Findings, Pass, ReconcileError, done, in_time, states, until};
 use super::validate::validate;
-use super::{build, finish};
-use crate::hub::Assignment;
 use crate::store::{ResolvedStore, StoreProblem};
 
 /// An incomplete session waits for its nodes without hurry.
@@ -103,15 +101,8 @@ impl Pass<'_> {
         };
         let publish = |missing: &BTreeSet<String>| {
             let held = self.context.hub.published(&self.id.uid);
-            let empty = Arc::new(Body::of(&build::empty(&self.id, &valid)));
-            let assign = |node: &String| {
-                let body = held.as_ref().and_then(|held| Some(held.nodes.get(node)?.body.clone()));
-                let body = body.unwrap_or_else(|| empty.clone());
-                (node.clone(), Assignment { body, activity: Activity::Drain })
-            };
-            let nodes = missing.iter().map(assign).collect();
-            let store = store.as_ref().ok().cloned();
-            self.publish(&valid, end.0, nodes, store);
+            let body = |node: &String| Some(held.as_ref()?.nodes.get(node)?.body.clone());
+            self.publish(&valid, (end.0, Activity::Drain), missing, body, store.as_ref().ok().cloned());
         };
         if memory.late.is_none() {
             // Before the store is asked: after a restart no agent of any session is answered until this is published.

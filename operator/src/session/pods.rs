@@ -4,7 +4,7 @@
 //! In: which sessions are active in which namespace, and which pods they mean. Out: a cache of that namespace's pods, and a
 //! reconcile of those sessions that mean a pod which has changed. The first session of a namespace starts the watch, the last
 //! one ends it.
-//! Every change of a pod is one of the session's version of its pods: what was made of a version holds until there is another.
+//! Each such change gives the session's pods another version, by which what was made of them is known to be the latest.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -56,17 +56,40 @@ impl User {
     fn minds(&self, pod: &Pod) -> bool {
         self.selection.as_ref().and_then(|selection| selection.means(pod)).unwrap_or(true)
     }
+}
 
-    /// Whether an event changes something for it, where the event's pod was as in `before`.
-    fn is_told(&self, event: &Event<Pod>, before: Option<&Pod>) -> bool {
-        let was_one = || before.is_some_and(|before| self.minds(before));
+/// What an event changes of what is read here.
+enum Change<'a> {
+    Nothing,
+    /// All pods were listed.
+    All,
+    /// As it was, if it was there, and as it is, or was last.
+    Pod(Option<Arc<Pod>>, &'a Pod),
+}
+
+impl<'a> Change<'a> {
+    /// By an event that `pods` does not show yet.
+    fn of(event: &'a Event<Pod>, pods: &Store<Pod>) -> Self {
         match event {
             // Objects of a list come one by one; the list's end tells of them all.
-            Event::Init | Event::InitApply(_) => false,
-            Event::InitDone => true,
-            // Much of a pod changes that nobody reads here.
-            Event::Apply(pod) => before != Some(pod) && (self.minds(pod) || was_one()),
-            Event::Delete(pod) => self.minds(pod) || was_one(),
+            Event::Init | Event::InitApply(_) => Self::Nothing,
+            Event::InitDone => Self::All,
+            Event::Apply(pod) | Event::Delete(pod) => {
+                let before = pods.get(&ObjectRef::from_obj(pod));
+                let is_same = matches!(event, Event::Apply(_)) && before.as_deref() == Some(pod);
+                if is_same { Self::Nothing } else { Self::Pod(before, pod) }
+            }
+        }
+    }
+
+    /// Whether it is one for this session.
+    fn concerns(&self, user: &User) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::All => true,
+            Self::Pod(before, now) => {
+                user.minds(now) || before.as_ref().is_some_and(|before| user.minds(before))
+            }
         }
     }
 }
@@ -90,8 +113,8 @@ impl PodWatches {
         Self { client, hub, watches: Mutex::default() }
     }
 
-    /// The pods of the session's namespace, kept up to date until [`release`](Self::release), and the version of those that
-    /// it means, which does not change.
+    /// The pods of the session's namespace, kept up to date until [`release`](Self::release), and the version of those that it
+    /// means: as long as that is the same, so are they.
     ///
     /// # Errors
     /// [`NotListed`] when the first list does not come.
@@ -111,7 +134,7 @@ impl PodWatches {
         Ok((pods, user.version))
     }
 
-    /// Has them kept without waiting for them.
+    /// Has the pods of the session's namespace kept, as [`acquire`](Self::acquire) does, and does not wait for them.
     pub(super) fn want(&self, session: &SessionId) {
         self.used(session);
     }
@@ -161,7 +184,7 @@ impl PodWatches {
             .default_backoff()
             .modify(Pod::shrink);
         let listed = Listed::default();
-        let (hub, told, stopped, name, seen, known) = (
+        let (hub, watching, stopped, name, seen, known) = (
             self.hub.clone(),
             users.clone(),
             stop.clone(),
@@ -174,14 +197,12 @@ impl PodWatches {
             while let Some(Some(event)) = stopped.run_until_cancelled(watch.next()).await {
                 match &event {
                     Ok(event) => {
-                        let before = match event {
-                            Event::Apply(pod) | Event::Delete(pod) => known.get(&ObjectRef::from_obj(pod)),
-                            _ => None,
-                        };
+                        let change = Change::of(event, &known);
                         writer.apply_watcher_event(event);
-                        let mut users = told.lock().expect("no panic while held");
-                        for (session, user) in users.iter_mut() {
-                            if user.is_told(event, before.as_deref()) {
+                        if !matches!(change, Change::Nothing) {
+                            let mut users = watching.lock().expect("no panic while held");
+                            for (session, user) in users.iter_mut().filter(|(_, user)| change.concerns(user))
+                            {
                                 user.version = version();
                                 hub.trigger(session.object_ref());
                             }
@@ -215,24 +236,66 @@ mod tests {
         serde_yaml::from_str(&text).unwrap()
     }
 
+    /// What comes of an event where the pods were these.
+    fn concerns(event: &Event<Pod>, pods: &[&Pod], user: &User) -> bool {
+        let (store, mut writer) = reflector::store();
+        pods.iter().for_each(|pod| writer.apply_watcher_event(&Event::Apply((*pod).clone())));
+        Change::of(event, &store).concerns(user)
+    }
+
     #[test]
-    fn a_session_is_told_of_pods_that_it_means_or_meant_and_of_nothing_that_nobody_reads() {
+    fn a_session_is_told_of_pods_that_it_means_or_meant() {
         let (web, db, placed) = (pod("web", ""), pod("db", ""), pod("web", "nodeName: n"));
-        let told =
-            |user: &User, now: &Pod, before: Option<&Pod>| user.is_told(&Event::Apply(now.clone()), before);
+        let applied =
+            |user: &User, pod: &Pod, before: &[&Pod]| concerns(&Event::Apply(pod.clone()), before, user);
         let labels = user("{podSelector: {matchLabels: {app: web}}}");
-        assert!(told(&labels, &web, None) && told(&labels, &placed, Some(&web)));
-        assert!(told(&labels, &web, Some(&db)) && told(&labels, &db, Some(&web)), "relabelled, in and out");
-        assert!(!told(&labels, &db, None) && !told(&labels, &web, Some(&web)));
-        assert!(labels.is_told(&Event::Delete(web.clone()), Some(&web)));
-        assert!(!labels.is_told(&Event::Delete(db.clone()), Some(&db)));
-        assert!(
-            labels.is_told(&Event::InitDone, None) && !labels.is_told(&Event::InitApply(web.clone()), None)
-        );
+        assert!(applied(&labels, &web, &[]) && applied(&labels, &placed, &[&web]));
+        assert!(applied(&labels, &web, &[&db]) && applied(&labels, &db, &[&web]), "relabelled, in and out");
+        assert!(!applied(&labels, &db, &[]));
+        assert!(concerns(&Event::Delete(web.clone()), &[&web], &labels));
+        assert!(!concerns(&Event::Delete(db.clone()), &[&db], &labels));
+        assert!(concerns(&Event::InitDone, &[], &labels));
+        assert!(!concerns(&Event::InitApply(web.clone()), &[], &labels));
         let names = user("{podNames: [web-0]}");
-        assert!(told(&names, &db, None) && !told(&user("{podNames: [web-1]}"), &db, None));
-        // Whose the pod is has to be asked.
-        assert!(told(&user("{workloadRef: {kind: Deployment, name: web}}"), &db, None));
-        assert!(told(&User::new(), &db, None), "no pass has looked yet");
+        assert!(applied(&names, &db, &[]) && !applied(&user("{podNames: [web-1]}"), &db, &[]));
+        assert!(applied(&User::new(), &db, &[]), "no pass has looked yet");
+    }
+
+    #[test]
+    fn a_session_of_a_workload_is_told_of_its_pods_and_of_those_whose_owners_owner_has_to_be_asked() {
+        let owned = |kind: &str, name: &str| {
+            let owner =
+                format!("{{apiVersion: apps/v1, kind: {kind}, name: {name}, uid: o, controller: true}}");
+            let text = format!("{{metadata: {{name: web-0, uid: u, ownerReferences: [{owner}]}}}}");
+            serde_yaml::from_str::<Pod>(&text).unwrap()
+        };
+        let applied = |target: &str, pod: &Pod| concerns(&Event::Apply(pod.clone()), &[], &user(target));
+        let set = "{workloadRef: {kind: StatefulSet, name: web}}";
+        assert!(applied(set, &owned("StatefulSet", "web")) && !applied(set, &owned("StatefulSet", "db")));
+        assert!(!applied(set, &owned("ReplicaSet", "web")) && !applied(set, &pod("web", "")));
+        let deployment = "{workloadRef: {kind: Deployment, name: web}}";
+        assert!(
+            applied(deployment, &owned("ReplicaSet", "db-7f9"))
+                && !applied(deployment, &owned("StatefulSet", "web"))
+        );
+    }
+
+    #[test]
+    fn nobody_is_told_of_what_nobody_reads() {
+        let pod = |version: &str, ready: &str, node: &str| {
+            let text = format!(
+                "{{metadata: {{name: web-0, uid: u, resourceVersion: '{version}', annotations: {{seen: '{version}'}},
+                    managedFields: [{{manager: kubelet, time: '2026-11-30T00:00:0{version}Z'}}]}}, spec: {{nodeName: {node}}},
+                  status: {{phase: Running, conditions: [{{type: Ready, status: '{ready}'}}]}}}}"
+            );
+            let mut pod: Pod = serde_yaml::from_str(&text).unwrap();
+            pod.shrink();
+            pod
+        };
+        let all = user("{podSelector: {}}");
+        let (first, second) = (pod("1", "False", "n"), pod("2", "True", "n"));
+        assert!(!concerns(&Event::Apply(second.clone()), &[&first], &all));
+        assert!(concerns(&Event::Apply(pod("2", "True", "other")), &[&first], &all));
+        assert!(concerns(&Event::Delete(second), &[&first], &all));
     }
 }

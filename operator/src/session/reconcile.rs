@@ -39,7 +39,7 @@ use super::memory::{Clock, Late, Memories, Memory};
 use super::nodes::{self, NodeState};
 use super::pods::{NotListed, PodWatches};
 use super::status::{Early, Finished, Observed, StoreState, TargetState, status};
-use super::validate::{Rejection, ValidatedSession, validate};
+use super::validate::{Rejection, Selection, ValidatedSession, validate};
 use super::write::{Writer, Written};
 use super::{LARGE, Nodes, WAITING, build, finish};
 use crate::hub::{Assignment, Hub, NodeView, Published, SessionId};
@@ -236,13 +236,8 @@ impl Pass<'_> {
         let selected = self.select(memory, valid, start).await?;
         let expected = self.expect(memory, &before, selected.bodies.keys(), self.now < end);
         let activity = if self.now < end { Activity::Collect } else { Activity::Drain };
-        let empty = LazyCell::new(|| Arc::new(Body::of(&build::empty(&self.id, valid))));
-        let assign = |node: &String| {
-            let body = selected.bodies.get(node).unwrap_or_else(|| &*empty).clone();
-            (node.clone(), Assignment { body, activity })
-        };
-        let nodes = expected.iter().map(assign).collect();
-        self.publish(valid, end, nodes, store.as_ref().ok().cloned());
+        let body = |node: &String| selected.bodies.get(node).cloned();
+        self.publish(valid, (end, activity), &expected, body, store.as_ref().ok().cloned());
 
         let views = self.context.hub.nodes(&self.id.uid, &expected);
         let last = self.now >= end + signed(valid.drain_timeout);
@@ -404,9 +399,10 @@ impl Pass<'_> {
             tokio::time::timeout(NODES_PATIENCE, listed).await.map_err(|_| ReconcileError::Nodes)?;
         }
         let labels = |node: &str| self.context.nodes.labels(node);
-        let selected = Arc::new(build::selected(&self.id, valid, &matched, start, labels));
-        // Else labels of nodes decide as well, or whether the workload is there, which nobody watches.
-        let by_pods_alone = valid.node_selector.is_empty() && !matched.workload_missing;
+        let selected = Arc::new(Selected::of(&self.id, valid, &matched, start, labels));
+        // Else labels of nodes decide as well, or whether there is a workload, of which pods do not tell where it has none.
+        let is_workload = matches!(valid.selection, Selection::Workload(_));
+        let by_pods_alone = valid.node_selector.is_empty() && !(is_workload && matched.pods.is_empty());
         memory.selected = by_pods_alone.then(|| (version, selected.clone()));
         Ok(selected)
     }
@@ -433,13 +429,21 @@ impl Pass<'_> {
         expected
     }
 
+    /// Hands out what these nodes have to do until the end; a node of which `body` knows nothing keeps what it recorded.
     pub(super) fn publish(
         &self,
         valid: &ValidatedSession,
-        end: Timestamp,
-        nodes: BTreeMap<String, Assignment>,
+        (end, activity): (Timestamp, Activity),
+        nodes: &BTreeSet<String>,
+        body: impl Fn(&String) -> Option<Arc<Body>>,
         store: Option<Arc<ResolvedStore>>,
     ) {
+        let empty = LazyCell::new(|| Arc::new(Body::of(&build::empty(&self.id, valid))));
+        let assign = |node: &String| {
+            let body = body(node).unwrap_or_else(|| empty.clone());
+            (node.clone(), Assignment { body, activity })
+        };
+        let nodes = nodes.iter().map(assign).collect();
         let collectors = valid.collectors.iter().map(|collector| collector.name.clone()).collect();
         self.context.hub.publish(Published { id: self.id.clone(), end, collectors, nodes, store });
     }

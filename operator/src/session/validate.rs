@@ -12,11 +12,8 @@ use crds::conditions::reason;
 use crds::{OnExceeded, TraceSessionSpec, WorkloadRef};
 use dataset::catalogue::{self, CatalogueError};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-use kube::ResourceExt;
-use kube::core::{Selector, SelectorExt};
+use kube::core::Selector;
 use node_api::v1::{Budget, CollectorPlan};
-
-use super::pod::Pod;
 
 /// Which pods, by one of three ways.
 #[derive(Clone, Debug)]
@@ -27,17 +24,6 @@ pub enum Selection {
     Names(BTreeSet<String>),
     /// By the workload that owns them.
     Workload(WorkloadRef),
-}
-
-impl Selection {
-    /// Whether it means this pod, as far as the pod alone can tell: who owns its owner has to be asked.
-    pub fn means(&self, pod: &Pod) -> Option<bool> {
-        match self {
-            Self::Labels(selector) => Some(selector.matches(pod.labels())),
-            Self::Names(names) => Some(pod.metadata.name.as_ref().is_some_and(|name| names.contains(name))),
-            Self::Workload(_) => None,
-        }
-    }
 }
 
 /// A spec that can be acted on.

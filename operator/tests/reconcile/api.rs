@@ -37,6 +37,8 @@ pub(crate) struct World {
     /// By path.
     pub(crate) objects: BTreeMap<String, Value>,
     pub(crate) pods: Vec<Value>,
+    /// What watches of pods tell, by version.
+    happened: Vec<(u64, Value)>,
     /// Method and path of every write but Events.
     pub(crate) writes: Vec<String>,
     /// Reasons of Events.
@@ -122,13 +124,31 @@ impl Api {
         }
         if is_watch {
             let since = query.split('&').find_map(|one| one.strip_prefix("resourceVersion="));
-            let event = self.store_event(since.and_then(|since| since.parse().ok()).unwrap_or_default());
-            let event = if path == STORES { event.await } else { self.nothing().await? };
+            let since = since.and_then(|since| since.parse().ok()).unwrap_or_default();
+            let event = match namespace_of_pods(&path) {
+                Some(_) => self.pod_event(since).await?,
+                None if path == STORES => self.store_event(since).await,
+                None => self.nothing().await?,
+            };
             return Ok(Response::new(Body::from(format!("{event}\n").into_bytes())));
         }
         let body: Value = serde_json::from_slice(&body.collect_bytes().await.unwrap()).unwrap_or_default();
         let (status, answer) = self.0.lock().unwrap().answer(&parts.method, &path, body);
         Ok(answered(status, &answer))
+    }
+
+    /// What happens to a pod after this version, until the API server goes away; the watch ends with it.
+    async fn pod_event(&self, since: u64) -> std::io::Result<Value> {
+        loop {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let world = self.0.lock().unwrap();
+            if world.trouble == Some(Trouble::Down) {
+                return Err(std::io::ErrorKind::ConnectionReset.into());
+            }
+            if let Some((_, event)) = world.happened.iter().find(|(version, _)| *version > since) {
+                return Ok(event.clone());
+            }
+        }
     }
 
     /// Of other kinds nothing ever happens, until the API server goes away.
@@ -186,6 +206,22 @@ impl Api {
         let pod = json!({"metadata": {"name": name, "namespace": "shop", "uid": format!("uid-{name}")},
             "spec": {"nodeName": node, "containers": []}, "status": {"phase": "Running"}});
         self.0.lock().unwrap().pods.push(pod);
+    }
+
+    /// Adds, changes or takes away a pod of the namespace `shop` before the eyes of who watches.
+    pub(crate) fn happens(&self, what: &str, yaml: &str) {
+        let mut pod: Value = serde_yaml::from_str(yaml).unwrap();
+        let mut world = self.0.lock().unwrap();
+        world.version += 1;
+        let (version, name) = (world.version, pod["metadata"]["name"].clone());
+        pod["metadata"]["namespace"] = "shop".into();
+        pod["metadata"]["uid"] = format!("uid-{}", name.as_str().unwrap()).into();
+        pod["metadata"]["resourceVersion"] = version.to_string().into();
+        world.pods.retain(|other| other["metadata"]["name"] != name);
+        if what != "DELETED" {
+            world.pods.push(pod.clone());
+        }
+        world.happened.push((version, json!({"type": what, "object": pod})));
     }
 
     pub(crate) fn session(&self) -> Arc<TraceSession> {

@@ -10,6 +10,7 @@ mod owners;
 #[allow(dead_code, reason = "shared with the tests of grants, which use the rest")]
 mod servers;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,13 +23,13 @@ use dataset::reader;
 use kube::runtime::controller::Action;
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::ObjectRef;
+use node_api::plan::Body;
 use node_api::v1::{Activity, CollectorReport, Hello, Report, SessionReport, Stage, Totals};
 use servers::{BUCKET, Server, writer};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_util::sync::CancellationToken;
 use tracelake_operator::hub::{Hub, SessionId, Stream};
 use tracelake_operator::metrics::Metrics;
-
 use tracelake_operator::session::dereference::Owners;
 use tracelake_operator::session::limits::{Limits, Places};
 use tracelake_operator::session::listed::Listed;
@@ -260,6 +261,79 @@ async fn a_replica_that_waits_has_the_pods_of_running_sessions_and_no_others_whe
     scenario.context.pods.retain(|_| false);
     scenario.context.pods.acquire(&id, &Selection::Names(["web-0".to_owned()].into())).await.unwrap();
     assert_eq!(scenario.api.came(pods).len(), 2);
+}
+
+#[tokio::test]
+async fn what_happens_to_a_sessions_pods_is_in_its_plans_and_what_happens_to_others_is_not_looked_at() {
+    let spec = spec().replace("{podSelector: {}}", "{podSelector: {matchLabels: {app: web}}}");
+    let mut scenario = Scenario::new(&spec, "http://127.0.0.1:9");
+    scenario.started();
+    let pod = |name: &str, app: &str, node: &str, status: &str| {
+        format!(
+            "{{metadata: {{name: {name}, labels: {{app: {app}}}}}, spec: {{nodeName: {node}}}, status: {{{status}}}}}"
+        )
+    };
+    scenario.api.happens("ADDED", &pod("web-0", "web", "node-1", ""));
+    scenario.pass().await;
+    let bodies = |scenario: &Scenario| -> BTreeMap<String, Arc<Body>> {
+        let nodes = scenario.hub.published(UID).expect("published").nodes;
+        nodes.into_iter().map(|(node, assignment)| (node, assignment.body)).collect()
+    };
+    let first = bodies(&scenario);
+    assert_eq!(first.keys().collect::<Vec<_>>(), ["node-1"]);
+    scenario.pass().await;
+    assert!(Arc::ptr_eq(&first["node-1"], &bodies(&scenario)["node-1"]), "nothing is made anew");
+    // That all pods were listed, and the one that came before them.
+    let told = async |scenario: &mut Scenario| {
+        let one = tokio::time::timeout(Duration::from_secs(20), scenario.due.recv()).await;
+        one.expect("the session is to be looked at").expect("the hub is there");
+    };
+    told(&mut scenario).await;
+    while tokio::time::timeout(Duration::from_millis(200), scenario.due.recv()).await.is_ok() {}
+
+    scenario.api.happens("ADDED", &pod("db-0", "db", "node-3", ""));
+    scenario.api.happens("ADDED", &pod("web-1", "web", "node-2", ""));
+    told(&mut scenario).await;
+    assert!(scenario.due.try_recv().is_err(), "of the other pod nobody was told");
+    scenario.pass().await;
+    assert_eq!(bodies(&scenario).keys().collect::<Vec<_>>(), ["node-1", "node-2"]);
+    assert_eq!(first["node-1"], bodies(&scenario)["node-1"]);
+
+    let id = "a".repeat(64);
+    let running = format!("containerStatuses: [{{name: main, containerID: 'containerd://{id}'}}]");
+    scenario.api.happens("MODIFIED", &pod("web-0", "web", "node-1", &running));
+    told(&mut scenario).await;
+    scenario.pass().await;
+    assert_eq!(bodies(&scenario)["node-1"].plan().targets[0].containers[0].id, id);
+
+    scenario.api.happens("MODIFIED", &pod("web-0", "db", "node-1", &running));
+    told(&mut scenario).await;
+    scenario.api.happens("DELETED", &pod("web-1", "web", "node-2", ""));
+    told(&mut scenario).await;
+    scenario.pass().await;
+    let last = bodies(&scenario);
+    assert_eq!(last.keys().collect::<Vec<_>>(), ["node-1", "node-2"], "they keep what they recorded");
+    assert!(last.values().all(|body| body.plan().targets.is_empty()));
+}
+
+#[tokio::test]
+async fn a_workload_without_pods_that_goes_is_missed() {
+    let spec = spec().replace("{podSelector: {}}", "{workloadRef: {kind: Deployment, name: web}}");
+    let scenario = Scenario::new(&spec, "http://127.0.0.1:9");
+    scenario.started();
+    let path = "/apis/apps/v1/namespaces/shop/deployments/web";
+    scenario.api.apply(
+        path,
+        "{apiVersion: apps/v1, kind: Deployment, metadata: {name: web, namespace: shop, uid: web}}",
+    );
+    scenario.pass().await;
+    let resolved = |scenario: &Scenario| scenario.condition(condition::TARGETS_RESOLVED).1;
+    assert_eq!(resolved(&scenario), reason::NO_PODS);
+    scenario.api.remove(path);
+    // The status is written again after a while.
+    scenario.context.clock.advance(Duration::from_secs(60));
+    scenario.pass().await;
+    assert_eq!(resolved(&scenario), reason::WORKLOAD_NOT_FOUND);
 }
 
 #[tokio::test]

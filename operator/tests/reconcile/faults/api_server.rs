@@ -83,23 +83,28 @@ async fn f15_with_the_api_server_away_agents_go_on_and_get_grants_and_what_they_
 async fn f15_a_window_ends_though_the_api_server_is_away_and_nobodys_owner_can_be_looked_up() {
     let server = Server::in_process().await;
     let spec = spec().replace("{podSelector: {}}", "{workloadRef: {kind: Deployment, name: web}}");
-    let scenario = Scenario::new(&spec, &server.endpoint);
+    let mut scenario = Scenario::new(&spec, &server.endpoint);
     let pod = |name: &str, set: &str| {
-        json!({"metadata": {"name": name, "namespace": "shop", "uid": format!("uid-{name}"), "ownerReferences": [
-            {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": set, "uid": set, "controller": true}]},
-            "spec": {"nodeName": "node-1", "containers": []}, "status": {"phase": "Running"}})
+        format!(
+            "{{metadata: {{name: {name}, ownerReferences: [{{apiVersion: apps/v1, kind: ReplicaSet, name: {set}, uid: {set}, \
+             controller: true}}]}}, spec: {{nodeName: node-1}}, status: {{phase: Running}}}}"
+        )
     };
     scenario.api.apply(
         "/apis/apps/v1/namespaces/shop/replicasets/web-1",
         "{apiVersion: apps/v1, kind: ReplicaSet, metadata: {name: web-1, uid: web-1, ownerReferences: [
             {apiVersion: apps/v1, kind: Deployment, name: web, uid: web, controller: true}]}}",
     );
-    // The second one's owner is not known yet when the API server goes away.
-    scenario.api.0.lock().unwrap().pods.extend([pod("web-0", "web-1"), pod("web-9", "web-2")]);
+    scenario.api.happens("ADDED", &pod("web-0", "web-1"));
     let mut stream = scenario.connect("node-1");
     stream.plan().await.unwrap();
     scenario.pass().await;
     assert_eq!(stream.plan().await.unwrap().bodies[0].targets.len(), 1);
+    while scenario.due.try_recv().is_ok() {}
+    // Its owner is not known yet when the API server goes away.
+    scenario.api.happens("ADDED", &pod("web-9", "web-2"));
+    let seen = tokio::time::timeout(Duration::from_secs(20), scenario.due.recv()).await;
+    seen.expect("the pod is seen");
     scenario.api.is_in(Some(Trouble::Down));
     scenario.context.clock.advance(Duration::from_secs(3_600));
     // What follows cannot be written down; what nodes are told does not wait for that.
