@@ -97,12 +97,12 @@ pub const COLLECTOR: CollectorInfo = CollectorInfo {
     doc: "No hook in the path of data: the kernel counts for each socket, whoever sends and by whatever call \
           (sendfile, splice and io_uring among them), and the collector takes the difference at the end of each \
           window and of the connection. The process is the one with the lowest id that holds the socket at a \
-          window's end, else the one that connected.",
+          window's end, else the one that connected or closed it.",
     exact: "Bytes received, sent, acknowledged and sent again, of every connection, in sum over its windows.",
     bounded: "topN connections per window have a row of their own, the others share one per cgroup. What a \
               connection carries while no process holds it (not accepted yet, or closed and still sending) is in its \
               row when it ends, and in none where the session ends first.",
-    unseen: "Headers, and what is not TCP.",
+    unseen: "Headers, and what is not TCP. Connections of TCP Fast Open that are closed before their handshake ends.",
     cost: Cost::Moderate,
     tables: &[&TABLE],
     params: &[

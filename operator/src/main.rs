@@ -163,7 +163,6 @@ async fn lead(
     let Some(prepared) = prepared.await else { return Ok(()) };
     let cluster_id = prepared?;
     let tls = node_api::tls::server(keeper.serving())?;
-    tokio::spawn(keeper.run(stop.clone()));
 
     let stores = Arc::new(Stores::new(client.clone(), args.stores()));
     let reporter =
@@ -194,6 +193,7 @@ async fn lead(
     let (known, writer) = reflector::store();
     let listed = session::listed::Listed::default();
     let mut parts = JoinSet::<(&str, anyhow::Result<()>)>::new();
+    parts.spawn(keeper.run(stop.clone()).map(|()| ("certificates", Ok(()))));
     let sessions = session::run(context, writer, listed.clone(), due, stop.clone());
     parts.spawn(sessions.map(|()| ("sessions", Ok(()))));
     let schedules =

@@ -2,7 +2,7 @@
 
 //! One table of a session: the objects of all its nodes, as the manifests list them.
 //!
-//! In: a schema, keys and lengths. Out: a scan of those objects and no others; where a question is about some nodes, of theirs.
+//! In: a schema, keys and lengths. Out: a scan of those objects and no others; where a question names a few nodes, of theirs.
 //! Lengths come from the manifest, so that no object is asked for before its footer is read. Which columns and row groups are
 //! read is DataFusion's Parquet reader's work, by projection, statistics and page index; footers are kept for the next query.
 
@@ -40,7 +40,8 @@ pub(crate) struct Table {
     objects: Vec<ObjectEntry>,
 }
 
-/// Whose each object is, for filters: agents write under their own name alone, no other key is granted.
+/// Whose each object is, for filters: all rows of an object are of the node that its key names, under which alone an agent
+/// may write.
 struct Nodes(ArrayRef);
 
 impl Nodes {

@@ -303,10 +303,10 @@ pub fn throughput_change(ctx: BtfTracePointContext) -> i32 {
     let sk: *const u8 = ctx.arg(0);
     let (old, new) = (ctx.arg::<i32>(1) as u32, ctx.arg::<i32>(2) as u32);
     let begins = new == state::ESTABLISHED;
-    // Also when its process has closed it: no pass meets it any more, and its end may be far.
-    let ends = matches!(new, state::FIN_WAIT1 | state::LAST_ACK)
-        || new == state::CLOSE && old != state::CLOSE && old != state::LISTEN;
-    if !(begins || ends || new == state::SYN_SENT) {
+    // By the process that closes it: no pass meets it any more, and its end may be far.
+    let closes = matches!(new, state::FIN_WAIT1 | state::LAST_ACK);
+    let ends = new == state::CLOSE && old != state::CLOSE && old != state::LISTEN;
+    if !(begins || closes || ends || new == state::SYN_SENT) {
         return 0;
     }
     // SAFETY: (`struct sock *`, old state, new state); the current task is one.
@@ -359,6 +359,10 @@ pub fn throughput_change(ctx: BtfTracePointContext) -> i32 {
             return 0;
         }
         if let Some(carried) = known {
+            let task = bpf_get_current_task_btf().cast_const().cast::<u8>();
+            if closes && (*carried).pid == 0 && kernel::task_cgroup_id(task) == hit.cgroup_id {
+                hold(task, carried);
+            }
             account(tcp, By::Hook, carried, &hit);
         }
     }

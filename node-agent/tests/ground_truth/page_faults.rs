@@ -163,8 +163,9 @@ fn a_thread_that_executes_a_program_keeps_its_own_faults() {
     recording.targets(&[cgroup.target()]);
     let before = burst.faults();
     burst.go("become");
+    let there = burst.faults();
     // Into another window.
-    recording.await_rows();
+    recording.await_weight(there.0 + there.1 - before.0 - before.1);
     burst.go("touch");
     let after = burst.faults();
     let (rows, _) = recording.finish();

@@ -468,6 +468,14 @@ impl Recording {
         }
     }
 
+    /// Waits until the rows that were taken stand for so many events.
+    pub(crate) fn await_weight(&mut self, events: i64) {
+        let taken = |this: &Self| this.batches.iter().map(|batch| batch.weight.cast_signed()).sum::<i64>();
+        while taken(self) < events {
+            self.await_rows();
+        }
+    }
+
     /// Opens another session beside the first.
     pub(crate) fn open_second(&mut self, collector: CollectorSpec, targets: &[TargetSpec]) {
         open(&mut self.engine, SECOND, collector, &[], Budget::default());

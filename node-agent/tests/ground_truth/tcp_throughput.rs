@@ -70,7 +70,8 @@ fn payload_of_every_connection_is_what_its_ends_were_given() {
             );
             assert!(number(row, "rank") >= 1 && number(row, "window_ns") > 0);
         }
-        assert!(rows.iter().filter(|row| number(row, "rport") == early).all(|row| number(row, "pid") == pid));
+        // Also of the end that was accepted and closed between two passes.
+        assert!(rows.iter().all(|row| number(row, "pid") == pid), "{rows:?}");
     });
     test.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
 }

@@ -85,7 +85,7 @@ pub struct NodeView {
     pub connected: bool,
     /// Since when there has been none; `None` if there never was one since this operator started.
     pub lost_since: Option<Instant>,
-    /// The latest report on the session asked for.
+    /// The latest report on the session asked for, which does not name it.
     pub report: Option<SessionReport>,
 }
 
@@ -461,7 +461,7 @@ impl Stream {
             .into_iter()
             // A node speaks of sessions that it was given; anything else would only take memory.
             .filter(|s| state.sessions.get(&s.uid).is_some_and(|p| p.nodes.contains_key(&self.node)))
-            .map(|session| (session.uid.clone(), presentable(session)))
+            .map(|mut session| (std::mem::take(&mut session.uid), presentable(session)))
             .collect();
         for (uid, session) in &reported {
             if node.reports.get(uid) != Some(session) {
@@ -486,9 +486,10 @@ impl Drop for Stream {
     }
 }
 
-/// The report with words that a status and a manifest have room for: whoever has taken a node over may send megabytes, and the API
-/// server takes no object with them.
+/// The report as it is kept: without what nobody asks it for, and with words that a status and a manifest have room for.
+/// Whoever has taken a node over may send megabytes, and the API server takes no object with them.
 fn presentable(mut report: SessionReport) -> SessionReport {
+    report.plan_hash = String::new();
     report.collectors.truncate(COLLECTORS_MAX);
     let collectors = report.collectors.iter_mut();
     let words =

@@ -107,7 +107,8 @@ pub async fn run(
     let sessions = writer.as_reader();
     let seen = context.metrics.watch_seen.get_or_create(&Kind { kind: Word("TraceSession") }).clone();
     let (watching, listing) = (context.clone(), listed.clone());
-    let watch = watcher(Api::all(context.client.clone()), watcher::Config::default().any_semantic())
+    // No older than what a leader has listed: what is not among them is let go of, and agents end it.
+    let watch = watcher(Api::all(context.client.clone()), watcher::Config::default())
         .default_backoff()
         .reflect(writer)
         .filter_map(move |event| {
@@ -118,7 +119,8 @@ pub async fn run(
             std::future::ready(touched(&watching, event))
         });
     let queue = futures::stream::select(watch, UnboundedReceiverStream::new(due))
-        .map(Ok::<_, std::convert::Infallible>);
+        .map(Ok::<_, std::convert::Infallible>)
+        .take_until(stop.clone().cancelled_owned());
     let reconciles = applier(
         |session, context| Box::pin(timed(session, context)),
         retry,
@@ -128,8 +130,16 @@ pub async fn run(
         controller::Config::default().concurrency(CONCURRENCY),
     )
     .for_each(|_| std::future::ready(()));
-    tokio::spawn(flush(context, sessions, listed, stop.clone()));
-    stop.run_until_cancelled(reconciles).await;
+    tokio::spawn(flush(context, sessions, listed.clone(), stop.clone()));
+    let mut reconciles = std::pin::pin!(reconciles);
+    // Before all sessions are listed no pass begins, and this would wait for them.
+    tokio::select! {
+        () = &mut reconciles => return,
+        () = stop.cancelled() => return,
+        () = listed.complete() => {}
+    }
+    // Passes that are under way come to their end: a write that is cut off may still land when another replica leads.
+    reconciles.await;
 }
 
 /// The session that an event is about. One that is gone is forgotten here: no pass will see it.
@@ -182,10 +192,13 @@ async fn flush(
 /// Lets go of what is held of sessions that are gone: a watch that was away, or a pass that meets a deletion, leaves some.
 fn sweep(context: &Context, sessions: &Store<TraceSession>) {
     let there: HashSet<String> = sessions.state().iter().filter_map(|session| session.uid()).collect();
-    context.places.retain(|id| there.contains(&id.uid));
-    context.pods.retain(|id| there.contains(&id.uid));
-    context.memories.retain(|uid| there.contains(uid));
-    context.hub.retain(|uid| there.contains(uid));
+    let is = |session: &TraceSession, uid: &str| session.metadata.uid.as_deref() == Some(uid);
+    // One that has come since is looked for.
+    let exists = |uid: &str| there.contains(uid) || sessions.find(|session| is(session, uid)).is_some();
+    context.places.retain(|id| exists(&id.uid));
+    context.pods.retain(|id| exists(&id.uid));
+    context.memories.retain(exists);
+    context.hub.retain(exists);
 }
 
 async fn timed(session: Arc<TraceSession>, context: Arc<Context>) -> Result<Action, ReconcileError> {

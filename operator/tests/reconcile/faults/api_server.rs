@@ -113,6 +113,9 @@ async fn f15_a_window_ends_though_the_api_server_is_away_and_nobodys_owner_can_b
     let plan = tokio::time::timeout(Duration::from_secs(10), stream.plan()).await;
     let plan = plan.expect("nodes are not told that the window is over").unwrap();
     assert_eq!(plan.sessions[0].activity(), Activity::Drain);
+    assert!(plan.bodies.is_empty(), "targets are what they were");
+    let owner = "GET /apis/apps/v1/namespaces/shop/replicasets/web-2";
+    assert_eq!(scenario.api.came(owner).len(), 1, "it was asked for");
     scenario.api.is_in(None);
     scenario.pass().await;
     assert_eq!(scenario.phase(), Some(Phase::Draining));
