@@ -165,7 +165,7 @@ fn a_thread_that_executes_a_program_keeps_its_own_faults() {
     burst.go("become");
     let there = burst.faults();
     // Into another window.
-    recording.await_weight(there.0 + there.1 - before.0 - before.1);
+    recording.await_weight((there.0 + there.1 - before.0 - before.1).cast_unsigned());
     burst.go("touch");
     let after = burst.faults();
     let (rows, _) = recording.finish();

@@ -468,10 +468,10 @@ impl Recording {
         }
     }
 
-    /// Waits until the rows that were taken stand for so many events.
-    pub(crate) fn await_weight(&mut self, events: i64) {
-        let taken = |this: &Self| this.batches.iter().map(|batch| batch.weight.cast_signed()).sum::<i64>();
-        while taken(self) < events {
+    /// Waits until the rows of the session's first table that were taken stand for so many events.
+    pub(crate) fn await_weight(&mut self, events: u64) {
+        let table = self.engine.counters(self.session)[0].table;
+        while self.weight(self.session, table) < events {
             self.await_rows();
         }
     }

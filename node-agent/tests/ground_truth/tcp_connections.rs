@@ -457,8 +457,19 @@ impl Snmp {
     }
 }
 
+/// Runs a test in a thread with a network of its own ([`own_network`]).
+pub(crate) fn in_own_network<T: Send>(test: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| {
+        let test = scope.spawn(|| {
+            own_network();
+            test()
+        });
+        test.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
 /// Moves this thread, and what it starts from now on, into a network namespace with a loopback device.
-pub(crate) fn own_network() {
+fn own_network() {
     #[repr(C)]
     struct Request {
         name: [u8; 16],

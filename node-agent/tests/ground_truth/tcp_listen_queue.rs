@@ -11,7 +11,7 @@ use tracelake_node_agent::engine::CollectorSpec;
 
 use crate::expectations::has_fentry;
 use crate::support::{Burst, Recording, Row, TestCgroup, answer, number};
-use crate::tcp_connections::own_network;
+use crate::tcp_connections::in_own_network;
 
 /// The argument of listen; the kernel lets one more wait.
 const BACKLOG: i32 = 1;
@@ -29,8 +29,7 @@ fn netstat(burst: &Burst) -> BTreeMap<String, i64> {
 
 #[test]
 fn a_full_queue_shows_its_length_and_what_it_dropped() {
-    let test = std::thread::spawn(|| {
-        own_network();
+    in_own_network(|| {
         let cgroup = TestCgroup::new();
         let spec = CollectorSpec {
             name: "tcpListenQueue".into(),
@@ -73,7 +72,6 @@ fn a_full_queue_shows_its_length_and_what_it_dropped() {
             rows.iter().map(|row| number(row, "weight").cast_unsigned()).sum::<u64>()
         );
     });
-    test.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
 }
 
 /// The sum of a listener's histograms.

@@ -14,7 +14,7 @@ use tracelake_node_agent::engine::CollectorSpec;
 
 use crate::expectations::has_fentry;
 use crate::support::{Burst, Recording, Row, TABLE, TestCgroup, answer, as_root, number};
-use crate::tcp_connections::{Snmp, close_by_reset, own_network, tcp_info};
+use crate::tcp_connections::{Snmp, close_by_reset, in_own_network, tcp_info};
 
 /// Connects to a port where nobody listens.
 const REFUSED: usize = 10;
@@ -47,8 +47,7 @@ fn run_as(
     // On a thread of its own, which takes its namespace with it.
     let collector = collector.to_owned();
     let params = params.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    let test = std::thread::spawn(move || {
-        own_network();
+    in_own_network(move || {
         let cgroup = TestCgroup::new();
         let spec = CollectorSpec {
             name: collector,
@@ -78,8 +77,7 @@ fn run_as(
         let delta = Snmp::now().since(&before);
         let numbers: Vec<i64> = answer.split(' ').map(|number| number.parse().expect("a number")).collect();
         (rows, cgroup, numbers.try_into().expect("two numbers"), delta)
-    });
-    test.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 #[test]
@@ -149,8 +147,7 @@ fn counters_of_a_targets_network_are_the_kernels_own() {
 
 #[test]
 fn a_network_whose_namespaces_a_target_enters_is_not_its_own() {
-    let test = std::thread::spawn(|| {
-        own_network();
+    in_own_network(|| {
         let (other, target) = (TestCgroup::new(), TestCgroup::new());
         let spec = CollectorSpec {
             name: "nodeInfo".into(),
@@ -169,7 +166,6 @@ fn a_network_whose_namespaces_a_target_enters_is_not_its_own() {
         let of_guest: Vec<_> = rows.iter().filter(|row| row["attribution"] != "none").collect();
         assert!(!rows.is_empty() && of_guest.is_empty(), "{of_guest:?}");
     });
-    test.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tracelake_node_agent::engine::CollectorSpec;
 
 use crate::support::{Burst, Recording, Row, TestCgroup, answer, number};
-use crate::tcp_connections::own_network;
+use crate::tcp_connections::in_own_network;
 use crate::tcp_loss::drop_all;
 
 /// Bytes of one order that are written, and that sendfile sends.
@@ -20,21 +20,19 @@ const SENT_FILE: i64 = 765_433;
 /// What comes back.
 const REPLY: i64 = 4_321;
 
+fn throughput(interval: Duration) -> CollectorSpec {
+    CollectorSpec { name: "tcpThroughput".into(), interval, ..CollectorSpec::default() }
+}
+
 #[test]
 fn payload_of_every_connection_is_what_its_ends_were_given() {
-    let test = std::thread::spawn(|| {
-        own_network();
+    in_own_network(|| {
         let cgroup = TestCgroup::new();
         let mut burst = Burst::start("stream", &cgroup.path);
         // Open before the session, and what it carried by then is not the session's.
         let early: i64 = burst.go("open").parse().expect("a port");
         burst.go("send");
-        let spec = CollectorSpec {
-            name: "tcpThroughput".into(),
-            interval: Duration::from_millis(300),
-            ..CollectorSpec::default()
-        };
-        let mut recording = Recording::start(spec, &[]);
+        let mut recording = Recording::start(throughput(Duration::from_millis(300)), &[]);
         recording.targets(&[cgroup.target()]);
         burst.go("send");
         // Into another window.
@@ -73,22 +71,15 @@ fn payload_of_every_connection_is_what_its_ends_were_given() {
         // Also of the end that was accepted and closed between two passes.
         assert!(rows.iter().all(|row| number(row, "pid") == pid), "{rows:?}");
     });
-    test.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
 }
 
 /// The kernel goes on with it, and no pass meets it any more.
 #[test]
 fn what_a_connection_carried_until_its_process_closed_it_is_told_before_it_ends() {
-    let test = std::thread::spawn(|| {
-        own_network();
+    in_own_network(|| {
         let cgroup = TestCgroup::new();
         let mut burst = Burst::start("stream", &cgroup.path);
-        let spec = CollectorSpec {
-            name: "tcpThroughput".into(),
-            interval: Duration::from_secs(3_600),
-            ..CollectorSpec::default()
-        };
-        let mut recording = Recording::start(spec, &[]);
+        let mut recording = Recording::start(throughput(Duration::from_secs(3_600)), &[]);
         recording.targets(&[cgroup.target()]);
         burst.go("open");
         burst.go("send");
@@ -100,7 +91,6 @@ fn what_a_connection_carried_until_its_process_closed_it_is_told_before_it_ends(
         let sent = WRITTEN + SENT_FILE;
         assert_eq!(carried, [sent + number(client, "retrans_bytes"), sent, REPLY]);
     });
-    test.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
 }
 
 /// Connections of a churn, on so many threads, and what each carries there and back.
@@ -113,15 +103,12 @@ const ANSWERED: i64 = 20_000;
 /// A pass runs beside all this: it meets connections as they end, while others begin in the memory that they leave.
 #[test]
 fn connections_that_end_under_a_pass_count_once() {
-    let test = std::thread::spawn(|| {
-        own_network();
+    in_own_network(|| {
         let cgroup = TestCgroup::new();
         let mut burst = Burst::start("stream", &cgroup.path);
         let spec = CollectorSpec {
-            name: "tcpThroughput".into(),
             params: [("topN".to_owned(), "10000".to_owned())].into(),
-            interval: Duration::from_millis(1),
-            ..CollectorSpec::default()
+            ..throughput(Duration::from_millis(1))
         };
         let mut recording = Recording::start(spec, &[]);
         recording.targets(&[cgroup.target()]);
@@ -144,7 +131,6 @@ fn connections_that_end_under_a_pass_count_once() {
             }
         }
     });
-    test.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
 }
 
 /// One half of the connections of a churn.

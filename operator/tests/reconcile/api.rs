@@ -125,11 +125,7 @@ impl Api {
         if is_watch {
             let since = query.split('&').find_map(|one| one.strip_prefix("resourceVersion="));
             let since = since.and_then(|since| since.parse().ok()).unwrap_or_default();
-            let event = match namespace_of_pods(&path) {
-                Some(_) => self.pod_event(since).await?,
-                None if path == STORES => self.store_event(since).await,
-                None => self.nothing().await?,
-            };
+            let event = self.event(&path, since).await?;
             return Ok(Response::new(Body::from(format!("{event}\n").into_bytes())));
         }
         let body: Value = serde_json::from_slice(&body.collect_bytes().await.unwrap()).unwrap_or_default();
@@ -137,40 +133,16 @@ impl Api {
         Ok(answered(status, &answer))
     }
 
-    /// What happens to a pod after this version, until the API server goes away; the watch ends with it.
-    async fn pod_event(&self, since: u64) -> std::io::Result<Value> {
+    /// What happens after this version to what the path lists, until the API server goes away; the watch ends with it.
+    async fn event(&self, path: &str, since: u64) -> std::io::Result<Value> {
         loop {
             tokio::time::sleep(Duration::from_millis(20)).await;
             let world = self.0.lock().unwrap();
             if world.trouble == Some(Trouble::Down) {
                 return Err(std::io::ErrorKind::ConnectionReset.into());
             }
-            if let Some((_, event)) = world.happened.iter().find(|(version, _)| *version > since) {
-                return Ok(event.clone());
-            }
-        }
-    }
-
-    /// Of other kinds nothing ever happens, until the API server goes away.
-    async fn nothing(&self) -> std::io::Result<Value> {
-        while self.0.lock().unwrap().trouble != Some(Trouble::Down) {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        Err(std::io::ErrorKind::ConnectionReset.into())
-    }
-
-    /// What happens to the store of the chart's values after this version; the watch ends with it.
-    async fn store_event(&self, since: u64) -> Value {
-        loop {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            let world = self.0.lock().unwrap();
-            if world.version > since {
-                let gone = json!({"metadata": {"name": "default", "resourceVersion": world.version.to_string()},
-                    "spec": {"s3": {"bucket": "gone", "region": "r"}, "credentials": {}}});
-                return match world.objects.get(STORE) {
-                    Some(store) => json!({"type": "MODIFIED", "object": store}),
-                    None => json!({"type": "DELETED", "object": gone}),
-                };
+            if let Some(event) = world.event(path, since) {
+                return Ok(event);
             }
         }
     }
@@ -270,6 +242,20 @@ fn failure(code: StatusCode, message: &str) -> (StatusCode, Value) {
 }
 
 impl World {
+    /// Of pods and of the store of the chart's values; to other kinds nothing ever happens.
+    fn event(&self, path: &str, since: u64) -> Option<Value> {
+        if namespace_of_pods(path).is_some() {
+            let (_, event) = self.happened.iter().find(|(version, _)| *version > since)?;
+            return Some(event.clone());
+        }
+        (path == STORES && self.version > since).then(|| match self.objects.get(STORE) {
+            Some(store) => json!({"type": "MODIFIED", "object": store}),
+            None => json!({"type": "DELETED", "object": {
+                "metadata": {"name": "default", "resourceVersion": self.version.to_string()},
+                "spec": {"s3": {"bucket": "gone", "region": "r"}, "credentials": {}}}}),
+        })
+    }
+
     fn answer(&mut self, method: &Method, path: &str, body: Value) -> (StatusCode, Value) {
         let missing = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404,
             "message": format!("{path} not found")});

@@ -132,6 +132,12 @@ spec: {{s3: {{bucket: {BUCKET}, prefix: team, endpoint: '{endpoint}'}}, credenti
         reconcile::reconcile(self.api.session(), self.context.clone()).await
     }
 
+    /// Waits until the session is to be looked at.
+    async fn told(&mut self) {
+        let one = tokio::time::timeout(Duration::from_secs(20), self.due.recv()).await;
+        one.expect("the session is to be looked at").expect("the hub is there");
+    }
+
     fn phase(&self) -> Option<Phase> {
         self.api.status().phase
     }
@@ -283,19 +289,15 @@ async fn what_happens_to_a_sessions_pods_is_in_its_plans_and_what_happens_to_oth
     assert_eq!(first.keys().collect::<Vec<_>>(), ["node-1"]);
     scenario.pass().await;
     assert!(Arc::ptr_eq(&first["node-1"], &bodies(&scenario)["node-1"]), "nothing is made anew");
-    let told = async |scenario: &mut Scenario| {
-        let one = tokio::time::timeout(Duration::from_secs(20), scenario.due.recv()).await;
-        one.expect("the session is to be looked at").expect("the hub is there");
-    };
     // That all pods were listed.
-    told(&mut scenario).await;
+    scenario.told().await;
     let is_quiet = async |scenario: &mut Scenario| {
         tokio::time::timeout(Duration::from_millis(300), scenario.due.recv()).await.is_err()
     };
     assert!(is_quiet(&mut scenario).await);
     scenario.api.happens("ADDED", &pod("db-0", "db", "node-3", ""));
     scenario.api.happens("ADDED", &pod("web-1", "web", "node-2", ""));
-    told(&mut scenario).await;
+    scenario.told().await;
     assert!(is_quiet(&mut scenario).await, "of the other pod nobody is told");
     scenario.pass().await;
     assert_eq!(bodies(&scenario).keys().collect::<Vec<_>>(), ["node-1", "node-2"]);
@@ -304,14 +306,14 @@ async fn what_happens_to_a_sessions_pods_is_in_its_plans_and_what_happens_to_oth
     let id = "a".repeat(64);
     let running = format!("containerStatuses: [{{name: main, containerID: 'containerd://{id}'}}]");
     scenario.api.happens("MODIFIED", &pod("web-0", "web", "node-1", &running));
-    told(&mut scenario).await;
+    scenario.told().await;
     scenario.pass().await;
     assert_eq!(bodies(&scenario)["node-1"].plan().targets[0].containers[0].id, id);
 
     scenario.api.happens("MODIFIED", &pod("web-0", "db", "node-1", &running));
-    told(&mut scenario).await;
+    scenario.told().await;
     scenario.api.happens("DELETED", &pod("web-1", "web", "node-2", ""));
-    told(&mut scenario).await;
+    scenario.told().await;
     scenario.pass().await;
     let last = bodies(&scenario);
     assert_eq!(last.keys().collect::<Vec<_>>(), ["node-1", "node-2"], "they keep what they recorded");

@@ -83,6 +83,8 @@ async fn f15_with_the_api_server_away_agents_go_on_and_get_grants_and_what_they_
 async fn f15_a_window_ends_though_the_api_server_is_away_and_nobodys_owner_can_be_looked_up() {
     let server = Server::in_process().await;
     let spec = spec().replace("{podSelector: {}}", "{workloadRef: {kind: Deployment, name: web}}");
+    // The API server comes back before that has passed, also on a busy machine.
+    let spec = spec.replace("drainTimeout: 1s", "drainTimeout: 60s");
     let mut scenario = Scenario::new(&spec, &server.endpoint);
     let pod = |name: &str, set: &str| {
         format!(
@@ -103,8 +105,7 @@ async fn f15_a_window_ends_though_the_api_server_is_away_and_nobodys_owner_can_b
     while scenario.due.try_recv().is_ok() {}
     // Its owner is not known yet when the API server goes away.
     scenario.api.happens("ADDED", &pod("web-9", "web-2"));
-    let seen = tokio::time::timeout(Duration::from_secs(20), scenario.due.recv()).await;
-    seen.expect("the pod is seen");
+    scenario.told().await;
     scenario.api.is_in(Some(Trouble::Down));
     scenario.context.clock.advance(Duration::from_secs(3_600));
     // What follows cannot be written down; what nodes are told does not wait for that.
