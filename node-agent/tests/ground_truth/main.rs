@@ -10,6 +10,7 @@ mod cpu_sched;
 mod expectations;
 mod losses;
 mod memory_rss;
+mod network;
 mod node_info;
 mod page_faults;
 mod processes;

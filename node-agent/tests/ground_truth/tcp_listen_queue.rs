@@ -10,8 +10,8 @@ use std::time::Duration;
 use tracelake_node_agent::engine::CollectorSpec;
 
 use crate::expectations::has_fentry;
+use crate::network::in_own_network;
 use crate::support::{Burst, Recording, Row, TestCgroup, answer, number};
-use crate::tcp_connections::in_own_network;
 
 /// The argument of listen; the kernel lets one more wait.
 const BACKLOG: i32 = 1;

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use tracelake_node_agent::engine::CollectorSpec;
 
 use crate::expectations::has_fentry;
+use crate::network::{Snmp, close_by_reset, in_own_network, tcp_info};
 use crate::support::{Burst, Recording, Row, TABLE, TestCgroup, answer, as_root, number};
-use crate::tcp_connections::{Snmp, close_by_reset, in_own_network, tcp_info};
 
 /// Connects to a port where nobody listens.
 const REFUSED: usize = 10;

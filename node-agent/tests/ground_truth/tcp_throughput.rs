@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use tracelake_node_agent::engine::CollectorSpec;
 
+use crate::network::in_own_network;
 use crate::support::{Burst, Recording, Row, TestCgroup, answer, number};
-use crate::tcp_connections::in_own_network;
 use crate::tcp_loss::drop_all;
 
 /// Bytes of one order that are written, and that sendfile sends.
