@@ -87,6 +87,8 @@ pub struct Agent<R> {
     node: Node,
     recorder: R,
     sessions: BTreeMap<String, Managed>,
+    /// What is said of sessions of the plan that this agent cannot begin, as it does not take their plans.
+    refused: Vec<v1::SessionReport>,
     reports: watch::Sender<v1::Report>,
     hello: watch::Sender<v1::Hello>,
     plans: mpsc::Receiver<ReceivedPlan>,
@@ -108,6 +110,7 @@ impl<R: Recorder> Agent<R> {
             node,
             recorder,
             sessions: BTreeMap::new(),
+            refused: Vec::new(),
             reports,
             hello,
             plans,
@@ -207,12 +210,20 @@ impl<R: Recorder> Agent<R> {
             self.give_up(&uid);
         }
         let mut refused = 0;
+        let before = std::mem::take(&mut self.refused);
         for session in &plan.sessions {
             let found = bodies.get(&session.hash).or_else(|| bodies.get(by_uid.get(&session.uid)?));
             let strange = found.is_some_and(|body| is_strange(body, &session.hash));
             if let Err(message) = self.apply_session(session, found, strange, received_ns) {
                 warn!(session = session.uid, message, "a session of the plan is refused");
                 refused += 1;
+                if !self.sessions.contains_key(&session.uid) {
+                    // A body comes once, and what it was refused for stays true; or it comes with the next message.
+                    let known = before.iter().find(|report| report.uid == session.uid);
+                    let known = known.map(|known| known.message.clone());
+                    let why = if found.is_some() { Some(message) } else { known };
+                    self.refused.extend(why.map(|why| not_begun(session, why)));
+                }
             }
         }
         self.node.metrics.plan(refused);
@@ -291,7 +302,7 @@ impl<R: Recorder> Agent<R> {
         match refused {
             None => Ok(()),
             Some(message) => {
-                managed.trouble = Some(("PlanRefused", message.clone()));
+                managed.trouble = Some((reason::PLAN_REFUSED, message.clone()));
                 Err(message)
             }
         }
@@ -349,8 +360,8 @@ impl<R: Recorder> Agent<R> {
             hello.known_plans = known;
             changed
         });
-        let report =
-            v1::Report { sessions: self.sessions.iter().map(|(uid, managed)| managed.report(uid)).collect() };
+        let sessions = self.sessions.iter().map(|(uid, managed)| managed.report(uid));
+        let report = v1::Report { sessions: sessions.chain(self.refused.iter().cloned()).collect() };
         let counted = report.sessions.iter().filter_map(|one| Some((one.uid.as_str(), one.totals.as_ref()?)));
         self.node.metrics.events(counted);
         self.reports.send_if_modified(|last| {
@@ -485,7 +496,7 @@ impl Managed {
             v1::CollectorReport {
                 name: refused.collector.clone(),
                 running: false,
-                reason: "PlanRefused".to_owned(),
+                reason: reason::PLAN_REFUSED.to_owned(),
                 message: refused.message.clone(),
             }
         }));
@@ -567,6 +578,18 @@ impl Managed {
             return ("BudgetIgnored".to_owned(), message.to_owned());
         }
         Default::default()
+    }
+}
+
+/// Of a session that this agent knows nothing of but that it does not take its plan.
+fn not_begun(wanted: &v1::SessionRef, message: String) -> v1::SessionReport {
+    let is_open = wanted.activity == v1::Activity::Collect as i32;
+    v1::SessionReport {
+        uid: wanted.uid.clone(),
+        stage: if is_open { v1::Stage::Failed } else { v1::Stage::Done } as i32,
+        reason: reason::PLAN_REFUSED.to_owned(),
+        message,
+        ..Default::default()
     }
 }
 

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use futures::future::BoxFuture;
 use node_api::egress::Guard;
+use node_api::plan::MESSAGE_MAX;
 use node_api::v1::grant_request::Object;
 use node_api::v1::node_client::NodeClient;
 use node_api::v1::{self, AgentMessage, agent_message};
@@ -48,8 +49,6 @@ const TCP_TIMEOUT: Duration = Duration::from_secs(4);
 const GRANT_TIMEOUT: Duration = Duration::from_secs(15);
 /// A peer that does not answer a ping in this time is gone.
 const KEEPALIVE: Duration = Duration::from_secs(15);
-/// A plan holds the pods of one node, all sessions together.
-const MESSAGE_MAX: usize = 8 << 20;
 
 /// Where the operator is and how to know it.
 #[derive(Clone, Debug)]

@@ -21,6 +21,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use dataset::catalogue;
 use dataset::key::SessionPrefix;
+use node_api::plan::{CONTAINERS_MAX, TARGETS_MAX};
 use node_api::v1;
 use serde::{Deserialize, Serialize};
 
@@ -29,8 +30,6 @@ use crate::engine::{CollectorSpec, PodTarget, SessionSpec, TargetSpec};
 
 const FILE: &str = "plan.json";
 const MAX_COLLECTORS: usize = 32;
-const MAX_TARGETS: usize = 1_024;
-const MAX_CONTAINERS: usize = 64;
 const MAX_NAME: usize = 253;
 const MAX_PARAMS: usize = 32;
 /// The shortest and longest that a plan may ask for; the resource's own bounds are narrower.
@@ -117,8 +116,8 @@ pub fn validate(body: &v1::SessionPlan, hash: &str) -> Result<ValidPlan, PlanErr
         what: "session",
         value: format!("{}/{} {}", body.namespace, body.name, body.uid).chars().take(64).collect(),
     })?;
-    count("targets", body.targets.len(), MAX_TARGETS)?;
-    count("containers", body.containers.len(), MAX_CONTAINERS)?;
+    count("targets", body.targets.len(), TARGETS_MAX)?;
+    count("containers", body.containers.len(), CONTAINERS_MAX)?;
     if body.collectors.is_empty() || body.collectors.len() > MAX_COLLECTORS {
         return Err(PlanError::Count {
             what: "collectors",
@@ -193,7 +192,7 @@ fn pod(target: &v1::Target) -> Result<PodTarget, PlanError> {
     if !target.cgroup_name.is_empty() {
         name("cgroup name", &target.cgroup_name)?;
     }
-    count("containers of a pod", target.containers.len(), MAX_CONTAINERS)?;
+    count("containers of a pod", target.containers.len(), CONTAINERS_MAX)?;
     let mut containers = Vec::new();
     for container in &target.containers {
         name("container", &container.name)?;
@@ -332,10 +331,10 @@ mod tests {
 
     #[test]
     fn f26_lists_without_end_are_refused() {
-        refused(|plan| plan.targets = vec![plan.targets[0].clone(); MAX_TARGETS + 1]);
+        refused(|plan| plan.targets = vec![plan.targets[0].clone(); TARGETS_MAX + 1]);
         refused(|plan| plan.collectors = vec![plan.collectors[0].clone(); MAX_COLLECTORS + 1]);
         refused(|plan| plan.collectors.clear());
-        refused(|plan| plan.containers = vec!["c".into(); MAX_CONTAINERS + 1]);
+        refused(|plan| plan.containers = vec!["c".into(); CONTAINERS_MAX + 1]);
         refused(|plan| plan.collectors.push(plan.collectors[0].clone()));
         refused(|plan| plan.targets.push(plan.targets[0].clone()));
     }

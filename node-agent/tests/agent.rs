@@ -20,6 +20,7 @@ use node_agent::engine::{
 };
 use node_agent::kernel::clock;
 use node_agent::session::Recorder;
+use node_api::plan::TARGETS_MAX;
 use node_api::v1::{self, Activity, Stage};
 use support::{Server, Synthetic, World};
 
@@ -298,6 +299,33 @@ async fn a_body_that_is_refused_costs_its_session_nothing_that_runs() {
     assert_eq!(process.calls(), ["close"]);
     process.until(Stage::Done);
     assert_eq!(*process.link.hello.borrow().known_plans, [node_api::plan::hash(&body())]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_cannot_begin_as_its_plan_is_refused_says_so_and_begins_when_there_is_a_better_one() {
+    let (server, root) = (Server::start().await, tempfile::tempdir().unwrap());
+    let mut process = Process::start(root.path(), &server, support::BOOT);
+    let wide = v1::SessionPlan { targets: vec![v1::Target::default(); TARGETS_MAX + 1], ..body() };
+    let said = |process: &Process| {
+        let report = process.link.reports.borrow().clone();
+        report.sessions.into_iter().map(|one| (one.stage(), one.reason, one.message)).collect::<Vec<_>>()
+    };
+    // What has no body yet gets it with the next message.
+    process.agent.apply(plan_of(&wide, Activity::Collect, LONG, Vec::new()));
+    assert_eq!(said(&process), []);
+    process.agent.apply(plan_of(&wide, Activity::Collect, LONG, vec![wide.clone()]));
+    let refused =
+        |stage| vec![(stage, "PlanRefused".to_owned(), "1025 targets, expected 1 to 1024".to_owned())];
+    assert_eq!(said(&process), refused(Stage::Failed));
+    // The operator does not send it twice on one stream.
+    process.agent.apply(plan_of(&wide, Activity::Drain, Duration::ZERO, Vec::new()));
+    assert_eq!(said(&process), refused(Stage::Done));
+    assert!(process.link.hello.borrow().known_plans.is_empty(), "but on the next");
+    process.agent.apply(plan(Activity::Collect, LONG, vec![body()]));
+    assert_eq!(process.calls(), opened());
+    assert_eq!((said(&process).len(), process.stage()), (1, Some(Stage::Running)));
+    process.agent.apply(ReceivedPlan { plan: v1::Plan::default(), received_ns: clock::boot_ns() });
+    assert_eq!(said(&process), []);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -48,6 +48,8 @@ pub mod reason {
     pub const TARGETS_MISSING: &str = "TargetsMissing";
     /// Of `RUNNING`: the plan's pods could not be taken over yet.
     pub const TARGETS_FAILED: &str = "TargetsFailed";
+    /// Of any stage: this agent does not take the plan; a session that runs goes on as before, another one does not begin.
+    pub const PLAN_REFUSED: &str = "PlanRefused";
     /// Of `DONE`: the window ended before this node recorded anything.
     pub const NEVER_STARTED: &str = "NeverStarted";
     /// Of any stage: the store answered an upload with an error.

@@ -12,7 +12,17 @@
 use prost::Message;
 use sha2::{Digest, Sha256};
 
-use crate::v1::{CollectorPlan, SessionPlan};
+use crate::v1::{CollectorPlan, SessionPlan, Target};
+
+/// Pods of one session on one node; a plan that names more is refused.
+pub const TARGETS_MAX: usize = 1_024;
+/// Containers of one of them, with those that they replaced: the same.
+pub const CONTAINERS_MAX: usize = 64;
+/// Bytes of a session's targets on one node, and of the bodies in one message unless it has one alone: half of what a
+/// message may have.
+pub const BYTES_MAX: usize = MESSAGE_MAX / 2;
+/// Neither side takes a longer message.
+pub const MESSAGE_MAX: usize = 8 << 20;
 
 /// SHA-256 of the plan's encoding, 64 lower-case hex digits.
 pub fn hash(plan: &SessionPlan) -> String {
@@ -42,6 +52,11 @@ impl Body {
         &self.hash
     }
 
+    /// How many bytes of a message it takes.
+    pub fn bytes(&self) -> usize {
+        self.encoded.len()
+    }
+
     /// The plan.
     pub fn plan(&self) -> SessionPlan {
         SessionPlan::decode(&*self.encoded).expect("it was encoded here")
@@ -53,6 +68,11 @@ impl PartialEq for Body {
     fn eq(&self, other: &Self) -> bool {
         self.hash == other.hash
     }
+}
+
+/// How many bytes of a plan a target takes.
+pub fn bytes(target: &Target) -> usize {
+    target.encoded_len()
 }
 
 /// Whether `plan` as decoded here is the whole of what `hash` names.

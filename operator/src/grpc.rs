@@ -22,6 +22,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
+use node_api::plan::MESSAGE_MAX;
+
 use crate::data::{self, Readers};
 use crate::hub::{GrantRefusal, Hub};
 use crate::metrics::Metrics;
@@ -36,8 +38,6 @@ const POD_PERIOD: Duration = Duration::from_secs(5);
 const KEEPALIVE: Duration = Duration::from_secs(15);
 /// For calls that came just before the end. Streams do not end by themselves, and the next operator waits for this one.
 const LAST_ANSWERS: Duration = Duration::from_millis(250);
-/// Reports hold tens of sessions of a few hundred bytes each; plans hold a node's pods.
-const MESSAGE_MAX: usize = 8 << 20;
 /// Calls at once on one connection: an agent has its stream and asks for a few grants.
 const STREAMS: u32 = 16;
 /// S3 takes no larger object in one PUT.

@@ -20,7 +20,7 @@ use dataset::key::{Boot, Key};
 use jiff::Timestamp;
 use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
-use node_api::plan::Body;
+use node_api::plan::{BYTES_MAX, Body};
 use node_api::v1::{Activity, Hello, Plan, Report, SessionRef, SessionReport};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -417,9 +417,11 @@ impl Stream {
         ours.then(|| self.compose(&state, Timestamp::now()))
     }
 
+    /// The node's whole plan, with those bodies that the agent lacks, as far as one message has room: the next one has more.
     fn compose(&mut self, state: &State, now: Timestamp) -> Plan {
         let mut plan = Plan::default();
         let mut current = HashSet::new();
+        let mut bytes = 0;
         for (uid, session) in &state.sessions {
             let Some(assignment) = session.nodes.get(&self.node) else { continue };
             let remaining = Duration::try_from(session.end.duration_since(now)).unwrap_or_default();
@@ -430,6 +432,11 @@ impl Stream {
                 remaining_ms: if assignment.activity == Activity::Collect { millis(remaining) } else { 0 },
             });
             if !self.known.contains(assignment.body.hash()) {
+                bytes += assignment.body.bytes();
+                if bytes > BYTES_MAX && !plan.bodies.is_empty() {
+                    self.version.mark_changed();
+                    continue;
+                }
                 plan.bodies.push(assignment.body.plan());
             }
             current.insert(assignment.body.hash().to_owned());

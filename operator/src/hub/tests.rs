@@ -2,7 +2,7 @@
 //! The hub without network: what leaves, what is kept, who is heard.
 
 use futures::FutureExt;
-use node_api::v1::{SessionPlan, Stage};
+use node_api::v1::{SessionPlan, Stage, Target};
 
 use super::*;
 
@@ -60,6 +60,34 @@ async fn bodies_that_the_agent_has_on_disk_are_not_sent() {
     let mut stream = hub.connect(Hello { known_plans: vec![hash], ..hello("node-1") });
     let plan = stream.plan().await.unwrap();
     assert_eq!((plan.sessions.len(), plan.bodies.len()), (1, 0));
+}
+
+#[tokio::test]
+async fn bodies_for_which_one_message_has_no_room_come_with_the_next_and_no_session_is_left_out_of_any() {
+    let (hub, _due) = Hub::new();
+    for uid in ["a", "b", "c", "d"] {
+        let mut session = published(uid, &["node-1"]);
+        let pod = |i: usize| Target { pod_uid: format!("{i:01000}"), ..Target::default() };
+        let count = if uid == "d" { 1 } else { BYTES_MAX * 2 / 3 / 1_000 };
+        let plan = SessionPlan {
+            uid: uid.to_owned(),
+            targets: (0..count).map(pod).collect(),
+            ..SessionPlan::default()
+        };
+        session.nodes.get_mut("node-1").unwrap().body = Body::of(&plan).into();
+        hub.publish(session);
+    }
+    let mut stream = hub.connect(hello("node-1"));
+    let mut came = Vec::new();
+    while let Some(plan) = stream.plan().now_or_never() {
+        let plan = plan.unwrap();
+        assert_eq!(plan.sessions.len(), 4, "what is not listed is over to an agent");
+        let bytes: usize = plan.bodies.iter().map(|body| Body::of(body).bytes()).sum();
+        assert!(bytes <= BYTES_MAX, "{bytes} bytes");
+        came.extend(plan.bodies.into_iter().map(|body| body.uid));
+    }
+    came.sort();
+    assert_eq!(came, ["a", "b", "c", "d"]);
 }
 
 #[tokio::test]

@@ -60,8 +60,10 @@ impl Child {
 /// What there is to do.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Decision {
-    /// Sessions to delete, before one is made.
+    /// Sessions to delete that are over.
     pub delete: Vec<Child>,
+    /// Sessions to delete before one is made: it takes their place.
+    pub replace: Vec<Child>,
     /// The due time of a session to make; `OnTime` then depends on whether it can be made.
     pub start: Option<Timestamp>,
     /// The status that follows, as if all of it were done.
@@ -109,7 +111,7 @@ pub fn decide(
                     (Some(due), policy, _) => {
                         if policy == ConcurrencyPolicy::Replace {
                             let earlier = std::mem::take(&mut active).into_values();
-                            decision.delete.extend(earlier.filter(|child| !child.deleting).cloned());
+                            decision.replace.extend(earlier.filter(|child| !child.deleting).cloned());
                         }
                         decision.start = Some(due);
                     }

@@ -142,25 +142,41 @@ fn times(schedule: &TraceSchedule, limits: &Limits) -> Result<Times, NoTimes> {
     }
 }
 
+/// Deletes a session of the schedule, if it is still there.
+async fn delete(api: &Api<TraceSession>, schedule: &TraceSchedule, child: &Child) -> Result<(), kube::Error> {
+    let preconditions = Preconditions { uid: Some(child.uid.clone()), resource_version: None };
+    let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
+    match api.delete(&child.name, &params).await {
+        Ok(_) => {
+            tracing::info!(schedule = schedule.name_any(), session = child.name, "session deleted");
+            Ok(())
+        }
+        Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 async fn act(schedule: &TraceSchedule, context: &Context, decision: Decision) -> Result<(), kube::Error> {
     let api: Api<TraceSession> =
         Api::namespaced(context.client.clone(), &schedule.namespace().unwrap_or_default());
-    // What cannot be deleted keeps nobody from beginning.
+    // What is over and cannot be deleted keeps nobody from beginning.
     let mut failure = None;
     for child in &decision.delete {
-        let preconditions = Preconditions { uid: Some(child.uid.clone()), resource_version: None };
-        let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
-        match api.delete(&child.name, &params).await {
-            Ok(_) => tracing::info!(schedule = schedule.name_any(), session = child.name, "session deleted"),
-            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {}
-            Err(error) => failure = Some(error),
-        }
+        failure = delete(&api, schedule, child).await.err().or(failure);
+    }
+    let mut replaced = Ok(());
+    for child in &decision.replace {
+        replaced = replaced.and(delete(&api, schedule, child).await);
     }
     let mut status = decision.status;
     if let Some(due) = decision.start {
         let session = session(schedule, due);
         let name = session.name_any();
-        let made = make(&api, &session).await;
+        let made = match replaced {
+            Ok(()) => make(&api, &session).await,
+            // It would run beside the one whose place it takes.
+            Err(error) => Err(error),
+        };
         let now = time(Timestamp::now());
         let generation = schedule.metadata.generation;
         let conditions = &mut status.conditions;
@@ -182,8 +198,14 @@ async fn act(schedule: &TraceSchedule, context: &Context, decision: Decision) ->
                 );
                 let before = schedule.status.as_ref().and_then(|status| status.last_schedule_time.clone());
                 status.last_schedule_time = before;
-                status.active.retain(|active| *active != name);
-                status.active_count -= 1;
+                if decision.replace.is_empty() {
+                    status.active.retain(|active| *active != name);
+                    status.active_count -= 1;
+                } else {
+                    // Those that it was to replace may still be there.
+                    let before = schedule.status.clone().unwrap_or_default();
+                    (status.active, status.active_count) = (before.active, before.active_count);
+                }
                 failure = Some(error);
             }
         }

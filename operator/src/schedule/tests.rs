@@ -1,11 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The ten things that a schedule does as a `CronJob` does.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
 use crds::TraceScheduleSpec;
+use http::{Method, Request, Response};
+use kube::Client;
+use kube::client::Body;
+use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::reflector;
 use serde_json::{Value, json};
 
 use super::super::times::Times;
+use super::super::{Context, act};
 use super::*;
+use crate::session::limits::Limits;
 
 const DAY: &str = "2026-06-01";
 
@@ -48,8 +58,9 @@ fn run(
 ) -> (Vec<String>, Vec<String>) {
     let decision = now(schedule, children, time);
     let clock = |due: Timestamp| due.to_string()[11..16].to_owned();
-    let deleted = decision.delete.iter().map(|child| clock(child.due)).collect();
-    children.retain(|child| !decision.delete.contains(child));
+    let gone: Vec<Child> = decision.delete.into_iter().chain(decision.replace).collect();
+    let deleted = gone.iter().map(|child| clock(child.due)).collect();
+    children.retain(|child| !gone.contains(child));
     children.extend(decision.start.map(|due| child(&clock(due), Phase::Running)));
     schedule.status = Some(decision.status);
     (decision.start.into_iter().map(clock).collect(), deleted)
@@ -105,7 +116,65 @@ fn replace_deletes_the_earlier_session_first() {
     let leaving = Child { deleting: true, ..child("07:00", Phase::Draining) };
     let schedule = self::schedule(json!({"concurrencyPolicy": "Replace"}));
     let decision = now(&schedule, &[leaving], at("08:00"));
-    assert_eq!((decision.delete, decision.start), (vec![], Some(at("08:00"))));
+    assert_eq!((decision.replace, decision.start), (vec![], Some(at("08:00"))));
+}
+
+#[tokio::test]
+async fn replace_makes_no_session_beside_one_that_cannot_be_deleted_and_tries_again() {
+    let (asked, is_refused) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(true)));
+    let mut schedule = schedule(json!({"concurrencyPolicy": "Replace"}));
+    let service = tower::service_fn({
+        let (asked, is_refused, schedule) = (asked.clone(), is_refused.clone(), json!(schedule));
+        move |request: Request<Body>| {
+            let what = format!("{} {}", request.method(), request.uri().path().rsplit('/').next().unwrap());
+            asked.lock().unwrap().push(what);
+            let is_refused = is_refused.load(Ordering::Relaxed);
+            let schedule = schedule.clone();
+            async move {
+                let method = request.method().clone();
+                let body = request.into_body().collect_bytes().await.unwrap();
+                let (code, answer) = match method {
+                    Method::DELETE if is_refused => {
+                        (403, json!({"kind": "Status", "code": 403, "message": "no"}))
+                    }
+                    Method::DELETE => (200, json!({"kind": "Status", "status": "Success"})),
+                    Method::PATCH => (200, schedule),
+                    _ => (201, serde_json::from_slice(&body).unwrap()),
+                };
+                let answer =
+                    Response::builder().status(code).body(Body::from(answer.to_string().into_bytes()));
+                Ok::<_, std::convert::Infallible>(answer.unwrap())
+            }
+        }
+    });
+    let client = Client::new(service, "shop");
+    let context = Context {
+        client: client.clone(),
+        recorder: Recorder::new(client, Reporter { controller: "test".to_owned(), instance: None }),
+        sessions: reflector::store().0,
+        limits: Limits::default(),
+    };
+    let running = child("07:00", Phase::Running);
+    schedule.metadata.namespace = Some("shop".to_owned());
+    schedule.status = Some(now(&schedule, std::slice::from_ref(&running), at("07:30")).status);
+    let new = session_name("hourly", at("08:00"));
+    let done = |what: &str| {
+        let asked = std::mem::take(&mut *asked.lock().unwrap());
+        asked.into_iter().filter(|one| one.starts_with(what)).collect::<Vec<_>>()
+    };
+    for _ in 0..2 {
+        let decision = now(&schedule, std::slice::from_ref(&running), at("08:00"));
+        act(&schedule, &context, decision).await.unwrap_err();
+        let all = std::mem::take(&mut *asked.lock().unwrap());
+        assert!(all.contains(&format!("DELETE {}", running.name)), "{all:?}");
+        assert!(!all.contains(&"POST tracesessions".to_owned()), "{all:?}");
+        assert!(all.contains(&"PATCH status".to_owned()), "{all:?}");
+    }
+    is_refused.store(false, Ordering::Relaxed);
+    let decision = now(&schedule, std::slice::from_ref(&running), at("08:00"));
+    assert_eq!(decision.status.active, [new]);
+    act(&schedule, &context, decision).await.unwrap();
+    assert_eq!(done("POST tracesessions"), ["POST tracesessions"]);
 }
 
 #[test]

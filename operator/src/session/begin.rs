@@ -16,6 +16,7 @@ use rand::Rng;
 
 use super::finish;
 use super::memory::Memory;
+use super::nodes::NodeState;
 use super::reconcile::{Findings, Pass, ReconcileError, WATCHFUL, in_time, later, signed, until};
 use super::status::{Early, StoreState};
 use super::validate::ValidatedSession;
@@ -23,6 +24,9 @@ use crate::store::{ResolvedStore, StoreProblem};
 
 /// A store that works has answered by then; what asks it triggers the next pass sooner.
 pub const ASKED: Duration = Duration::from_secs(1);
+
+/// The longest time between two looks at a session that waits.
+const PATIENT: Duration = Duration::from_secs(30);
 
 /// Before a session looks again whether others have begun, up to half of it more or less.
 const BUSY: Duration = Duration::from_millis(400);
@@ -71,10 +75,14 @@ impl Pass<'_> {
         match self.open(memory, &session).await? {
             Opening::Open(store, start) => {
                 let end = start + signed(valid.duration);
+                // If they cannot be learnt now, the next pass writes them down.
+                let selected = self.select(memory, valid, start).await.ok();
+                let nodes = selected.iter().flat_map(|selected| selected.bodies.keys());
                 let findings = Findings {
                     store: Some(StoreState::Ready),
                     dataset: Some(store.dataset()),
                     window: Some((start, end)),
+                    states: nodes.map(|node| (node.clone(), NodeState::Waiting)).collect(),
                     ..Findings::default()
                 };
                 // What is intended stands in the API server before any node acts on it.
@@ -127,7 +135,9 @@ impl Pass<'_> {
         self.context.hub.withdraw(&self.id.uid);
         let next = self.status(&session, &findings);
         let written = self.writer().status(memory, &session, next).await?;
-        let wait = WATCHFUL.min(until(deadline, self.now));
+        // Who has waited for long is looked at less often: there may be thousands of them, and each asks for its store.
+        let age = session.creation_timestamp().map_or(Duration::ZERO, |at| until(self.now, at.0));
+        let wait = (age / 20).clamp(WATCHFUL, PATIENT).min(until(deadline, self.now));
         Ok(Action::requeue(later(written, wait)))
     }
 

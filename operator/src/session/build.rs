@@ -6,16 +6,18 @@
 //! there before its first container, and until it is gone: one that has ended is still named, because its containers'
 //! names are needed when the last segment is sealed. One that had ended before the window began is none of the
 //! session's business.
+//! A plan has room for so many pods of a node ([`TARGETS_MAX`], [`BYTES_MAX`]): those that run come before those that have
+//! ended, of which each may have thousands that nobody deletes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use node_api::plan::Body;
+use node_api::plan::{BYTES_MAX, Body, TARGETS_MAX};
 use node_api::v1::{Container, SessionPlan, Target};
 
 use super::dereference::Matched;
-use super::pod::{CONFIG_HASH, CONFIG_MIRROR, Pod};
+use super::pod::Pod;
 use super::status::TargetState;
 use super::validate::{Selection, ValidatedSession};
 use crate::hub::SessionId;
@@ -64,8 +66,10 @@ pub fn build<'a>(
 ) -> impl Iterator<Item = (&'a str, SessionPlan)> {
     let mut nodes: BTreeMap<&str, Vec<&Pod>> = BTreeMap::new();
     for pod in pods {
-        let Some(node) = pod.spec.node_name.as_deref().filter(|node| !node.is_empty()) else { continue };
-        if !ended_before(pod, start) {
+        let Some(node) = pod.node.as_deref() else { continue };
+        // Nothing of it happened in the window.
+        let is_over = pod.ended.is_some_and(|ended| ended.at.is_none_or(|at| at < start));
+        if !is_over {
             nodes.entry(node).or_default().push(pod);
         }
     }
@@ -73,11 +77,7 @@ pub fn build<'a>(
         session.node_selector.is_empty()
             || labels(node).is_some_and(|labels| carries(&labels, &session.node_selector))
     });
-    nodes.into_iter().filter_map(|(node, pods)| {
-        let mut targets: Vec<Target> = pods.into_iter().filter_map(target).collect();
-        targets.sort_by(|a, b| a.pod_uid.cmp(&b.pod_uid));
-        (!targets.is_empty()).then(|| (node, SessionPlan { targets, ..empty(id, session) }))
-    })
+    nodes.into_iter().map(|(node, pods)| (node, SessionPlan { targets: targets(pods), ..empty(id, session) }))
 }
 
 /// The plan of a node without pods: it keeps what it recorded, and its report.
@@ -99,44 +99,32 @@ fn carries(labels: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>)
     wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
-/// Whether all of the pod's containers had ended when the window began.
-fn ended_before(pod: &Pod, start: Timestamp) -> bool {
-    if !matches!(pod.status.phase.as_deref(), Some("Succeeded" | "Failed")) {
-        return false;
-    }
-    let last = pod
-        .containers()
-        .filter_map(|container| container.state.terminated.as_ref()?.finished_at.as_ref())
-        .map(|time| time.0)
-        .max();
-    last.is_none_or(|last| last < start)
+/// Of a node's pods those that a plan has room for.
+fn targets(mut pods: Vec<&Pod>) -> Vec<Target> {
+    // Of those that have ended the last ones: rows of theirs may still be in no file.
+    pods.sort_by_key(|pod| (pod.ended.map(|ended| std::cmp::Reverse(ended.at)), &pod.uid));
+    let mut bytes = 0;
+    let room = |target: &Target| {
+        bytes += node_api::plan::bytes(target);
+        bytes <= BYTES_MAX
+    };
+    let mut targets: Vec<Target> = pods.into_iter().take(TARGETS_MAX).map(target).take_while(room).collect();
+    targets.sort_by(|a, b| a.pod_uid.cmp(&b.pod_uid));
+    targets
 }
 
-fn target(pod: &Pod) -> Option<Target> {
-    let annotation = |key: &str| pod.metadata.annotations.as_ref()?.get(key).cloned();
-    let cgroup_name = annotation(CONFIG_MIRROR).and_then(|_| annotation(CONFIG_HASH)).unwrap_or_default();
-    // A container that was restarted has two ids, and rows of both carry its name.
-    let mut containers = BTreeSet::new();
-    for status in pod.containers() {
-        let before = status.last_state.terminated.as_ref().and_then(|ended| ended.container_id.as_deref());
-        for id in [status.container_id.as_deref(), before].into_iter().flatten().filter_map(bare_id) {
-            containers.insert((status.name.clone(), id.to_owned()));
-        }
+fn target(pod: &Pod) -> Target {
+    let containers = pod.containers.iter();
+    Target {
+        pod_uid: (*pod.uid).to_owned(),
+        namespace: (*pod.namespace).to_owned(),
+        pod: (*pod.name).to_owned(),
+        cgroup_name: pod.cgroup_name.as_deref().unwrap_or_default().to_owned(),
+        host_network: pod.host_network,
+        containers: containers
+            .map(|(name, id)| Container { name: (**name).to_owned(), id: (**id).to_owned() })
+            .collect(),
     }
-    Some(Target {
-        pod_uid: pod.metadata.uid.clone()?,
-        namespace: pod.metadata.namespace.clone()?,
-        pod: pod.metadata.name.clone()?,
-        cgroup_name,
-        host_network: pod.spec.host_network,
-        containers: containers.into_iter().map(|(name, id)| Container { name, id }).collect(),
-    })
-}
-
-/// `containerd://<64 hex digits>` without its scheme.
-fn bare_id(id: &str) -> Option<&str> {
-    let id = id.rsplit_once("://").map_or(id, |(_, id)| id);
-    (id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(id)
 }
 
 #[cfg(test)]
@@ -201,6 +189,39 @@ mod tests {
             status("2026-01-01T00:00:01Z"),
         ));
         assert_eq!(names(&built("{podSelector: {}}", &pods)), [("n1".to_owned(), vec!["new".to_owned()])]);
+    }
+
+    #[test]
+    fn a_plan_has_room_for_so_many_pods_and_those_that_run_come_first() {
+        let pod = |name: String, phase: &str| {
+            format!("- {{metadata: {{name: {name}, namespace: shop, uid: {name}}}, spec: {{nodeName: n}}, status: {{phase: {phase},
+               containerStatuses: [{{name: c, state: {{terminated: {{finishedAt: '2026-01-01T00:{:02}:00Z'}}}}}}]}}}}\n",
+               if phase == "Running" { 10 } else { name[1..].parse::<usize>().unwrap() / 60 })
+        };
+        let all: String = (0..TARGETS_MAX + 99).map(|i| pod(format!("e{i:04}"), "Succeeded")).collect();
+        let all = all + &(0..7).map(|i| pod(format!("z{i}"), "Running")).collect::<String>();
+        let plans = built("{podSelector: {}}", &pods(&all));
+        let targets = &plans["n"].targets;
+        assert_eq!(targets.len(), TARGETS_MAX);
+        assert_eq!(targets.iter().filter(|target| target.pod.starts_with('z')).count(), 7);
+        assert!(
+            targets.iter().all(|target| target.pod != "e0000"),
+            "of the others the first that ended is left out"
+        );
+        assert!(targets.is_sorted_by(|a, b| a.pod_uid < b.pod_uid));
+
+        let containers: String = (0..99)
+            .map(|c| format!("{{name: {}{c:02}, containerID: 'x://{ID}'}}, ", "c".repeat(61)))
+            .collect();
+        let wide = format!(
+            "- {{metadata: {{name: w, namespace: shop}}, spec: {{nodeName: n}}, status: {{containerStatuses: [{containers}]}}}}"
+        );
+        let wide = pods(&wide).remove(0);
+        let all = (0..600).map(|i| Arc::new(Pod { uid: format!("{i:04}").into(), ..(*wide).clone() }));
+        let plans = built("{podSelector: {}}", &all.collect::<Vec<_>>());
+        assert!(plans["n"].targets.iter().all(|target| target.containers.len() == 64));
+        let bytes = Body::of(&plans["n"]).bytes();
+        assert!((BYTES_MAX * 9 / 10..BYTES_MAX + 8 * 1024).contains(&bytes), "{bytes}");
     }
 
     #[test]

@@ -3,26 +3,30 @@
 //!
 //! In: the selection and the namespace's pods. Out: the pods that match. A Deployment owns its pods through its
 //! ReplicaSets and a CronJob through its Jobs; those are looked up once each by UID and remembered, because an
-//! object's controller does not change. A ReplicaSet made by a rolling update in the window is simply a new
+//! object's controller does not change; one without a controller may be adopted. A ReplicaSet made by a rolling update in the window is simply a new
 //! UID to look up.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use crds::{WorkloadKind, WorkloadRef};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::core::{NamespaceResourceScope, PartialObjectMeta, SelectorExt};
 use kube::{Api, Client, Resource, ResourceExt};
 use node_api::is_name;
 use serde::de::DeserializeOwned;
+use tokio::time::Instant;
 
-use super::pod::Pod;
+use super::pod::{Owner, Pod};
 use super::validate::Selection;
 
 /// Remembered owners above this many are forgotten all at once; each costs one request to learn again.
 const REMEMBERED_MAX: usize = 20_000;
+
+/// An owner that had no controller is looked up again after this time.
+const ORPHAN: Duration = Duration::from_secs(300);
 
 /// The longest UID that is looked up; Kubernetes' have 36 bytes.
 const UID_MAX: usize = 64;
@@ -34,16 +38,18 @@ pub struct Matched {
     pub pods: Vec<Arc<Pod>>,
     /// The workload named by `workloadRef` does not exist.
     pub workload_missing: bool,
+    /// Some pod's owner has no controller, and may come to have the workload as such, of which no pod tells.
+    pub has_orphans: bool,
 }
 
 impl Selection {
     /// Whether it means this pod; none where the pod does not tell, but its owner's owner does.
     pub fn means(&self, pod: &Pod) -> Option<bool> {
         match self {
-            Self::Labels(selector) => Some(selector.matches(pod.labels())),
-            Self::Names(names) => Some(pod.metadata.name.as_ref().is_some_and(|name| names.contains(name))),
+            Self::Labels(selector) => Some(selector.matches(&pod.labels)),
+            Self::Names(names) => Some(names.contains(&*pod.name)),
             Self::Workload(workload) => {
-                let Some(owner) = controller(pod.owner_references()) else { return Some(false) };
+                let Some(owner) = controller(pod.controller.as_deref()) else { return Some(false) };
                 match (workload.kind, owner.kind.as_str()) {
                     (WorkloadKind::Deployment, "ReplicaSet") | (WorkloadKind::CronJob, "Job") => None,
                     (wanted, kind) => Some(kind == format!("{wanted:?}") && owner.name == workload.name),
@@ -53,11 +59,14 @@ impl Selection {
     }
 }
 
+/// Kind and name of an owner's controller.
+type Above = (String, String);
+
 /// Looks up the owners of owners.
 pub struct Owners {
     client: Client,
-    /// A ReplicaSet or a Job, as a pod's reference in a namespace has it, to kind and name of its controller, if it has one.
-    remembered: Mutex<HashMap<String, Option<(String, String)>>>,
+    /// A ReplicaSet or a Job, as a pod's reference in a namespace has it, to kind and name of its controller, if it had one then.
+    remembered: Mutex<HashMap<String, (Instant, Option<Above>)>>,
 }
 
 impl Owners {
@@ -75,11 +84,16 @@ impl Owners {
         namespace: &str,
         selection: &Selection,
         pods: Vec<Arc<Pod>>,
+        now: Instant,
     ) -> Result<Matched, kube::Error> {
         let mut matched = Matched::default();
         for pod in pods {
             let is_meant = match (selection.means(&pod), selection) {
-                (None, Selection::Workload(workload)) => self.owned(namespace, &pod, workload).await?,
+                (None, Selection::Workload(workload)) => {
+                    let owned = self.owned(namespace, &pod, workload, now).await?;
+                    matched.has_orphans |= owned.is_none();
+                    owned == Some(true)
+                }
                 (known, _) => known == Some(true),
             };
             if is_meant {
@@ -92,22 +106,29 @@ impl Owners {
         Ok(matched)
     }
 
-    /// Whether the owner of a pod's owner is the workload.
-    async fn owned(&self, namespace: &str, pod: &Pod, workload: &WorkloadRef) -> Result<bool, kube::Error> {
-        let Some(owner) = controller(pod.owner_references()) else { return Ok(false) };
+    /// Whether the owner of a pod's owner is the workload; none if that has no owner.
+    async fn owned(
+        &self,
+        namespace: &str,
+        pod: &Pod,
+        workload: &WorkloadRef,
+        now: Instant,
+    ) -> Result<Option<bool>, kube::Error> {
+        let Some(owner) = controller(pod.controller.as_deref()) else { return Ok(Some(false)) };
         let above = match workload.kind {
-            WorkloadKind::CronJob => self.above::<Job>(namespace, owner).await?,
-            _ => self.above::<ReplicaSet>(namespace, owner).await?,
+            WorkloadKind::CronJob => self.above::<Job>(namespace, owner, now).await?,
+            _ => self.above::<ReplicaSet>(namespace, owner, now).await?,
         };
-        Ok(above.is_some_and(|(kind, name)| kind == format!("{:?}", workload.kind) && name == workload.name))
+        Ok(above.map(|(kind, name)| kind == format!("{:?}", workload.kind) && name == workload.name))
     }
 
     /// Kind and name of the controller of `owner`.
     async fn above<K>(
         &self,
         namespace: &str,
-        owner: &OwnerReference,
-    ) -> Result<Option<(String, String)>, kube::Error>
+        owner: &Owner,
+        now: Instant,
+    ) -> Result<Option<Above>, kube::Error>
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
             + Clone
@@ -119,19 +140,21 @@ impl Owners {
             return Ok(None);
         }
         let reference = format!("{namespace}/{}/{}/{}", owner.kind, owner.name, owner.uid);
-        if let Some(known) = self.remembered.lock().expect("no panic while held").get(&reference) {
+        if let Some((at, known)) = self.remembered.lock().expect("no panic while held").get(&reference)
+            && (known.is_some() || now < *at + ORPHAN)
+        {
             return Ok(known.clone());
         }
         let found = self.metadata::<K>(namespace, &owner.name).await?;
         // Gone, or another of the same name: what has this UID does not come back, if it ever was there.
         let found = found.filter(|found| found.uid().as_deref() == Some(&owner.uid));
-        let above = found.as_ref().and_then(|found| controller(found.owner_references()));
-        let above = above.map(|above| (above.kind.clone(), above.name.clone()));
+        let above = found.and_then(|found| Owner::managing(found.metadata.owner_references));
+        let above = controller(above.as_ref()).map(|above| (above.kind.clone(), above.name.clone()));
         let mut remembered = self.remembered.lock().expect("no panic while held");
         if remembered.len() >= REMEMBERED_MAX {
             remembered.clear();
         }
-        remembered.insert(reference, above.clone());
+        remembered.insert(reference, (now, above.clone()));
         Ok(above)
     }
 
@@ -166,8 +189,8 @@ impl Owners {
     }
 }
 
-/// The controller, if it is of Kubernetes: others have kinds of the same names, whose objects are not what is asked for.
-fn controller(owners: &[OwnerReference]) -> Option<&OwnerReference> {
-    let controller = owners.iter().find(|owner| owner.controller == Some(true))?;
-    ["apps/v1", "batch/v1"].contains(&controller.api_version.as_str()).then_some(controller)
+/// The one that manages something, if it is of Kubernetes: others have kinds of the same names, whose objects are not what
+/// is asked for.
+fn controller(owner: Option<&Owner>) -> Option<&Owner> {
+    owner.filter(|owner| ["apps/v1", "batch/v1"].contains(&owner.api_version.as_str()))
 }

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use crds::conditions::reason;
 use dataset::closing::{self, Closing, Effort};
 use dataset::key::Key;
-use dataset::manifest::{FORMAT_VERSION, Manifest, SessionFile};
+use dataset::manifest::{FORMAT_VERSION, Manifest, SessionFile, Verdict};
 use dataset::reader::{self, ReadError};
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -133,7 +133,8 @@ pub fn finished(manifest: &Manifest) -> Finished {
             format!("node {}: {}{others}", first.node, first.reason)
         }
     };
-    Finished { manifest: Some((Key::manifest(manifest.number).relative(), manifest.verdict)), reason }
+    let totals = (manifest.verdict == Verdict::Complete).then_some(manifest.totals);
+    Finished { manifest: Some((Key::manifest(manifest.number).relative(), manifest.verdict)), reason, totals }
 }
 
 /// Whether a node of which a manifest or status says this has nothing more to upload, ever.

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::build::Selected;
 use super::validate::ValidatedSession;
-use crate::store::ResolvedStore;
+use crate::store::{ResolvedStore, StoreProblem};
 
 /// What the last manifest of an incomplete session says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -52,6 +52,8 @@ pub struct Memory {
     pub valid: Option<Arc<ValidatedSession>>,
     /// What asks the store whether the session may begin, beside the passes.
     pub asking: Option<JoinHandle<()>>,
+    /// Why its manifest could not be written, the last time.
+    pub close_problem: Option<StoreProblem>,
     /// When it had to end and first found no place to look through its folder.
     pub no_place: Option<Instant>,
     /// Its folder has more in it than most: another try is for one of the few places for such.

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use crds::conditions::reason;
 use crds::{CollectorStatus, FailingNode, NodeCounts, Totals};
+use dataset::ledger::Term;
+use dataset::manifest;
 use node_api::v1::{self, Stage};
 use tokio::time::Instant;
 
@@ -19,7 +21,7 @@ use crate::hub::NodeView;
 /// it reconnects.
 pub const LOST_AFTER: Duration = Duration::from_secs(45);
 /// `nodes.names` holds at most this many, as its kind says: of more, an operator that restarts waits for these.
-const NAMES_MAX: usize = 5_000;
+pub const NAMES_MAX: usize = 5_000;
 /// `failingNodes` names at most this many.
 pub const FAILING_MAX: usize = 5;
 
@@ -113,12 +115,17 @@ fn constant(reason: &str) -> String {
     if good { reason.to_owned() } else { reason::NODE_FAILED.to_owned() }
 }
 
+/// As a status holds them.
+pub fn names<'a>(nodes: impl IntoIterator<Item = &'a String>) -> Vec<String> {
+    nodes.into_iter().take(NAMES_MAX).cloned().collect()
+}
+
 /// Counts by state.
 pub fn counts(states: &BTreeMap<String, NodeState>, views: &BTreeMap<String, NodeView>) -> NodeCounts {
     let mut counts = NodeCounts {
         expected: number(states.len()),
         ready: number(views.values().filter(|view| view.connected && view.report.is_some()).count()),
-        names: states.keys().take(NAMES_MAX).cloned().collect(),
+        names: names(states.keys()),
         ..NodeCounts::default()
     };
     for state in states.values() {
@@ -199,8 +206,24 @@ pub fn collectors(
     all
 }
 
-/// The sum of the nodes' accounts. No term but `bytesPending` ever falls below what was shown `before`: after a
-/// restart of the operator, nodes report again one by one.
+/// A manifest's account.
+pub fn listed(totals: &manifest::Totals) -> Totals {
+    Totals {
+        emitted: signed(totals.emitted),
+        exported: signed(totals.terms.get(Term::Exported)),
+        sampled_out: signed(totals.terms.get(Term::SampledOut)),
+        rate_limited: signed(totals.terms.get(Term::RateLimited)),
+        filtered: signed(totals.terms.get(Term::Filtered)),
+        lost: signed(totals.terms.lost()),
+        rows: signed(totals.rows),
+        bytes_uploaded: signed(totals.bytes),
+        objects_uploaded: signed(totals.objects),
+        bytes_pending: 0,
+    }
+}
+
+/// The sum of the nodes' accounts, or but for `bytesPending` what was shown `before`, as long as some term would fall below it:
+/// after a restart of the operator, nodes report again one by one, and terms of different moments do not add up.
 pub fn totals(views: &BTreeMap<String, NodeView>, before: Option<&Totals>) -> Totals {
     let mut sum = v1::Totals::default();
     for one in views.values().filter_map(|view| view.report.as_ref()?.totals.as_ref()) {
@@ -216,20 +239,32 @@ pub fn totals(views: &BTreeMap<String, NodeView>, before: Option<&Totals>) -> To
         add(&mut sum.objects_uploaded, one.objects_uploaded);
         add(&mut sum.bytes_pending, one.bytes_pending);
     }
-    let zero = Totals::default();
-    let before = before.unwrap_or(&zero);
-    let rising = |now: u64, before: i64| signed(now).max(before);
-    Totals {
-        emitted: rising(sum.emitted, before.emitted),
-        exported: rising(sum.exported, before.exported),
-        sampled_out: rising(sum.sampled_out, before.sampled_out),
-        rate_limited: rising(sum.rate_limited, before.rate_limited),
-        filtered: rising(sum.filtered, before.filtered),
-        lost: rising(sum.lost, before.lost),
-        rows: rising(sum.rows, before.rows),
-        bytes_uploaded: rising(sum.bytes_uploaded, before.bytes_uploaded),
-        objects_uploaded: rising(sum.objects_uploaded, before.objects_uploaded),
+    let now = Totals {
+        emitted: signed(sum.emitted),
+        exported: signed(sum.exported),
+        sampled_out: signed(sum.sampled_out),
+        rate_limited: signed(sum.rate_limited),
+        filtered: signed(sum.filtered),
+        lost: signed(sum.lost),
+        rows: signed(sum.rows),
+        bytes_uploaded: signed(sum.bytes_uploaded),
+        objects_uploaded: signed(sum.objects_uploaded),
         bytes_pending: signed(sum.bytes_pending),
+    };
+    let falls = |before: &Totals| {
+        now.emitted < before.emitted
+            || now.exported < before.exported
+            || now.sampled_out < before.sampled_out
+            || now.rate_limited < before.rate_limited
+            || now.filtered < before.filtered
+            || now.lost < before.lost
+            || now.rows < before.rows
+            || now.bytes_uploaded < before.bytes_uploaded
+            || now.objects_uploaded < before.objects_uploaded
+    };
+    match before {
+        Some(before) if falls(before) => Totals { bytes_pending: now.bytes_pending, ..before.clone() },
+        _ => now,
     }
 }
 

@@ -21,7 +21,7 @@ use super::finish;
 use super::memory::{Late, Memory};
 use super::nodes::{self, NodeState};
 use super::reconcile::{Findings, Pass, ReconcileError, done, in_time, states, until};
-use super::validate::validate;
+use super::validate::begun;
 use crate::store::{ResolvedStore, StoreProblem};
 
 /// An incomplete session waits for its nodes without hurry.
@@ -93,12 +93,11 @@ impl Pass<'_> {
         status: &TraceSessionStatus,
     ) -> Result<(), ReconcileError> {
         let store = self.store(memory, session).await;
-        let (Ok(valid), Some(start), Some(end)) =
-            (validate(&session.spec), &status.start_time, &status.end_time)
-        else {
+        let (Some(start), Some(end)) = (&status.start_time, &status.end_time) else {
             self.context.hub.withdraw(&self.id.uid);
             return Ok(());
         };
+        let valid = begun(&session.spec);
         let publish = |missing: &BTreeSet<String>| {
             let held = self.context.hub.published(&self.id.uid);
             let body = |node: &String| Some(held.as_ref()?.nodes.get(node)?.body.clone());

@@ -19,7 +19,7 @@ use kube::{Api, Client};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::listed::Listed;
-use super::pod::Pod;
+use super::pod::{Pod, Said, Shared};
 use super::validate::Selection;
 use crate::hub::{Hub, SessionId};
 
@@ -91,6 +91,17 @@ impl<'a> Change<'a> {
                 user.minds(now) || before.as_ref().is_some_and(|before| user.minds(before))
             }
         }
+    }
+}
+
+/// The event, of what is kept of the pod.
+fn kept(event: Event<Said>, shared: &mut Shared) -> Event<Pod> {
+    match event {
+        Event::Init => Event::Init,
+        Event::InitApply(pod) => Event::InitApply(shared.keep(pod)),
+        Event::InitDone => Event::InitDone,
+        Event::Apply(pod) => Event::Apply(shared.keep(pod)),
+        Event::Delete(pod) => Event::Delete(shared.keep(pod)),
     }
 }
 
@@ -176,13 +187,11 @@ impl PodWatches {
     }
 
     fn start(&self, namespace: &str) -> Watch {
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let api: Api<Said> = Api::namespaced(self.client.clone(), namespace);
         let (pods, mut writer) = reflector::store();
         let users = SharedUsers::default();
         let stop = CancellationToken::new();
-        let watch = watcher::watcher(api, watcher::Config::default().any_semantic())
-            .default_backoff()
-            .modify(Pod::shrink);
+        let watch = watcher::watcher(api, watcher::Config::default().any_semantic()).default_backoff();
         let listed = Listed::default();
         let (hub, watching, stopped, name, seen, known) = (
             self.hub.clone(),
@@ -193,7 +202,8 @@ impl PodWatches {
             pods.clone(),
         );
         tokio::spawn(async move {
-            let mut watch = std::pin::pin!(watch);
+            let mut shared = Shared::default();
+            let mut watch = std::pin::pin!(watch.map(|event| event.map(|event| kept(event, &mut shared))));
             while let Some(Some(event)) = stopped.run_until_cancelled(watch.next()).await {
                 match &event {
                     Ok(event) => {
@@ -288,9 +298,7 @@ mod tests {
                     managedFields: [{{manager: kubelet, time: '2026-11-30T00:00:0{version}Z'}}]}}, spec: {{nodeName: {node}}},
                   status: {{phase: Running, conditions: [{{type: Ready, status: '{ready}'}}]}}}}"
             );
-            let mut pod: Pod = serde_yaml::from_str(&text).unwrap();
-            pod.shrink();
-            pod
+            serde_yaml::from_str::<Pod>(&text).unwrap()
         };
         let all = user("{podSelector: {}}");
         let (first, second) = (pod("1", "False", "n"), pod("2", "True", "n"));

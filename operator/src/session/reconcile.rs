@@ -39,7 +39,7 @@ use super::memory::{Clock, Late, Memories, Memory};
 use super::nodes::{self, NodeState};
 use super::pods::{NotListed, PodWatches};
 use super::status::{Early, Finished, Observed, StoreState, TargetState, status};
-use super::validate::{Rejection, Selection, ValidatedSession, validate};
+use super::validate::{Rejection, Selection, ValidatedSession, begun, validate};
 use super::write::{Writer, Written};
 use super::{LARGE, Nodes, WAITING, build, finish};
 use crate::hub::{Assignment, Hub, NodeView, Published, SessionId};
@@ -195,9 +195,13 @@ impl Pass<'_> {
         if session.status.as_ref().and_then(|status| status.phase).is_some_and(Phase::is_over) {
             return self.over(memory, session).await;
         }
-        let valid = match &memory.valid {
-            Some(valid) => valid.clone(),
-            None => match validate(&session.spec) {
+        let status = session.status.as_ref();
+        let window =
+            status.and_then(|status| Some((status.start_time.as_ref()?.0, status.end_time.as_ref()?.0)));
+        let valid = match (&memory.valid, window) {
+            (Some(valid), _) => valid.clone(),
+            (None, Some(_)) => Arc::new(begun(&session.spec)),
+            (None, None) => match validate(&session.spec) {
                 Ok(valid) => Arc::new(valid),
                 Err(rejection) => {
                     let findings = Findings { rejection: Some(rejection), ..Findings::default() };
@@ -206,10 +210,9 @@ impl Pass<'_> {
             },
         };
         memory.valid = Some(valid.clone());
-        let status = session.status.clone().unwrap_or_default();
-        match (status.start_time, status.end_time) {
-            (Some(start), Some(end)) => self.started(memory, session, &valid, start.0, end.0).await,
-            _ => self.waiting(memory, session, &valid).await,
+        match window {
+            Some((start, end)) => self.started(memory, session, &valid, start, end).await,
+            None => self.waiting(memory, session, &valid).await,
         }
     }
 
@@ -222,7 +225,8 @@ impl Pass<'_> {
         start: Timestamp,
         planned_end: Timestamp,
     ) -> Result<Action, ReconcileError> {
-        let before = session.status.clone().unwrap_or_default();
+        let mut session = session;
+        let mut before = session.status.clone().unwrap_or_default();
         let known: BTreeSet<&String> =
             before.nodes.iter().flat_map(|nodes| &nodes.names).chain(memory.expected.keys()).collect();
         let (end, early) = self.end(&session, &before, valid, start, planned_end, known);
@@ -237,7 +241,20 @@ impl Pass<'_> {
         let expected = self.expect(memory, &before, selected.bodies.keys(), self.now < end);
         let activity = if self.now < end { Activity::Collect } else { Activity::Drain };
         let body = |node: &String| selected.bodies.get(node).cloned();
-        self.publish(valid, (end, activity), &expected, body, store.as_ref().ok().cloned());
+        let publish = |nodes: &BTreeSet<String>| {
+            self.publish(valid, (end, activity), nodes, body, store.as_ref().ok().cloned())
+        };
+        // Whoever leads next has to know of a node before it records: what nobody waits for is given up.
+        if let Some(named) = self.named(&before, &expected) {
+            publish(&named);
+            let mut next = before;
+            next.nodes.get_or_insert_default().names = nodes::names(&expected);
+            memory.last_write = None;
+            self.writer().status(memory, &session, next).await?;
+            session = memory.freshest(&session);
+            before = session.status.clone().unwrap_or_default();
+        }
+        publish(&expected);
 
         let views = self.context.hub.nodes(&self.id.uid, &expected);
         let last = self.now >= end + signed(valid.drain_timeout);
@@ -263,6 +280,10 @@ impl Pass<'_> {
             let settled = findings.views.values().all(nodes::is_done);
             if settled || last {
                 findings.finished = self.close(memory, &findings.states, store, last).await;
+            }
+            if let (Some(problem), Some(StoreState::Ready)) = (&memory.close_problem, &findings.store) {
+                findings.store =
+                    Some(StoreState::Problem(problem.reason.to_owned(), problem.message.clone()));
             }
             if findings.finished.is_some() {
                 return self.conclude(memory, session, findings).await;
@@ -360,7 +381,7 @@ impl Pass<'_> {
     }
 
     /// The pods and their plans. When they cannot be learnt, those that were published stay as they are.
-    async fn select(
+    pub(super) async fn select(
         &self,
         memory: &mut Memory,
         valid: &ValidatedSession,
@@ -391,8 +412,11 @@ impl Pass<'_> {
         {
             return Ok(selected.clone());
         }
-        let matched =
-            self.context.owners.matching(&self.id.namespace, &valid.selection, pods.state()).await?;
+        let matched = self
+            .context
+            .owners
+            .matching(&self.id.namespace, &valid.selection, pods.state(), self.instant)
+            .await?;
         if !valid.node_selector.is_empty() {
             // A node that is not listed yet would look like one that is not selected.
             let listed = self.context.nodes.listed.complete();
@@ -402,7 +426,9 @@ impl Pass<'_> {
         let selected = Arc::new(Selected::of(&self.id, valid, &matched, start, labels));
         // Else labels of nodes decide as well, or whether there is a workload, of which pods do not tell where it has none.
         let is_workload = matches!(valid.selection, Selection::Workload(_));
-        let by_pods_alone = valid.node_selector.is_empty() && !(is_workload && matched.pods.is_empty());
+        let by_pods_alone = valid.node_selector.is_empty()
+            && !(is_workload && matched.pods.is_empty())
+            && !matched.has_orphans;
         memory.selected = by_pods_alone.then(|| (version, selected.clone()));
         Ok(selected)
     }
@@ -427,6 +453,19 @@ impl Pass<'_> {
             memory.expected.entry(node.clone()).or_insert(since);
         }
         expected
+    }
+
+    /// If some of the `expected` nodes have no place in the status yet, and it has room: those that have, or act already.
+    fn named(&self, before: &TraceSessionStatus, expected: &BTreeSet<String>) -> Option<BTreeSet<String>> {
+        let written = before.nodes.as_ref().map_or(&[][..], |nodes| &nodes.names);
+        if written.iter().eq(expected.iter().take(nodes::NAMES_MAX)) {
+            return None;
+        }
+        let mut named: BTreeSet<String> = written.iter().cloned().collect();
+        named.extend(
+            self.context.hub.published(&self.id.uid).into_iter().flat_map(|held| held.nodes.into_keys()),
+        );
+        (!expected.is_subset(&named)).then(|| expected.intersection(&named).cloned().collect())
     }
 
     /// Hands out what these nodes have to do until the end; a node of which `body` knows nothing keeps what it recorded.
@@ -471,7 +510,7 @@ impl Pass<'_> {
                     return (last_chance && self.instant >= since + patience(effort)).then(|| {
                         let reason =
                             "no manifest: other sessions have not come to an end on the store in time";
-                        Finished { manifest: None, reason: reason.to_owned() }
+                        Finished { manifest: None, reason: reason.to_owned(), totals: None }
                     });
                 };
                 memory.no_place = None;
@@ -482,12 +521,16 @@ impl Pass<'_> {
                     }
                 };
                 let closed = within(patience(effort), closed).await;
+                if closed.is_err() {
+                    store.renew();
+                }
                 memory.large_failed =
                     (closed.is_err() && effort == Effort::Large).then(|| self.context.clock.now());
                 closed
             }
             Err(problem) => Err(problem),
         };
+        memory.close_problem = written.as_ref().err().cloned();
         match written {
             Ok(None) => {
                 tracing::info!("the session's folder takes more memory than most to look through");
@@ -508,7 +551,7 @@ impl Pass<'_> {
                     message = problem.message,
                     "session ends without a manifest"
                 );
-                Some(Finished { manifest: None, reason: format!("no manifest: {problem}") })
+                Some(Finished { manifest: None, reason: format!("no manifest: {problem}"), totals: None })
             }
             Err(problem) => {
                 tracing::warn!(

@@ -71,9 +71,28 @@ fn invalid(message: String) -> Rejection {
 /// # Errors
 /// The first thing that is wrong.
 pub fn validate(spec: &TraceSessionSpec) -> Result<ValidatedSession, Rejection> {
-    let collectors: Result<Vec<_>, _> = spec.collectors.iter().map(collector).collect();
+    let selection = selection(spec)?;
+    spec.collectors.iter().try_for_each(check)?;
+    Ok(accepted(spec, selection))
+}
+
+/// The spec of a session that has begun: an operator accepted it, perhaps of another version. What this one does not know of
+/// collectors is for the agents to say, and if it does not know how to choose pods, no more are chosen. Rejected, a session would
+/// lose what it has recorded.
+pub fn begun(spec: &TraceSessionSpec) -> ValidatedSession {
+    let selection = selection(spec).unwrap_or_else(|rejection| {
+        tracing::error!(
+            message = rejection.message,
+            "the pods of a session that has begun cannot be chosen, none are any more"
+        );
+        Selection::Names(BTreeSet::new())
+    });
+    accepted(spec, selection)
+}
+
+fn selection(spec: &TraceSessionSpec) -> Result<Selection, Rejection> {
     let target = &spec.target;
-    let selection = match (&target.pod_selector, &target.workload_ref, &target.pod_names) {
+    Ok(match (&target.pod_selector, &target.workload_ref, &target.pod_names) {
         (Some(selector), None, None) => {
             let selector = Selector::try_from(LabelSelector::from(selector));
             Selection::Labels(selector.map_err(|error| invalid(format!("target.podSelector: {error}")))?)
@@ -85,9 +104,13 @@ pub fn validate(spec: &TraceSessionSpec) -> Result<ValidatedSession, Rejection> 
                 "target: exactly one of podSelector, workloadRef and podNames must be set".to_owned(),
             ));
         }
-    };
-    Ok(ValidatedSession {
-        collectors: collectors?,
+    })
+}
+
+fn accepted(spec: &TraceSessionSpec, selection: Selection) -> ValidatedSession {
+    let target = &spec.target;
+    ValidatedSession {
+        collectors: spec.collectors.iter().map(collector).collect(),
         selection,
         node_selector: target.node_selector.clone(),
         containers: target.containers.clone(),
@@ -98,7 +121,7 @@ pub fn validate(spec: &TraceSessionSpec) -> Result<ValidatedSession, Rejection> 
         rollover_bytes: spec.rollover.size.bytes(),
         budget_bytes: spec.budget.as_ref().and_then(|budget| Some(budget.bytes.as_ref()?.bytes())),
         budget: spec.budget.as_ref().and_then(budget),
-    })
+    }
 }
 
 /// What of a budget is the nodes' business; none, if nothing is.
@@ -111,7 +134,8 @@ fn budget(asked: &crds::Budget) -> Option<Budget> {
     (budget.events_per_second > 0 || budget.cpu_millis > 0).then_some(budget)
 }
 
-fn collector(asked: &crds::Collector) -> Result<CollectorPlan, Rejection> {
+/// Whether a collector can be had as it is asked for.
+fn check(asked: &crds::Collector) -> Result<(), Rejection> {
     let name = asked.name.as_str();
     let valid = catalogue::validate(name, &asked.params).map_err(|error| {
         let reason = match error {
@@ -122,8 +146,7 @@ fn collector(asked: &crds::Collector) -> Result<CollectorPlan, Rejection> {
         };
         Rejection { reason, message: error.to_string() }
     })?;
-    let sample_every = u32::try_from(asked.sample_every).unwrap_or(1).max(1);
-    let max_events_per_second = asked.max_events_per_second.and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
+    let CollectorPlan { sample_every, max_events_per_second, .. } = collector(asked);
     if !valid.info.events && (sample_every > 1 || max_events_per_second > 0) {
         return Err(invalid(format!(
             "collector {name} looks once per window: sampleEvery and maxEventsPerSecond do not apply to it"
@@ -134,15 +157,19 @@ fn collector(asked: &crds::Collector) -> Result<CollectorPlan, Rejection> {
             "collector {name} writes a row per event: interval does not apply to it"
         )));
     }
-    Ok(CollectorPlan {
-        name: name.to_owned(),
+    Ok(())
+}
+
+fn collector(asked: &crds::Collector) -> CollectorPlan {
+    CollectorPlan {
+        name: asked.name.as_str().to_owned(),
         params: asked.params.clone(),
         interval_ms: asked.interval.as_ref().map_or(0, |interval| millis(interval.duration())),
-        sample_every,
-        max_events_per_second,
+        sample_every: u32::try_from(asked.sample_every).unwrap_or(1).max(1),
+        max_events_per_second: asked.max_events_per_second.and_then(|n| u64::try_from(n).ok()).unwrap_or(0),
         optional: asked.optional,
         sha256: Vec::new(),
-    })
+    }
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -197,6 +224,18 @@ mod tests {
                 "InvalidParameter: collector nodeInfo looks once per window: sampleEvery and maxEventsPerSecond do not apply to it"
             ],
         );
+    }
+
+    #[test]
+    fn what_has_begun_is_planned_as_it_was_though_this_version_does_not_know_it() {
+        let yaml = "{target: {podSelector: {}}, duration: 1m, collectors: [{name: processes}, \
+             {name: ofTheFuture, params: {a: b}, interval: 5s}]}";
+        let spec: TraceSessionSpec = serde_yaml::from_str(yaml).unwrap();
+        assert_eq!(validate(&spec).unwrap_err().reason, reason::UNKNOWN_COLLECTOR);
+        let begun = begun(&spec);
+        let future = &begun.collectors[1];
+        assert_eq!((&*future.name, &*future.params["a"], future.interval_ms), ("ofTheFuture", "b", 5_000));
+        assert!(matches!(begun.selection, Selection::Labels(_)));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use tracelake_operator::store::ResolvedStore;
 
 use crate::api::{SESSION, World};
 use crate::servers::Server;
-use crate::{BOOT, Scenario, UID, report, spec, write_node_manifest};
+use crate::{BOOT, Scenario, UID, report, spec, write_account, write_node_manifest};
 
 const MIB: u64 = 1 << 20;
 
@@ -176,7 +176,8 @@ async fn uploads_without(server: &Server, take: impl Fn(&mut World, &str)) {
 async fn one_node_over_its_budget_ends_a_session_that_is_to_stop_and_no_other() {
     let server = Server::in_process().await;
     for (policy, ends) in [("Sample", false), ("Stop", true)] {
-        let budget = format!("{}\n  budget: {{eventsPerSecond: 100, onExceeded: {policy}}}", spec());
+        let budget =
+            format!("{}\n  budget: {{eventsPerSecond: 100, onExceeded: {policy}}}", spec_with_time());
         let scenario = Scenario::new(&budget, &server.endpoint);
         scenario.api.add_pod("web-0", "node-1");
         let mut stream = scenario.connect("node-1");
@@ -240,7 +241,7 @@ async fn a_node_that_comes_back_after_the_end_makes_an_incomplete_session_comple
     scenario.pass().await;
     scenario.api.change(SESSION, |session| session["spec"]["stop"] = true.into());
     scenario.pass().await;
-    write_node_manifest(&store, "node-1").await;
+    write_account(&store, "node-1", 5).await;
     here.report(report(Stage::Done, 5));
     scenario.pass().await;
     assert_eq!(scenario.phase(), Some(Phase::Draining), "node-2 still has its time");
@@ -259,13 +260,35 @@ async fn a_node_that_comes_back_after_the_end_makes_an_incomplete_session_comple
     next.pass().await;
     assert!(done_before.plan().await.unwrap().sessions.is_empty(), "a node that was done is left alone");
     assert_eq!(back.plan().await.unwrap().sessions[0].activity(), Activity::Drain);
-    write_node_manifest(&store, "node-2").await;
+    write_account(&store, "node-2", 7).await;
     back.report(report(Stage::Done, 7));
     next.pass().await;
     assert_eq!(next.phase(), Some(Phase::Completed));
     let manifest = next.api.status().dataset.unwrap().manifest.unwrap();
     assert_eq!(manifest, "_tracelake/manifest-2.json");
-    assert!(next.api.status().totals.unwrap().emitted >= 5, "totals never fall");
+    // Of node-1 this operator has heard nothing.
+    let totals = next.api.status().totals.unwrap();
+    assert_eq!((totals.emitted, totals.filtered, totals.exported), (12, 12, 0), "what the manifest comes to");
+}
+
+#[tokio::test]
+async fn a_manifest_that_cannot_be_written_is_told_while_there_is_time() {
+    let spec = spec().replace("drainTimeout: 1s", "drainTimeout: 10m");
+    let scenario = Scenario::new(&spec, "http://127.0.0.1:9");
+    scenario.started();
+    scenario.api.add_pod("web-0", "node-1");
+    scenario.pass().await;
+    let stream = scenario.connect("node-1");
+    stream.report(report(Stage::Running, 5));
+    scenario.pass().await;
+    scenario.api.change(SESSION, |session| session["spec"]["stop"] = true.into());
+    scenario.pass().await;
+    stream.report(report(Stage::Done, 5));
+    scenario.context.clock.advance(Duration::from_secs(6));
+    scenario.pass().await;
+    assert_eq!(scenario.phase(), Some(Phase::Draining));
+    let store = scenario.condition(condition::STORE_READY);
+    assert_eq!(store, ("False".to_owned(), reason::STORE_UNAVAILABLE.to_owned()));
 }
 
 #[tokio::test]

@@ -18,6 +18,7 @@ use api::{Api, SESSION};
 use crds::conditions::{self, reason, session as condition};
 use crds::{Phase, TraceSession};
 use dataset::key::{Key, SessionPrefix};
+use dataset::ledger::{LedgerRow, Term, Terms};
 use dataset::manifest::{FORMAT_VERSION, NodeManifest, Verdict};
 use dataset::reader;
 use kube::runtime::controller::Action;
@@ -192,13 +193,29 @@ fn report(stage: Stage, emitted: u64) -> Report {
 
 /// What a node writes when it is done and had nothing to say.
 async fn write_node_manifest(store: &ResolvedStore, node: &str) {
+    write_account(store, node, 0).await;
+}
+
+/// The same of one that had so many events, all of containers that nobody asked for.
+async fn write_account(store: &ResolvedStore, node: &str, filtered: u64) {
+    let mut terms = Terms::default();
+    terms.add(Term::Filtered, filtered);
+    let row = LedgerRow {
+        node: node.to_owned(),
+        boot: BOOT.to_owned(),
+        incarnation: BOOT.to_owned(),
+        table: "processes".to_owned(),
+        emitted: Some(filtered),
+        terms,
+        rows: 0,
+    };
     let manifest = NodeManifest {
         format_version: FORMAT_VERSION,
         node: node.to_owned(),
         boot: BOOT.to_owned(),
         incarnations: Vec::new(),
         objects: Vec::new(),
-        ledger: Vec::new(),
+        ledger: if filtered > 0 { vec![row] } else { Vec::new() },
         coverage: Vec::new(),
     };
     let key = Key::node_manifest(node, &BOOT.parse().unwrap()).unwrap();
@@ -318,6 +335,59 @@ async fn what_happens_to_a_sessions_pods_is_in_its_plans_and_what_happens_to_oth
     let last = bodies(&scenario);
     assert_eq!(last.keys().collect::<Vec<_>>(), ["node-1", "node-2"], "they keep what they recorded");
     assert!(last.values().all(|body| body.plan().targets.is_empty()));
+}
+
+#[tokio::test]
+async fn a_node_is_written_down_before_it_records_so_that_the_next_operator_waits_for_it() {
+    let scenario = Scenario::new(&spec(), "http://127.0.0.1:9");
+    scenario.started();
+    scenario.api.add_pod("web-0", "node-1");
+    scenario.pass().await;
+    let planned = || scenario.hub.published(UID).expect("published").nodes.into_keys().collect::<Vec<_>>();
+    let names = || scenario.api.status().nodes.unwrap_or_default().names;
+    assert_eq!((planned(), names()), (vec!["node-1".to_owned()], vec!["node-1".to_owned()]));
+    // Less than five seconds after that write, and node-1 has never been heard of: neither holds it back.
+    scenario.api.0.lock().unwrap().refusing = true;
+    scenario.api.happens("ADDED", "{metadata: {name: web-1}, spec: {nodeName: node-2}}");
+    let mut refused = false;
+    for _ in 0..100 {
+        refused |= scenario.try_pass().await.is_err();
+        assert_eq!(planned(), ["node-1"], "it goes on, and nothing else begins");
+        if refused {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(refused);
+    scenario.api.0.lock().unwrap().refusing = false;
+    scenario.pass().await;
+    assert_eq!((planned(), names()), (vec!["node-1".to_owned(), "node-2".to_owned()], planned()));
+
+    // The pod has gone when the next operator looks for the first time.
+    scenario.api.happens("DELETED", "{metadata: {name: web-1}, spec: {nodeName: node-2}}");
+    let next = Scenario::over(scenario.api.clone());
+    next.pass().await;
+    let plan = next.connect("node-2").plan().await.unwrap();
+    assert_eq!(plan.sessions.len(), 1, "it keeps what it recorded");
+}
+
+#[tokio::test]
+async fn a_session_that_has_begun_goes_on_under_an_operator_that_does_not_know_its_collectors() {
+    let spec = spec().replace("[{name: processes}]", "[{name: processes}, {name: ofTheFuture}]");
+    let scenario = Scenario::new(&spec, "http://127.0.0.1:9");
+    scenario.api.add_pod("web-0", "node-1");
+    scenario.started();
+    scenario.pass().await;
+    let mut stream = scenario.connect("node-1");
+    let plan = stream.plan().await.unwrap();
+    let names: Vec<_> = plan.bodies[0].collectors.iter().map(|collector| collector.name.as_str()).collect();
+    assert_eq!(names, ["processes", "ofTheFuture"]);
+    assert_eq!(scenario.phase(), Some(Phase::Preparing));
+    // One that has not begun is refused.
+    scenario.api.change(SESSION, |session| session["status"] = serde_json::json!({}));
+    let next = Scenario::over(scenario.api.clone());
+    next.pass().await;
+    assert_eq!(next.phase(), Some(Phase::Failed));
 }
 
 #[tokio::test]

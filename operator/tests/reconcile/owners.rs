@@ -2,10 +2,11 @@
 //! Which pods a session's target means, for each way to name them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crds::{WorkloadKind, WorkloadRef};
-use kube::ResourceExt;
 use serde_json::json;
+use tokio::time::Instant;
 use tracelake_operator::session::dereference::Owners;
 use tracelake_operator::session::pod::Pod;
 use tracelake_operator::session::validate::Selection;
@@ -91,8 +92,8 @@ async fn pods_are_found_through_their_owners_for_every_kind_of_workload() {
     ];
     for (kind, name, expected, missing) in cases {
         let selection = Selection::Workload(WorkloadRef { kind, name: name.to_owned() });
-        let matched = owners.matching("shop", &selection, pods()).await.unwrap();
-        let found: Vec<String> = matched.pods.iter().map(|pod| pod.name_any()).collect();
+        let matched = owners.matching("shop", &selection, pods(), Instant::now()).await.unwrap();
+        let found: Vec<String> = matched.pods.iter().map(|pod| pod.name.to_string()).collect();
         assert_eq!(found, expected, "{kind:?} {name}");
         assert_eq!(matched.workload_missing, missing, "{kind:?} {name}");
     }
@@ -105,9 +106,28 @@ async fn pods_are_found_through_their_owners_for_every_kind_of_workload() {
 async fn pods_are_found_by_name_and_by_label() {
     let (owners, _) = owners();
     let names = Selection::Names(["bare", "db-0", "nobody"].map(str::to_owned).into());
-    let matched = owners.matching("shop", &names, pods()).await.unwrap();
-    assert_eq!(matched.pods.iter().map(|pod| pod.name_any()).collect::<Vec<_>>(), ["db-0", "bare"]);
+    let matched = owners.matching("shop", &names, pods(), Instant::now()).await.unwrap();
+    assert_eq!(matched.pods.iter().map(|pod| pod.name.to_string()).collect::<Vec<_>>(), ["db-0", "bare"]);
     let labels = Selection::Labels([("name", "log-x")].into_iter().collect());
-    let matched = owners.matching("shop", &labels, pods()).await.unwrap();
-    assert_eq!(matched.pods.iter().map(|pod| pod.name_any()).collect::<Vec<_>>(), ["log-x"]);
+    let matched = owners.matching("shop", &labels, pods(), Instant::now()).await.unwrap();
+    assert_eq!(matched.pods.iter().map(|pod| pod.name.to_string()).collect::<Vec<_>>(), ["log-x"]);
+}
+
+#[tokio::test]
+async fn an_owner_that_is_adopted_is_found_and_one_that_has_none_is_not_asked_for_each_time() {
+    let (owners, api) = owners();
+    let web = WorkloadRef { kind: WorkloadKind::Deployment, name: "web".to_owned() };
+    let lone = async |later: u64| {
+        let now = Instant::now() + Duration::from_secs(later);
+        let matched = owners.matching("shop", &Selection::Workload(web.clone()), pods(), now).await.unwrap();
+        (matched.pods.iter().any(|pod| &*pod.name == "lone-x"), matched.has_orphans)
+    };
+    assert_eq!((lone(0).await, lone(200).await), ((false, true), (false, true)));
+    let path = "/apis/apps/v1/namespaces/shop/replicasets/lone";
+    assert_eq!(api.came(&format!("GET {path}")).len(), 1);
+    api.change(path, |set| {
+        set["metadata"]["ownerReferences"] = json!([{"apiVersion": "apps/v1", "kind": "Deployment", "name": "web",
+            "uid": "above", "controller": true}]);
+    });
+    assert!(lone(400).await.0);
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use crds::conditions::{self, reason, session as condition};
 use crds::{DatasetStatus, OnExceeded, Phase, TraceSession, TraceSessionStatus};
-use dataset::manifest::Verdict;
+use dataset::manifest::{self, Verdict};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
@@ -68,6 +68,8 @@ pub struct Finished {
     pub manifest: Option<(String, Verdict)>,
     /// Why it is not complete.
     pub reason: String,
+    /// What the manifest of a complete one comes to.
+    pub totals: Option<manifest::Totals>,
 }
 
 /// Everything the status is made from.
@@ -111,7 +113,11 @@ pub fn status(seen: &Observed<'_>) -> TraceSessionStatus {
         status.failing_nodes = nodes::failing(seen.states, seen.views, seen.finished.is_some());
         let asked = seen.session.spec.collectors.iter().map(|collector| collector.name.to_string());
         status.collectors = nodes::collectors(asked, seen.views, &status.collectors);
-        status.totals = Some(nodes::totals(seen.views, status.totals.as_ref()));
+        status.totals = Some(match seen.finished.as_ref().and_then(|finished| finished.totals.as_ref()) {
+            // Nodes that nobody heard of since the operator restarted are in the manifest all the same.
+            Some(totals) => nodes::listed(totals),
+            None => nodes::totals(seen.views, status.totals.as_ref()),
+        });
     }
     if let Some(dataset) = &seen.dataset {
         status.dataset = Some(dataset.clone());
@@ -369,7 +375,12 @@ fn degraded(seen: &Observed<'_>, status: &TraceSessionStatus) -> (bool, &'static
     let partly = |view: &NodeView| {
         let said = view.report.as_ref().map(|report| report.reason.as_str());
         said.is_some_and(|said| {
-            [node_api::reason::TARGETS_FAILED, node_api::reason::TARGETS_MISSING].contains(&said)
+            [
+                node_api::reason::PLAN_REFUSED,
+                node_api::reason::TARGETS_FAILED,
+                node_api::reason::TARGETS_MISSING,
+            ]
+            .contains(&said)
         })
     };
     if let Some((node, _)) = seen.views.iter().find(|(_, view)| partly(view)) {

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use expect_test::{Expect, expect};
-use node_api::v1::{CollectorReport, SessionReport, Stage};
+use node_api::v1::{CollectorReport, SessionReport, Stage, Totals};
 use tokio::time::Instant;
 
 use super::*;
@@ -152,6 +152,7 @@ fn a_node_that_recorded_nothing_is_not_done() {
     case.finished = Some(Finished {
         manifest: Some(("_tracelake/manifest-1.json".to_owned(), Verdict::Incomplete)),
         reason: "node b: NeverStarted".to_owned(),
+        totals: None,
     });
     check(
         &case.status(),
@@ -190,6 +191,48 @@ fn a_session_that_finds_every_slot_taken_waits_and_says_so() {
 }
 
 #[test]
+fn a_node_that_does_not_take_a_plan_over_makes_the_session_degraded() {
+    let mut case = case(END - 100, &[("a", Stage::Running, true)]);
+    says(&mut case, "a", node_api::reason::PLAN_REFUSED, "2000 targets, expected 1 to 1024");
+    let degraded = |case: &Case| {
+        let status = case.status();
+        let degraded = conditions::get(&status.conditions, condition::DEGRADED).unwrap().clone();
+        (degraded.status, degraded.reason, status.failing_nodes[0].reason.clone())
+    };
+    let partly = ("True".to_owned(), reason::TARGETS_MISSING.to_owned(), "PlanRefused".to_owned());
+    assert_eq!(degraded(&case), partly);
+    // One that never began says so as well.
+    case.views.get_mut("a").unwrap().report.as_mut().unwrap().stage = Stage::Failed.into();
+    let failed = ("True".to_owned(), reason::NODE_FAILED.to_owned(), "PlanRefused".to_owned());
+    assert_eq!(degraded(&case), failed);
+}
+
+#[test]
+fn totals_of_different_moments_are_not_mixed() {
+    let of = |emitted, exported, bytes_pending| {
+        Some(Totals { emitted, exported, bytes_pending, ..Totals::default() })
+    };
+    let mut case = case(END - 100, &[("a", Stage::Running, true), ("b", Stage::Running, true)]);
+    let tell = |case: &mut Case, a, b| {
+        for (node, totals) in [("a", a), ("b", b)] {
+            case.views.get_mut(node).unwrap().report.as_mut().unwrap().totals = totals;
+        }
+        let status = case.status();
+        let totals = status.totals.clone().unwrap();
+        case.session.status = Some(status);
+        (totals.emitted, totals.exported, totals.bytes_pending)
+    };
+    assert_eq!(tell(&mut case, of(100, 100, 0), of(80, 30, 9)), (180, 130, 9));
+    // The operator began anew, and one of them is away.
+    assert_eq!(
+        tell(&mut case, None, of(90, 90, 1)),
+        (180, 130, 1),
+        "nothing is exported that was not emitted"
+    );
+    assert_eq!(tell(&mut case, of(100, 100, 0), of(90, 90, 2)), (190, 190, 2));
+}
+
+#[test]
 fn a_node_that_cannot_upload_says_why_and_is_named_at_the_end() {
     let mut case = case(END - 100, &[("a", Stage::Running, true)]);
     says(&mut case, "a", "StoreError", "the store answered 403 AccessDenied");
@@ -211,6 +254,7 @@ fn a_node_that_cannot_upload_says_why_and_is_named_at_the_end() {
     case.finished = Some(Finished {
         manifest: Some(("_tracelake/manifest-1.json".to_owned(), Verdict::Incomplete)),
         reason: "node a: DrainTimeout".to_owned(),
+        totals: None,
     });
     check(
         &case.status(),
@@ -314,7 +358,7 @@ fn a_session_that_no_node_can_run_says_why_and_fails() {
     "#]],
     );
     case.now = END + 1;
-    case.finished = Some(Finished { manifest: None, reason: String::new() });
+    case.finished = Some(Finished { manifest: None, reason: String::new(), totals: None });
     assert_eq!(case.status().phase, Some(Phase::Failed));
 }
 
@@ -324,6 +368,7 @@ fn a_session_without_pods_ends_complete_with_nothing() {
     case.finished = Some(Finished {
         manifest: Some(("_tracelake/manifest-1.json".to_owned(), Verdict::Complete)),
         reason: String::new(),
+        totals: None,
     });
     check(
         &case.status(),

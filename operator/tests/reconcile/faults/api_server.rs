@@ -170,7 +170,7 @@ async fn f16_an_api_server_that_is_slow_is_asked_no_more_than_one_that_is_not() 
     scenario.api.is_in(Some(Trouble::Slow(Duration::from_millis(700))));
     let stream = scenario.connect("node-1");
     let (api, hub, running, stop) = reconciling(scenario, None);
-    soon("the plan", || hub.published(UID).is_some()).await;
+    soon("the plan", || hub.published(UID).is_some_and(|plan| plan.nodes.contains_key("node-1"))).await;
     stream.report(report(Stage::Running, 5));
     soon("the phase", || api.status().phase == Some(Phase::Running)).await;
     for what in [format!("GET {SESSIONS}"), format!("WATCH {SESSIONS}")] {

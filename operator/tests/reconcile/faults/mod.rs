@@ -385,7 +385,7 @@ async fn f18_two_operators_at_once_write_one_session() {
     }
     assert!(starts.iter().all(|start| start.is_some() && *start == starts[0]), "one window: {starts:?}");
     let store = one.store(&server.endpoint);
-    write_node_manifest(&store, "node-1").await;
+    write_account(&store, "node-1", 5).await;
     one.api.change(SESSION, |session| session["spec"]["stop"] = true.into());
     for stream in &streams {
         stream.report(report(Stage::Done, 5));
