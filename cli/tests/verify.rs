@@ -134,3 +134,15 @@ async fn each_damage_is_told_and_only_what_data_suffer_from_is_an_error() {
         assert!(!text.contains('\u{1b}'), "{what}: {text:?}");
     }
 }
+
+#[tokio::test]
+async fn a_row_of_another_node_than_its_object_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut session = Session::new(folder.path());
+    let table = dataset::catalogue::table("tcp_connections").unwrap();
+    let rows = cells("ts_ns | pod | comm | weight | node\n1 | web | c | 1 | a\n2 | web | c | 1 | b");
+    session.write("a", table, 2, 2, |info, file| session::rows::write(table, rows, info, file));
+    session.finish(&[]).await;
+    let (ended, text) = verify(folder.path());
+    assert!(ended == Some(1) && text.contains("it has a row of node \"b\""), "{text}");
+}

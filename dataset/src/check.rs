@@ -3,10 +3,11 @@
 //! Whether what manifests say is true.
 //!
 //! In: a session's [`Contents`]. Out: [`Finding`]s. Two depths: [`Contents::compare`] needs the listing alone, [`verify`] also
-//! reads every object: its SHA-256, its columns, its rows, its weight.
+//! reads every object: its SHA-256, its columns, its rows, their node and weight.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 
 use arrow_array::RecordBatch;
 use arrow_array::cast::AsArray;
@@ -19,7 +20,7 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use sha2::{Digest, Sha256};
 
-use crate::finding::Finding;
+use crate::finding::{Finding, SHOWN, plain};
 use crate::key::Key;
 use crate::ledger::Term;
 use crate::manifest::{Manifest, NodeManifest, ObjectEntry, Totals};
@@ -268,8 +269,8 @@ pub fn compare_manifest(contents: &Contents, manifest: &Manifest) -> Vec<Finding
     findings
 }
 
-/// Checks an object's content against its entry. Of the rows only those of the column that says what they stand for are decoded:
-/// with this SHA-256 the rest is what the writer made.
+/// Checks an object's content against its entry. Of the rows only the columns are decoded that say what they stand for and of
+/// which node they are: with this SHA-256 the rest is what the writer made.
 ///
 /// A file of an older schema may lack columns that were added since; one of today's, or of a newer one, has them all.
 pub(crate) fn check_object(object: &ObjectEntry, content: Bytes) -> Result<(), String> {
@@ -303,14 +304,36 @@ fn check_file(
     if rows > 0 {
         check_columns(&reader)?;
     }
-    let weight_only = ProjectionMask::columns(reader.parquet_schema(), ["weight"]);
+    // Rows of the small tables are compared with the node manifest, if there are no more than it has.
+    let names = if is_weighted(table_of(object)) { &["weight", "node"][..] } else { &[] };
+    let needed = ProjectionMask::columns(reader.parquet_schema(), names.iter().copied());
+    let owner = owner(object);
     let (mut rows, mut weights) = (0, 0);
-    for batch in reader.with_projection(weight_only).build().map_err(|error| readable(&error))? {
+    for batch in reader.with_projection(needed).build().map_err(|error| readable(&error))? {
         let batch = batch.map_err(|error| readable(&error))?;
         rows += batch.num_rows() as u64;
+        if let Some(other) = foreign(&batch, owner.as_deref()) {
+            return Err(format!("it has a row of node {:?}", plain(&other, SHOWN)));
+        }
         weights += weight(&batch);
     }
     check_counts(object, table_of(object), rows, weights)
+}
+
+/// The node that an object's key names.
+fn owner(object: &ObjectEntry) -> Option<Arc<str>> {
+    match Key::parse(&object.key) {
+        Ok(Key::Segment { node, .. }) => Some(node),
+        _ => None,
+    }
+}
+
+/// A node of these rows that is not `owner`, of whom alone whoever asks for it opens the objects.
+fn foreign(rows: &RecordBatch, owner: Option<&str>) -> Option<String> {
+    let nodes = rows.column_by_name("node")?.as_any_dictionary_opt()?;
+    // What a page's dictionary has beside them, no row has: the writer puts no word there that it does not need.
+    let words = nodes.values().as_string_opt::<i32>()?;
+    words.iter().flatten().find(|word| Some(*word) != owner).map(str::to_owned)
 }
 
 /// Columns that are not in the schema are a newer writer's: what it added is no fault.

@@ -79,7 +79,7 @@ event! {
         pid: u32,
         /// Thread.
         tid: u32,
-        /// Process id of the parent at that moment, in the node's pid namespace.
+        /// Process id of the parent at that moment, numbered as pid is.
         ppid: u32 => Int64 "id",
         /// Real user id as the node sees it.
         uid: u32 => Int64 "id",

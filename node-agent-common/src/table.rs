@@ -261,14 +261,14 @@ pub const PROCESS_COLUMNS: [Column; 4] = [
         ty: ColumnType::Int64,
         unit: "id",
         nullable: true,
-        doc: "Process id (thread group) in the node's pid namespace.",
+        doc: "Process id (thread group), as the kernel numbers it: on the node as well, unless that is a container itself.",
     },
     Column {
         name: "tid",
         ty: ColumnType::Int64,
         unit: "id",
         nullable: true,
-        doc: "Thread id in the node's pid namespace; equal to pid for rows about the whole process.",
+        doc: "Thread id, numbered as pid is; equal to pid for rows about the whole process.",
     },
     Column {
         name: "start_ns",

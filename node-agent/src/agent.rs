@@ -23,7 +23,7 @@ use dataset::manifest::Totals;
 use node_api::{reason, v1};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::budget::{Excess, Told};
 use crate::engine::{CollectorState, EngineError, TargetSpec};
@@ -214,16 +214,18 @@ impl<R: Recorder> Agent<R> {
         for session in &plan.sessions {
             let found = bodies.get(&session.hash).or_else(|| bodies.get(by_uid.get(&session.uid)?));
             let strange = found.is_some_and(|body| is_strange(body, &session.hash));
-            if let Err(message) = self.apply_session(session, found, strange, received_ns) {
+            let Err(message) = self.apply_session(session, found, strange, received_ns) else { continue };
+            let is_unknown = !self.sessions.contains_key(&session.uid);
+            // A body comes once, and what it was refused for stays true.
+            let known = before.iter().find(|report| report.uid == session.uid && found.is_none());
+            if let (true, Some(known)) = (is_unknown, known) {
+                self.refused.push(not_begun(session, known.message.clone()));
+            } else if is_unknown && found.is_none() {
+                debug!(session = session.uid, "its body comes with another message");
+            } else {
                 warn!(session = session.uid, message, "a session of the plan is refused");
                 refused += 1;
-                if !self.sessions.contains_key(&session.uid) {
-                    // A body comes once, and what it was refused for stays true; or it comes with the next message.
-                    let known = before.iter().find(|report| report.uid == session.uid);
-                    let known = known.map(|known| known.message.clone());
-                    let why = if found.is_some() { Some(message) } else { known };
-                    self.refused.extend(why.map(|why| not_begun(session, why)));
-                }
+                self.refused.extend(is_unknown.then(|| not_begun(session, message)));
             }
         }
         self.node.metrics.plan(refused);
@@ -261,6 +263,9 @@ impl<R: Recorder> Agent<R> {
         }
         let managed = self.sessions.get_mut(&wanted.uid).ok_or("it is gone")?;
         if let Some((body, valid)) = valid {
+            if managed.trouble.as_ref().is_some_and(|(why, _)| *why == reason::PLAN_REFUSED) {
+                managed.trouble = None;
+            }
             let recording = managed.body.as_ref().filter(|_| managed.session.is_recording());
             if recording.is_some_and(|(old, _)| {
                 old.collectors != body.collectors || old.containers != body.containers

@@ -3,8 +3,8 @@
 //! Part `harness` of `cargo xtask test`: clusters come, are found again, and leave nothing behind.
 //!
 //! For each provider that this machine has: after Ctrl-C and SIGKILL in the middle of a start, after a start that fails, and
-//! after `down`, the processes, network namespaces, network devices (each container of Docker's has one, and each network) and
-//! mounts are those before; a second `up` finds the first; `status` tells the truth, also of a node that is stopped. Processes
+//! after `down`, the processes, network namespaces, network devices and mounts are those before, and so are a Docker engine's
+//! containers, volumes and networks; a second `up` finds the first; `status` tells the truth, also of a node that is stopped. Processes
 //! are told by a mark in their environment, which children inherit: whatever else runs on this machine comes and goes meanwhile.
 
 use std::collections::BTreeSet;
@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
+use crate::cluster::Choice;
 use crate::{cache, exec, image, tools};
 
 const MARK: &str = "TRACELAKE_HARNESS_TEST";
@@ -25,8 +26,13 @@ const CONTROL_PLANE: &str = "tracelake-control-plane";
 /// From the command to a process of the cluster that runs; what has to be built is built by the first start.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-pub(crate) fn run() -> Result<()> {
-    tools::machines()?;
+pub(crate) fn run(choice: Option<Choice>) -> Result<()> {
+    let providers = [(Choice::Kind, "kind"), (Choice::Vm, "vm")];
+    let chosen = providers.iter().filter(|(provider, _)| choice.is_none_or(|choice| choice == *provider));
+    if !image::has_docker() || choice != Some(Choice::Kind) {
+        tools::machines()?;
+    }
+    tools::debian(&["iproute2"])?;
     // Nobody else's cluster may come or go meanwhile.
     let _lock = cache::lock("cluster-in-use")?;
     let status = output(&["cluster", "status"])?;
@@ -34,8 +40,8 @@ pub(crate) fn run() -> Result<()> {
         status.starts_with("no usable cluster"),
         "a cluster runs: end it with `cargo xtask cluster down`"
     );
-    for provider in ["kind", "vm"] {
-        cache::step(&format!("harness: {provider}"), || of(provider)).with_context(|| provider.to_owned())?;
+    for (_, provider) in chosen {
+        cache::step(&format!("harness: {provider}"), || of(provider)).context(*provider)?;
     }
     Ok(())
 }
@@ -111,6 +117,7 @@ struct Lists {
     namespaces: BTreeSet<String>,
     devices: BTreeSet<String>,
     mounts: BTreeSet<String>,
+    docker: BTreeSet<String>,
 }
 
 impl Lists {
@@ -121,8 +128,28 @@ impl Lists {
         Ok(Self {
             namespaces: lines(exec::output(&mut exec::command("ip", ["netns", "list"]))?, 0),
             devices: lines(exec::output(&mut exec::command("ip", ["-o", "link"]))?, 1),
-            mounts: lines(fs::read_to_string("/proc/self/mountinfo")?, 4),
+            mounts: fs::read_to_string("/proc/self/mountinfo")?
+                .lines()
+                .map(|line| {
+                    // One may lie over another: each has a number.
+                    let words: Vec<&str> = line.split_whitespace().collect();
+                    format!("{} {}", words.first().unwrap_or(&""), words.get(4).unwrap_or(&""))
+                })
+                // The folder of named namespaces becomes a mount with the first one, whoever makes it, and stays.
+                .filter(|mount| !mount.ends_with(" /run/netns"))
+                .collect(),
+            docker: if image::has_docker() { Self::of_docker()? } else { BTreeSet::new() },
         })
+    }
+
+    /// What a Docker engine holds, also of containers that do not run.
+    fn of_docker() -> Result<BTreeSet<String>> {
+        let mut all = BTreeSet::new();
+        for words in [&["ps", "--all"][..], &["volume", "ls"], &["network", "ls"]] {
+            let found = exec::output(exec::command("docker", words).arg("--quiet"))?;
+            all.extend(found.lines().map(|id| format!("{} {id}", words[0])));
+        }
+        Ok(all)
     }
 
     /// Whether the lists are these, and no process of the cluster runs. The ones that the kernel takes away a moment after their
@@ -134,13 +161,12 @@ impl Lists {
             let more = |before: &BTreeSet<String>, now: &BTreeSet<String>| {
                 now.symmetric_difference(before).cloned().collect::<Vec<_>>().join(", ")
             };
-            // The folder of named namespaces becomes a mount with the first one, whoever makes it, and stays.
-            let mounts = more(&self.mounts, &now.mounts).replace("/run/netns", "");
             let found = [
                 ("processes", processes.join(", ")),
                 ("namespaces", more(&self.namespaces, &now.namespaces)),
                 ("devices", more(&self.devices, &now.devices)),
-                ("mounts", mounts),
+                ("mounts", more(&self.mounts, &now.mounts)),
+                ("of Docker", more(&self.docker, &now.docker)),
             ];
             let left = found.iter().filter(|(_, left)| !left.is_empty());
             last = left.map(|(what, left)| format!("{what}: {left}")).collect::<Vec<_>>().join("; ");

@@ -75,8 +75,9 @@ impl Pass<'_> {
         match self.open(memory, &session).await? {
             Opening::Open(store, start) => {
                 let end = start + signed(valid.duration);
-                // If they cannot be learnt now, the next pass writes them down.
-                let selected = self.select(memory, valid, start).await.ok();
+                // If they cannot be learnt now, they are written down before they act.
+                let selected = tokio::time::timeout(ASKED, self.select(memory, valid, start)).await;
+                let selected = selected.ok().and_then(Result::ok);
                 let nodes = selected.iter().flat_map(|selected| selected.bodies.keys());
                 let findings = Findings {
                     store: Some(StoreState::Ready),

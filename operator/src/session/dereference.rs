@@ -26,7 +26,7 @@ use super::validate::Selection;
 const REMEMBERED_MAX: usize = 20_000;
 
 /// An owner that had no controller is looked up again after this time.
-const ORPHAN: Duration = Duration::from_secs(300);
+pub const ORPHAN: Duration = Duration::from_secs(300);
 
 /// The longest UID that is looked up; Kubernetes' have 36 bytes.
 const UID_MAX: usize = 64;
@@ -59,14 +59,22 @@ impl Selection {
     }
 }
 
-/// Kind and name of an owner's controller.
-type Above = (String, String);
+/// What is above a pod's owner.
+#[derive(Clone, Debug)]
+enum Above {
+    /// A controller of this kind and name.
+    Controller(String, String),
+    /// Nothing, of an owner that is there: it may be adopted.
+    Nothing,
+    /// Nothing that could be asked for, ever.
+    Other,
+}
 
 /// Looks up the owners of owners.
 pub struct Owners {
     client: Client,
     /// A ReplicaSet or a Job, as a pod's reference in a namespace has it, to kind and name of its controller, if it had one then.
-    remembered: Mutex<HashMap<String, (Instant, Option<Above>)>>,
+    remembered: Mutex<HashMap<String, (Instant, Above)>>,
 }
 
 impl Owners {
@@ -90,9 +98,10 @@ impl Owners {
         for pod in pods {
             let is_meant = match (selection.means(&pod), selection) {
                 (None, Selection::Workload(workload)) => {
-                    let owned = self.owned(namespace, &pod, workload, now).await?;
-                    matched.has_orphans |= owned.is_none();
-                    owned == Some(true)
+                    let above = self.owned(namespace, &pod, workload, now).await?;
+                    matched.has_orphans |= matches!(above, Above::Nothing);
+                    let kind = format!("{:?}", workload.kind);
+                    matches!(above, Above::Controller(of, name) if of == kind && name == workload.name)
                 }
                 (known, _) => known == Some(true),
             };
@@ -106,29 +115,22 @@ impl Owners {
         Ok(matched)
     }
 
-    /// Whether the owner of a pod's owner is the workload; none if that has no owner.
+    /// What is above the owner of a pod that a workload of this kind may own.
     async fn owned(
         &self,
         namespace: &str,
         pod: &Pod,
         workload: &WorkloadRef,
         now: Instant,
-    ) -> Result<Option<bool>, kube::Error> {
-        let Some(owner) = controller(pod.controller.as_deref()) else { return Ok(Some(false)) };
-        let above = match workload.kind {
-            WorkloadKind::CronJob => self.above::<Job>(namespace, owner, now).await?,
-            _ => self.above::<ReplicaSet>(namespace, owner, now).await?,
-        };
-        Ok(above.map(|(kind, name)| kind == format!("{:?}", workload.kind) && name == workload.name))
+    ) -> Result<Above, kube::Error> {
+        let Some(owner) = controller(pod.controller.as_deref()) else { return Ok(Above::Other) };
+        match workload.kind {
+            WorkloadKind::CronJob => self.above::<Job>(namespace, owner, now).await,
+            _ => self.above::<ReplicaSet>(namespace, owner, now).await,
+        }
     }
 
-    /// Kind and name of the controller of `owner`.
-    async fn above<K>(
-        &self,
-        namespace: &str,
-        owner: &Owner,
-        now: Instant,
-    ) -> Result<Option<Above>, kube::Error>
+    async fn above<K>(&self, namespace: &str, owner: &Owner, now: Instant) -> Result<Above, kube::Error>
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
             + Clone
@@ -137,19 +139,25 @@ impl Owners {
     {
         // A reference may hold any text, and the UID of something elsewhere: what comes of it is true of it alone.
         if !is_name(&owner.name) || owner.uid.len() > UID_MAX {
-            return Ok(None);
+            return Ok(Above::Other);
         }
         let reference = format!("{namespace}/{}/{}/{}", owner.kind, owner.name, owner.uid);
         if let Some((at, known)) = self.remembered.lock().expect("no panic while held").get(&reference)
-            && (known.is_some() || now < *at + ORPHAN)
+            && (!matches!(known, Above::Nothing) || now < *at + ORPHAN)
         {
             return Ok(known.clone());
         }
         let found = self.metadata::<K>(namespace, &owner.name).await?;
         // Gone, or another of the same name: what has this UID does not come back, if it ever was there.
         let found = found.filter(|found| found.uid().as_deref() == Some(&owner.uid));
-        let above = found.and_then(|found| Owner::managing(found.metadata.owner_references));
-        let above = controller(above.as_ref()).map(|above| (above.kind.clone(), above.name.clone()));
+        let above = match found.map(|found| Owner::managing(found.metadata.owner_references)) {
+            None => Above::Other,
+            Some(None) => Above::Nothing,
+            Some(Some(above)) => match controller(Some(&above)) {
+                Some(above) => Above::Controller(above.kind.clone(), above.name.clone()),
+                None => Above::Other,
+            },
+        };
         let mut remembered = self.remembered.lock().expect("no panic while held");
         if remembered.len() >= REMEMBERED_MAX {
             remembered.clear();

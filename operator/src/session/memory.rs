@@ -28,6 +28,16 @@ pub struct Late {
     pub done: usize,
 }
 
+/// What each node has to do, as long as it is known to be the latest.
+pub struct Kept {
+    /// Of this version of the pods.
+    pub version: u64,
+    /// Where something may change of which no pod tells: looked at again then.
+    pub until: Option<Instant>,
+    /// By node.
+    pub selected: Arc<Selected>,
+}
+
 /// One session.
 #[derive(Default)]
 pub struct Memory {
@@ -46,8 +56,8 @@ pub struct Memory {
     pub recall_failed: Option<Instant>,
     /// When looking through its large folder failed, the last time.
     pub large_failed: Option<Instant>,
-    /// What each node has to do, and by which version of the pods; none where more than pods decides.
-    pub selected: Option<(u64, Arc<Selected>)>,
+    /// What each node has to do; none where more than pods decides.
+    pub selected: Option<Kept>,
     /// The spec does not change but for `stop` and the ttl.
     pub valid: Option<Arc<ValidatedSession>>,
     /// What asks the store whether the session may begin, beside the passes.

@@ -206,10 +206,13 @@ pub fn collectors(
     all
 }
 
-/// A manifest's account.
-pub fn listed(totals: &manifest::Totals) -> Totals {
+/// A manifest's account. Of an agent that crashed nobody knows how many events it had: not fewer than are accounted for, nor than
+/// were shown `before`.
+pub fn listed(totals: &manifest::Totals, before: Option<&Totals>) -> Totals {
+    let shown = before.map_or(0, |before| before.emitted);
+    let emitted = signed(totals.emitted);
     Totals {
-        emitted: signed(totals.emitted),
+        emitted: if totals.unknown { emitted.max(shown).max(signed(totals.terms.total())) } else { emitted },
         exported: signed(totals.terms.get(Term::Exported)),
         sampled_out: signed(totals.terms.get(Term::SampledOut)),
         rate_limited: signed(totals.terms.get(Term::RateLimited)),
@@ -222,8 +225,9 @@ pub fn listed(totals: &manifest::Totals) -> Totals {
     }
 }
 
-/// The sum of the nodes' accounts, or but for `bytesPending` what was shown `before`, as long as some term would fall below it:
-/// after a restart of the operator, nodes report again one by one, and terms of different moments do not add up.
+/// The sum of the nodes' accounts. No term but `bytesPending` ever falls below what was shown `before`: after a
+/// restart of the operator, nodes report again one by one, and one that is gone does not. Terms that are of different moments
+/// then are no more than was emitted all the same.
 pub fn totals(views: &BTreeMap<String, NodeView>, before: Option<&Totals>) -> Totals {
     let mut sum = v1::Totals::default();
     for one in views.values().filter_map(|view| view.report.as_ref()?.totals.as_ref()) {
@@ -239,33 +243,25 @@ pub fn totals(views: &BTreeMap<String, NodeView>, before: Option<&Totals>) -> To
         add(&mut sum.objects_uploaded, one.objects_uploaded);
         add(&mut sum.bytes_pending, one.bytes_pending);
     }
-    let now = Totals {
-        emitted: signed(sum.emitted),
-        exported: signed(sum.exported),
-        sampled_out: signed(sum.sampled_out),
-        rate_limited: signed(sum.rate_limited),
-        filtered: signed(sum.filtered),
-        lost: signed(sum.lost),
-        rows: signed(sum.rows),
-        bytes_uploaded: signed(sum.bytes_uploaded),
-        objects_uploaded: signed(sum.objects_uploaded),
+    let zero = Totals::default();
+    let before = before.unwrap_or(&zero);
+    let rising = |now: u64, before: i64| signed(now).max(before);
+    let mut totals = Totals {
+        emitted: rising(sum.emitted, before.emitted),
+        exported: rising(sum.exported, before.exported),
+        sampled_out: rising(sum.sampled_out, before.sampled_out),
+        rate_limited: rising(sum.rate_limited, before.rate_limited),
+        filtered: rising(sum.filtered, before.filtered),
+        lost: rising(sum.lost, before.lost),
+        rows: rising(sum.rows, before.rows),
+        bytes_uploaded: rising(sum.bytes_uploaded, before.bytes_uploaded),
+        objects_uploaded: rising(sum.objects_uploaded, before.objects_uploaded),
         bytes_pending: signed(sum.bytes_pending),
     };
-    let falls = |before: &Totals| {
-        now.emitted < before.emitted
-            || now.exported < before.exported
-            || now.sampled_out < before.sampled_out
-            || now.rate_limited < before.rate_limited
-            || now.filtered < before.filtered
-            || now.lost < before.lost
-            || now.rows < before.rows
-            || now.bytes_uploaded < before.bytes_uploaded
-            || now.objects_uploaded < before.objects_uploaded
-    };
-    match before {
-        Some(before) if falls(before) => Totals { bytes_pending: now.bytes_pending, ..before.clone() },
-        _ => now,
-    }
+    let Totals { exported, sampled_out, rate_limited, filtered, lost, .. } = totals;
+    let accounted = [exported, sampled_out, rate_limited, filtered, lost];
+    totals.emitted = totals.emitted.max(accounted.into_iter().fold(0, i64::saturating_add));
+    totals
 }
 
 fn signed(value: u64) -> i64 {

@@ -33,9 +33,9 @@ use node_api::v1::Activity;
 use tokio::time::Instant;
 
 use super::build::Selected;
-use super::dereference::Owners;
+use super::dereference::{ORPHAN, Owners};
 use super::limits::{Limits, Places};
-use super::memory::{Clock, Late, Memories, Memory};
+use super::memory::{Clock, Kept, Late, Memories, Memory};
 use super::nodes::{self, NodeState};
 use super::pods::{NotListed, PodWatches};
 use super::status::{Early, Finished, Observed, StoreState, TargetState, status};
@@ -57,6 +57,8 @@ const STORE_PATIENCE: Duration = Duration::from_secs(60);
 const LARGE_PATIENCE: Duration = Duration::from_secs(240);
 /// After such an attempt that failed.
 const LARGE_AGAIN: Duration = Duration::from_secs(300);
+/// New nodes of a session wait so long for others: each time they are written down, all nodes of the session are.
+const GATHER: Duration = Duration::from_millis(500);
 /// For the first list of the nodes.
 const NODES_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -225,8 +227,7 @@ impl Pass<'_> {
         start: Timestamp,
         planned_end: Timestamp,
     ) -> Result<Action, ReconcileError> {
-        let mut session = session;
-        let mut before = session.status.clone().unwrap_or_default();
+        let before = session.status.clone().unwrap_or_default();
         let known: BTreeSet<&String> =
             before.nodes.iter().flat_map(|nodes| &nodes.names).chain(memory.expected.keys()).collect();
         let (end, early) = self.end(&session, &before, valid, start, planned_end, known);
@@ -241,20 +242,18 @@ impl Pass<'_> {
         let expected = self.expect(memory, &before, selected.bodies.keys(), self.now < end);
         let activity = if self.now < end { Activity::Collect } else { Activity::Drain };
         let body = |node: &String| selected.bodies.get(node).cloned();
-        let publish = |nodes: &BTreeSet<String>| {
-            self.publish(valid, (end, activity), nodes, body, store.as_ref().ok().cloned())
-        };
-        // Whoever leads next has to know of a node before it records: what nobody waits for is given up.
-        if let Some(named) = self.named(&before, &expected) {
-            publish(&named);
-            let mut next = before;
-            next.nodes.get_or_insert_default().names = nodes::names(&expected);
-            memory.last_write = None;
-            self.writer().status(memory, &session, next).await?;
-            session = memory.freshest(&session);
-            before = session.status.clone().unwrap_or_default();
-        }
-        publish(&expected);
+        let granting = store.as_ref().ok().cloned();
+        let publish =
+            |nodes: &BTreeSet<String>| self.publish(valid, (end, activity), nodes, body, granting.clone());
+        // Whoever leads next has to know of a node before it records: what nobody waits for is given up. Only of what was published
+        // by another operator nobody here knows, and that goes on at once.
+        let is_growing = is_growing(&before, &expected);
+        let acting = is_growing.then(|| self.context.hub.published(&self.id.uid)).flatten().map(|held| {
+            let named = before.nodes.iter().flat_map(|nodes| &nodes.names);
+            let acting: BTreeSet<String> = held.nodes.into_keys().chain(named.cloned()).collect();
+            expected.intersection(&acting).cloned().collect()
+        });
+        publish(acting.as_ref().unwrap_or(&expected));
 
         let views = self.context.hub.nodes(&self.id.uid, &expected);
         let last = self.now >= end + signed(valid.drain_timeout);
@@ -292,7 +291,17 @@ impl Pass<'_> {
         let next = self.status(&session, &findings);
         // An operator that has just started has not heard its agents yet: what they did is still true.
         let unheard = findings.views.values().any(|view| view.report.is_none());
-        let written = if next.phase == before.phase
+        let gathering = memory
+            .last_write
+            .map_or(Duration::ZERO, |at| GATHER.saturating_sub(self.instant.saturating_duration_since(at)));
+        let written = if is_growing && acting.is_some() && !gathering.is_zero() {
+            Written::Later(gathering)
+        } else if is_growing {
+            memory.last_write = None;
+            let written = self.writer().status(memory, &session, next).await?;
+            publish(&expected);
+            written
+        } else if next.phase == before.phase
             && unheard
             && self.instant < self.context.started + nodes::LOST_AFTER
         {
@@ -407,10 +416,11 @@ impl Pass<'_> {
         start: Timestamp,
     ) -> Result<Arc<Selected>, ReconcileError> {
         let (pods, version) = self.context.pods.acquire(&self.id, &valid.selection).await?;
-        if let Some((known, selected)) = &memory.selected
-            && *known == version
+        if let Some(kept) = &memory.selected
+            && kept.version == version
+            && kept.until.is_none_or(|until| self.instant < until)
         {
-            return Ok(selected.clone());
+            return Ok(kept.selected.clone());
         }
         let matched = self
             .context
@@ -426,10 +436,9 @@ impl Pass<'_> {
         let selected = Arc::new(Selected::of(&self.id, valid, &matched, start, labels));
         // Else labels of nodes decide as well, or whether there is a workload, of which pods do not tell where it has none.
         let is_workload = matches!(valid.selection, Selection::Workload(_));
-        let by_pods_alone = valid.node_selector.is_empty()
-            && !(is_workload && matched.pods.is_empty())
-            && !matched.has_orphans;
-        memory.selected = by_pods_alone.then(|| (version, selected.clone()));
+        let by_pods_alone = valid.node_selector.is_empty() && !(is_workload && matched.pods.is_empty());
+        let until = matched.has_orphans.then(|| self.instant + ORPHAN);
+        memory.selected = by_pods_alone.then(|| Kept { version, until, selected: selected.clone() });
         Ok(selected)
     }
 
@@ -453,19 +462,6 @@ impl Pass<'_> {
             memory.expected.entry(node.clone()).or_insert(since);
         }
         expected
-    }
-
-    /// If some of the `expected` nodes have no place in the status yet, and it has room: those that have, or act already.
-    fn named(&self, before: &TraceSessionStatus, expected: &BTreeSet<String>) -> Option<BTreeSet<String>> {
-        let written = before.nodes.as_ref().map_or(&[][..], |nodes| &nodes.names);
-        if written.iter().eq(expected.iter().take(nodes::NAMES_MAX)) {
-            return None;
-        }
-        let mut named: BTreeSet<String> = written.iter().cloned().collect();
-        named.extend(
-            self.context.hub.published(&self.id.uid).into_iter().flat_map(|held| held.nodes.into_keys()),
-        );
-        (!expected.is_subset(&named)).then(|| expected.intersection(&named).cloned().collect())
     }
 
     /// Hands out what these nodes have to do until the end; a node of which `body` knows nothing keeps what it recorded.
@@ -597,6 +593,12 @@ impl Pass<'_> {
         let session = memory.freshest(&session);
         Box::pin(self.over(memory, session)).await
     }
+}
+
+/// Whether some of the `expected` nodes have no place in the status yet, and it has room.
+fn is_growing(before: &TraceSessionStatus, expected: &BTreeSet<String>) -> bool {
+    let named: BTreeSet<&String> = before.nodes.iter().flat_map(|nodes| &nodes.names).collect();
+    named.len() < nodes::NAMES_MAX && expected.iter().any(|node| !named.contains(node))
 }
 
 /// What a store says within [`STORE_PATIENCE`].

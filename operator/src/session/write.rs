@@ -2,7 +2,7 @@
 //! The only writes to sessions: status, finalizer, deletion; and the Events that go with them (client required).
 //!
 //! In: a status that follows from what was observed. Out: a write if it differs from the one that is there, at most
-//! one in [`COALESCE`] unless the phase changed; then an Event for each thing worth one. Events are best
+//! one in [`COALESCE`] unless the phase changed or nodes are new; then an Event for each thing worth one. Events are best
 //! effort: they never hold up a session.
 
 use std::time::Duration;
@@ -19,7 +19,7 @@ use super::status::notes;
 use crate::events;
 use crate::metrics::{Metrics, outcome};
 
-/// At most one write of an unchanged phase in this time, whatever the number of nodes.
+/// At most one write of an unchanged phase in this time, whatever the number of nodes, as long as none is new.
 pub const COALESCE: Duration = Duration::from_secs(5);
 /// Name of our fields in `managedFields`.
 pub(crate) const MANAGER: &str = "tracelake-operator";

@@ -66,6 +66,7 @@ impl Provider for KindDocker {
     /// As `kind delete` does it, but for the network, which that leaves; kind need not be there.
     fn stop(&self) -> Result<()> {
         let deadline = Instant::now() + AFTERMATH;
+        let found_any = !containers()?.is_empty();
         loop {
             let nodes = containers()?;
             if !nodes.is_empty() {
@@ -74,9 +75,20 @@ impl Provider for KindDocker {
             match remove_network() {
                 // Held by a node that a killed kind had asked for, and that came only now.
                 Err(_) if Instant::now() < deadline => std::thread::sleep(POLL),
-                removed => return removed,
+                Err(error) => return Err(error),
+                Ok(()) => break,
             }
         }
+        // Or that comes now, and finds no network: it is made all the same, and does not run.
+        while found_any && Instant::now() < deadline {
+            std::thread::sleep(POLL);
+            let nodes = containers()?;
+            if nodes.is_empty() {
+                break;
+            }
+            exec::quiet(exec::command("docker", ["rm", "--force", "--volumes"]).args(nodes))?;
+        }
+        Ok(())
     }
 
     fn status(&self) -> (Vec<String>, Result<()>) {

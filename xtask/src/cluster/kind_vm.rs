@@ -7,6 +7,7 @@
 //! after what went into them. A start goes on from there with a disk that lies over the kept one, and sets the clock.
 
 use std::fs::{self, File};
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
@@ -26,6 +27,8 @@ use crate::{cache, exec, tools, vm};
 /// The VM's name, which its process and its tap device bear.
 const VM: &str = "kind";
 const KERNEL: Kernel = Kernel::V6_12;
+/// Raised when [`make`] does something else.
+const RECIPE: u32 = 1;
 /// MiB: two nodes with a control plane take 1.4 GB, the product, its store and its tests the rest.
 const MEMORY: u32 = 6144;
 /// `kind create cluster` takes five minutes on two free CPUs, and as long again until all is Ready.
@@ -94,14 +97,16 @@ impl Provider for KindVm {
             Action::Run(words) => {
                 let shell = ["sh".to_owned()];
                 let words = if words.is_empty() { &shell } else { words };
-                let docker = ["docker", "exec", "-i", name].map(str::to_owned);
+                let terminal = std::io::stdin().is_terminal();
+                let docker = ["docker", "exec", if terminal { "-it" } else { "-i" }, name].map(str::to_owned);
                 let all: Vec<String> = docker.into_iter().chain(words.iter().cloned()).collect();
-                let status = ssh(&all).stdin(Stdio::inherit()).status().context("cannot start ssh")?;
+                let mut ssh = node::ssh_to(&place().address, &all, terminal);
+                let status = ssh.stdin(Stdio::inherit()).status().context("cannot start ssh")?;
                 return Ok(status.code().unwrap_or(255));
             }
-            Action::Load(archives) => cache::step(&format!("cluster: load into {name}"), || {
-                archives.iter().try_for_each(|archive| load(name, archive))
-            })?,
+            Action::Load(archives) => {
+                cache::step(&format!("cluster: load into {name}"), || load(name, archives))?;
+            }
             Action::Stop => exec::quiet(&mut script(&format!("docker kill {name}")))?,
             Action::Start => exec::quiet(&mut script(&format!("docker start {name}")))?,
         }
@@ -121,8 +126,7 @@ fn snapshot(images: &[Image]) -> Result<PathBuf> {
         .file(&initramfs_init())?
         .text(&kernel.release)
         .text(&machine.replace(&*cache::dir().to_string_lossy(), ""))
-        // What `make` does.
-        .text(include_str!("kind_vm.rs"))
+        .text(&format!("{RECIPE} {} {GATEWAY} {}", create(), proxy::ADDRESS))
         // Its memory is read by the version that wrote it.
         .text(&exec::output(&mut exec::command("qemu-system-x86_64", ["--version"]))?);
     cache::entry("kind-clusters", "two-nodes", key, |folder| {
@@ -157,12 +161,9 @@ fn make(folder: &Path, base: &Path, kernel: &kernel::Files) -> Result<()> {
         })
     })?;
     set_clock()?;
-    let create = format!(
-        "kind create cluster --name {CLUSTER} --image {IMAGE} --config /etc/kind.yaml --retain -v 3 2>&1"
-    );
     cache::step("kind: create cluster", || {
         let log = process::log("kind-create");
-        let done = script(&create).stdout(File::create(&log)?).status().context("cannot start ssh")?;
+        let done = script(&create()).stdout(File::create(&log)?).status().context("cannot start ssh")?;
         ensure!(done.success(), "kind create cluster ended with {done}: see {}", log.display());
         Ok(())
     })?;
@@ -187,6 +188,10 @@ fn make(folder: &Path, base: &Path, kernel: &kernel::Files) -> Result<()> {
     let config = config.replace(&address, proxy::ADDRESS);
     control_plane::write_private(&folder.join("kubeconfig"), &config)?;
     cache::step("kind: snapshot", || Monitor::connect(&socket())?.save(&folder.join("memory")))
+}
+
+fn create() -> String {
+    format!("kind create cluster --name {CLUSTER} --image {IMAGE} --config /etc/kind.yaml --retain -v 3 2>&1")
 }
 
 /// Starts a VM that goes on where the snapshot ends.
@@ -257,7 +262,7 @@ fn console() -> PathBuf {
 }
 
 fn ssh(words: &[String]) -> Command {
-    node::ssh_to(&place().address, words)
+    node::ssh_to(&place().address, words, false)
 }
 
 /// A shell script in the VM.
@@ -276,27 +281,43 @@ fn node_runs(name: &str) -> bool {
         .is_ok_and(|running| running.trim() == "true")
 }
 
-/// Imports an archive into a node by `kind load`, unless the node has it.
-fn load(name: &str, archive: &Path) -> Result<()> {
-    let (mark, content) = kind_disk::mark(name, archive)?;
-    if exec::output(&mut script(&format!("cat {mark} || true")))?.trim() == content {
+/// Imports those archives into a node by `kind load` that it does not have. Each command there is a second on emulated CPUs:
+/// there are two, however many archives.
+fn load(name: &str, archives: &[PathBuf]) -> Result<()> {
+    let marks = archives.iter().map(|archive| kind_disk::mark(name, archive)).collect::<Result<Vec<_>>>()?;
+    let files = marks.iter().map(|(mark, _)| mark.as_str()).collect::<Vec<_>>().join(" ");
+    let there = exec::output(&mut script(&format!("cat {files} 2> /dev/null || true")))?;
+    let (mut fetch, mut paths, mut note) = (String::new(), String::new(), String::new());
+    for (archive, (mark, content)) in archives.iter().zip(&marks) {
+        if there.lines().any(|line| line == content) {
+            continue;
+        }
+        let file = File::open(archive).with_context(|| format!("no {}", archive.display()))?;
+        let port = network::send_once(file)?;
+        let path = format!("/var/tmp/{name}/{content}");
+        fetch += &format!("socat -u TCP:{GATEWAY}:{port} CREATE:{path}; ");
+        note += &format!("mkdir -p $(dirname {mark}); echo {content} > {mark}; ");
+        paths += &format!("{path} ");
+    }
+    if paths.is_empty() {
         return Ok(());
     }
-    let port = network::send_once(File::open(archive).with_context(|| format!("no {}", archive.display()))?)?;
     let load = format!(
-        "set -e; socat -u TCP:{GATEWAY}:{port} CREATE:/var/tmp/{name}.tar; \
-         kind load image-archive --name {CLUSTER} --nodes {name} /var/tmp/{name}.tar; rm /var/tmp/{name}.tar; \
-         mkdir -p $(dirname {mark}); echo {content} > {mark}"
+        "set -e; mkdir -p /var/tmp/{name}; {fetch} \
+         kind load image-archive --name {CLUSTER} --nodes {name} {paths}; rm -r /var/tmp/{name}; {note}"
     );
-    exec::quiet(&mut script(&load)).with_context(|| format!("cannot load {content} into {name}"))
+    exec::quiet(&mut script(&load)).with_context(|| format!("cannot load {paths}into {name}"))
 }
 
 /// Tries until there is no error; the last one says what is late.
 fn wait(what_is_late: &str, patience: Duration, mut attempt: impl FnMut() -> Result<()>) -> Result<()> {
     let deadline = Instant::now() + patience;
     while let Err(error) = attempt() {
-        if !process::runs(VM) {
-            bail!("the VM has ended: see {}", process::log(VM).display());
+        // Also the proxy, as where its address is taken.
+        if let Some(ended) = process::names().into_iter().find(|name| !process::runs(name)) {
+            let log = process::log(&ended);
+            let text = fs::read_to_string(&log).unwrap_or_default();
+            bail!("{ended} has ended; {} ends:\n{}", log.display(), exec::tail(&text, 4));
         }
         if Instant::now() > deadline {
             return Err(error).with_context(|| format!("{what_is_late} within {patience:?}"));

@@ -161,10 +161,21 @@ pub(crate) fn prepare(choice: Option<Choice>) -> Result<()> {
 pub(crate) fn start(options: &Options, images: &[Image]) -> Result<Running> {
     let lock = cache::lock("cluster")?;
     let asked = options.choice.map(Choice::source);
+    let is_kind = options.choice == Some(Choice::Kind);
+    ensure!(
+        !is_kind || options.nodes.is_empty(),
+        "kind has two nodes of its own: --nodes is for `--cluster vm`"
+    );
     if let Ok(cluster) = current() {
         ensure!(
             asked.is_none_or(|source| source == cluster.provider),
             "a cluster of another provider runs: end it with `cargo xtask cluster down`"
+        );
+        let asked: Vec<&String> = options.nodes.iter().map(|(name, _)| name).collect();
+        ensure!(
+            asked.is_empty() || cluster.nodes.iter().eq(asked),
+            "a cluster of the nodes {} runs: end it with `cargo xtask cluster down`",
+            cluster.nodes.join(", ")
         );
         return Ok(Running { cluster, has_images: false, guard: None });
     }

@@ -99,7 +99,7 @@ impl Node {
 
     /// An ssh command for this node; without words it is an interactive shell.
     pub(super) fn ssh(&self, words: &[String]) -> Command {
-        ssh_to(&self.place().address, words)
+        ssh_to(&self.place().address, words, false)
     }
 
     /// Imports an image archive, unless the node has it.
@@ -128,13 +128,16 @@ impl Node {
     }
 }
 
-/// An ssh command for the VM at this address; without words it is an interactive shell.
-pub(super) fn ssh_to(address: &str, words: &[String]) -> Command {
+/// An ssh command for the VM at this address; without words it is an interactive shell, with words and a `terminal` they have one.
+pub(super) fn ssh_to(address: &str, words: &[String], terminal: bool) -> Command {
     let mut ssh = network::within("ssh", ["-i"]);
     ssh.arg(key()).args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]);
     ssh.args(["-o", "LogLevel=ERROR", "-o", "ConnectTimeout=20", "-o", "BatchMode=yes"]);
     // A machine that has ended says nothing.
     ssh.args(["-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=12"]);
+    if terminal {
+        ssh.arg("-t");
+    }
     ssh.arg(format!("root@{address}"));
     if !words.is_empty() {
         ssh.arg(words.iter().map(|word| exec::quote(word)).collect::<Vec<_>>().join(" "));

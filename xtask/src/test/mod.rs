@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use self::suites::{CLUSTER_TESTS, SLOW_CLUSTER_TESTS, Suite};
-use crate::install::Existing;
+use self::suites::{CLUSTER_TESTS, SLOW_CLUSTER_TESTS, SLOW_KIND_TESTS, Suite};
+use crate::install::{self, Existing};
 use crate::kernel::Kernel;
 use crate::{cache, chart, cluster, examples, exec, harness, tools, vm};
 
@@ -68,8 +68,10 @@ enum Run {
     Alone(fn() -> Result<()>),
     /// Ground truth tests whose names hold a word, in such a VM, beside other such parts: each keeps about one CPU busy.
     Vm(vm::Machine, &'static str),
-    /// Tests in a cluster, from where is chosen by the user or here.
-    Cluster(Option<cluster::Choice>, &'static [Suite]),
+    /// Tests in a cluster of kind, or of emulated machines unless the user chose or one runs.
+    Cluster(cluster::Choice, &'static [Suite]),
+    /// Tests of clusters, of one kind if the user chose.
+    Clusters(fn(Option<cluster::Choice>) -> Result<()>),
 }
 
 const fn part(name: &'static str, checks: &'static str, run: Run) -> Part {
@@ -111,21 +113,26 @@ const PARTS: &[Part] = &[
         "the rings in a VM with kernel 6.12 and eight CPUs",
         Run::Vm(vm::Machine { cpus: 8, ..vm::Machine::of(Kernel::V6_12) }, "rings::"),
     )),
-    part("e2e", "the whole path on a two-node cluster", Run::Cluster(None, &CLUSTER_TESTS)),
+    part("e2e", "the whole path on a two-node cluster", Run::Cluster(cluster::Choice::Vm, &CLUSTER_TESTS)),
     slow(part(
         "harness",
         "clusters leave nothing behind, however they end, and are found again",
-        Run::Alone(harness::run),
+        Run::Clusters(harness::run),
     )),
     slow(part(
         "kind",
         "the same on kind, whose nodes share a kernel",
-        Run::Cluster(Some(cluster::Choice::Kind), &CLUSTER_TESTS),
+        Run::Cluster(cluster::Choice::Kind, &CLUSTER_TESTS),
+    )),
+    slow(part(
+        "kind-slow",
+        "what breaks things, on kind: who may connect, what fails in mid-session, pods that come and go, an upgrade, the end of it all",
+        Run::Cluster(cluster::Choice::Kind, &SLOW_KIND_TESTS),
     )),
     slow(part(
         "e2e-slow",
         "who may connect, ground truth in pods, what fails in mid-session, fifty pods that come and go, an upgrade, every values file of the chart, the end of it all",
-        Run::Cluster(None, &SLOW_CLUSTER_TESTS),
+        Run::Cluster(cluster::Choice::Vm, &SLOW_CLUSTER_TESTS),
     )),
 ];
 
@@ -182,6 +189,12 @@ pub(crate) fn main(args: &Args) -> Result<()> {
             "no part that was named has a suite {suite}; suites are files of e2e/tests"
         );
     }
+    let clusters =
+        chosen.iter().filter(|part| matches!(part.run, Run::Cluster(..) | Run::Clusters(_))).count();
+    ensure!(
+        clusters < 2 || !install::keeps(),
+        "TRACELAKE_KEEP keeps a cluster, which the other parts would meet: name one part"
+    );
     let mut failed = Vec::new();
     // Neighbours that run beside each other are one group.
     for group in chosen.chunk_by(|a, b| matches!((a.run, b.run), (Run::Vm(..), Run::Vm(..)))) {
@@ -224,9 +237,13 @@ fn passes(part: &Part, args: &Args) -> bool {
                 // A cluster would take minutes to come up for nothing.
                 Err(anyhow::anyhow!("it has none of the suites {}", args.suites.join(", ")))
             } else {
-                suites::run(&args.existing, choice.or(args.cluster), &suites)
+                // Of what is named, a cluster that runs is as good as another; a whole run is of two kernels, and of kind.
+                let is_fixed = choice == cluster::Choice::Kind || args.parts.is_empty();
+                let choice = if is_fixed { Some(choice) } else { args.cluster };
+                suites::run(&args.existing, choice, &suites)
             }
         }
+        Run::Clusters(run) => run(args.cluster),
     };
     let seconds = start.elapsed().as_secs_f32();
     match &result {

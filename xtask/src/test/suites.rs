@@ -37,6 +37,10 @@ pub(super) const SLOW_CLUSTER_TESTS: [Suite; 9] = [
     (CHART, 1),
     ("uninstall", 1),
 ];
+/// Those of them for kind. Left out: `kernels`, which takes a node for a machine with a kernel of its own; `engines`, which moves
+/// gigabytes by an API server that is emulated where there is no Docker; `chart`, for which each values file takes minutes there.
+pub(super) const SLOW_KIND_TESTS: [Suite; 6] =
+    [("identity", 1), ("churn", 1), ("disruption", 1), ("lifecycle", 1), (UPGRADE, 1), ("uninstall", 1)];
 /// Runs the ground truth tests on the nodes, and is told where they are.
 const KERNELS: &str = "kernels";
 /// Tenants use the command line, as its own test does; both are told where it is.

@@ -115,7 +115,7 @@ pub fn status(seen: &Observed<'_>) -> TraceSessionStatus {
         status.collectors = nodes::collectors(asked, seen.views, &status.collectors);
         status.totals = Some(match seen.finished.as_ref().and_then(|finished| finished.totals.as_ref()) {
             // Nodes that nobody heard of since the operator restarted are in the manifest all the same.
-            Some(totals) => nodes::listed(totals),
+            Some(totals) => nodes::listed(totals, status.totals.as_ref()),
             None => nodes::totals(seen.views, status.totals.as_ref()),
         });
     }
@@ -383,9 +383,11 @@ fn degraded(seen: &Observed<'_>, status: &TraceSessionStatus) -> (bool, &'static
             .contains(&said)
         })
     };
-    if let Some((node, _)) = seen.views.iter().find(|(_, view)| partly(view)) {
-        let message = format!("{node} records only some of its pods; see failingNodes");
-        return (true, reason::TARGETS_MISSING, message);
+    if let Some((node, view)) = seen.views.iter().find(|(_, view)| partly(view)) {
+        let is_refused =
+            view.report.as_ref().is_some_and(|report| report.reason == node_api::reason::PLAN_REFUSED);
+        let what = if is_refused { "does not take its plan" } else { "records only some of its pods" };
+        return (true, reason::TARGETS_MISSING, format!("{node} {what}; see failingNodes"));
     }
     if seen.finished.is_some()
         && let Some(nodes) = named(|state| !state.is_settled())

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use dataset::ledger::{Term, Terms};
 use expect_test::{Expect, expect};
 use node_api::v1::{CollectorReport, SessionReport, Stage, Totals};
 use tokio::time::Instant;
@@ -208,7 +209,18 @@ fn a_node_that_does_not_take_a_plan_over_makes_the_session_degraded() {
 }
 
 #[test]
-fn totals_of_different_moments_are_not_mixed() {
+fn the_manifest_of_an_agent_that_crashed_does_not_take_back_what_was_emitted() {
+    let mut terms = Terms::default();
+    terms.add(Term::Exported, 3);
+    let listed = |emitted, unknown, shown: i64| {
+        let totals = manifest::Totals { emitted, unknown, terms, ..Default::default() };
+        nodes::listed(&totals, Some(&crds::Totals { emitted: shown, ..Default::default() })).emitted
+    };
+    assert_eq!((listed(2, true, 4), listed(2, true, 0), listed(3, false, 9)), (4, 3, 3));
+}
+
+#[test]
+fn totals_never_fall_and_are_no_more_than_was_emitted() {
     let of = |emitted, exported, bytes_pending| {
         Some(Totals { emitted, exported, bytes_pending, ..Totals::default() })
     };
@@ -230,6 +242,9 @@ fn totals_of_different_moments_are_not_mixed() {
         "nothing is exported that was not emitted"
     );
     assert_eq!(tell(&mut case, of(100, 100, 0), of(90, 90, 2)), (190, 190, 2));
+    // What is accounted for at different moments was emitted.
+    let lost = Totals { lost: 60, ..of(90, 30, 0).unwrap() };
+    assert_eq!(tell(&mut case, None, Some(lost)), (250, 190, 0));
 }
 
 #[test]
