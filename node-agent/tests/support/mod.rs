@@ -451,7 +451,10 @@ pub(crate) fn rows(table: &str, times: &[i64]) -> RecordBatch {
             }
             (name, DataType::Dictionary(..)) => {
                 let mut words = StringDictionaryBuilder::<Int32Type>::new();
-                (0..n).for_each(|i| words.append_value(format!("{name}-{}", i % 3)));
+                (0..n).for_each(|i| match name {
+                    "node" => words.append_value(NODE),
+                    _ => words.append_value(format!("{name}-{}", i % 3)),
+                });
                 Arc::new(words.finish())
             }
             (name, other) => panic!("column {name} is {other}"),
