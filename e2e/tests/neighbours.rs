@@ -66,7 +66,7 @@ fn each_node_records_and_counts_its_own_pods_only() -> Result<()> {
             let of_node: Vec<&Row> = rows.iter().filter(|row| text(row, "node") == node).collect();
             let terms = |column: &str| -> i64 {
                 let own = ledger.iter().filter(|row| text(row, "node") == node);
-                let own = own.filter(|row| text(row, "table") == "processes");
+                let own = own.filter(|row| text(row, "table_name") == "processes");
                 own.map(|row| number(row, column)).sum()
             };
             let (exported, emitted) = (terms("exported"), terms("emitted"));
