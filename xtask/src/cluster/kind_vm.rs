@@ -286,7 +286,9 @@ fn node_runs(name: &str) -> bool {
 fn load(name: &str, archives: &[PathBuf]) -> Result<()> {
     let marks = archives.iter().map(|archive| kind_disk::mark(name, archive)).collect::<Result<Vec<_>>>()?;
     let files = marks.iter().map(|(mark, _)| mark.as_str()).collect::<Vec<_>>().join(" ");
-    let there = exec::output(&mut script(&format!("cat {files} 2> /dev/null || true")))?;
+    // Those that came with the disk have no end of line.
+    let read = format!("for mark in {files}; do cat $mark 2> /dev/null; echo; done");
+    let there = exec::output(&mut script(&read))?;
     let (mut fetch, mut paths, mut note) = (String::new(), String::new(), String::new());
     for (archive, (mark, content)) in archives.iter().zip(&marks) {
         if there.lines().any(|line| line == content) {
