@@ -3,8 +3,8 @@
 //!
 //! In: the selection and the namespace's pods. Out: the pods that match. A Deployment owns its pods through its
 //! ReplicaSets and a CronJob through its Jobs; those are looked up once each by UID and remembered, because an
-//! object's controller does not change; one without a controller may be adopted. A ReplicaSet made by a rolling update in the window is simply a new
-//! UID to look up.
+//! object's controller does not change; one without a controller may be adopted. A ReplicaSet made by a rolling update in
+//! the window is simply a new UID to look up.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

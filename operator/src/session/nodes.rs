@@ -115,17 +115,12 @@ fn constant(reason: &str) -> String {
     if good { reason.to_owned() } else { reason::NODE_FAILED.to_owned() }
 }
 
-/// As a status holds them.
-pub fn names<'a>(nodes: impl IntoIterator<Item = &'a String>) -> Vec<String> {
-    nodes.into_iter().take(NAMES_MAX).cloned().collect()
-}
-
 /// Counts by state.
 pub fn counts(states: &BTreeMap<String, NodeState>, views: &BTreeMap<String, NodeView>) -> NodeCounts {
     let mut counts = NodeCounts {
         expected: number(states.len()),
         ready: number(views.values().filter(|view| view.connected && view.report.is_some()).count()),
-        names: names(states.keys()),
+        names: states.keys().take(NAMES_MAX).cloned().collect(),
         ..NodeCounts::default()
     };
     for state in states.values() {

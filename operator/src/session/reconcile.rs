@@ -595,10 +595,10 @@ impl Pass<'_> {
     }
 }
 
-/// Whether some of the `expected` nodes have no place in the status yet, and it has room.
+/// Whether some of the `expected` nodes, which are those of the status and others, have no place there yet, and it has room.
 fn is_growing(before: &TraceSessionStatus, expected: &BTreeSet<String>) -> bool {
-    let named: BTreeSet<&String> = before.nodes.iter().flat_map(|nodes| &nodes.names).collect();
-    named.len() < nodes::NAMES_MAX && expected.iter().any(|node| !named.contains(node))
+    let named = before.nodes.as_ref().map_or(0, |nodes| nodes.names.len());
+    named < expected.len().min(nodes::NAMES_MAX)
 }
 
 /// What a store says within [`STORE_PATIENCE`].

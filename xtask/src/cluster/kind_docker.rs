@@ -66,27 +66,21 @@ impl Provider for KindDocker {
     /// As `kind delete` does it, but for the network, which that leaves; kind need not be there.
     fn stop(&self) -> Result<()> {
         let deadline = Instant::now() + AFTERMATH;
-        let found_any = !containers()?.is_empty();
-        loop {
-            let nodes = containers()?;
-            if !nodes.is_empty() {
-                exec::quiet(exec::command("docker", ["rm", "--force", "--volumes"]).args(nodes))?;
+        let found_any = remove_containers()?;
+        // Held by a node that a killed kind had asked for, and that came only now.
+        while let Err(error) = remove_network() {
+            if Instant::now() >= deadline {
+                return Err(error);
             }
-            match remove_network() {
-                // Held by a node that a killed kind had asked for, and that came only now.
-                Err(_) if Instant::now() < deadline => std::thread::sleep(POLL),
-                Err(error) => return Err(error),
-                Ok(()) => break,
-            }
+            std::thread::sleep(POLL);
+            remove_containers()?;
         }
         // Or that comes now, and finds no network: it is made all the same, and does not run.
         while found_any && Instant::now() < deadline {
             std::thread::sleep(POLL);
-            let nodes = containers()?;
-            if nodes.is_empty() {
+            if !remove_containers()? {
                 break;
             }
-            exec::quiet(exec::command("docker", ["rm", "--force", "--volumes"]).args(nodes))?;
         }
         Ok(())
     }
@@ -130,6 +124,16 @@ fn containers() -> Result<Vec<String>> {
     let ours = format!("label=io.x-k8s.kind.cluster={CLUSTER}");
     let found = exec::output(&mut exec::command("docker", ["ps", "--all", "--quiet", "--filter", &ours]))?;
     Ok(found.lines().map(str::to_owned).collect())
+}
+
+/// Removes the nodes; whether there were any.
+fn remove_containers() -> Result<bool> {
+    let nodes = containers()?;
+    if nodes.is_empty() {
+        return Ok(false);
+    }
+    exec::quiet(exec::command("docker", ["rm", "--force", "--volumes"]).args(nodes))?;
+    Ok(true)
 }
 
 /// Removes the nodes' network; does nothing when there is none.

@@ -237,9 +237,11 @@ fn passes(part: &Part, args: &Args) -> bool {
                 // A cluster would take minutes to come up for nothing.
                 Err(anyhow::anyhow!("it has none of the suites {}", args.suites.join(", ")))
             } else {
-                // Of what is named, a cluster that runs is as good as another; a whole run is of two kernels, and of kind.
-                let is_fixed = choice == cluster::Choice::Kind || args.parts.is_empty();
-                let choice = if is_fixed { Some(choice) } else { args.cluster };
+                // For what is named, a cluster that runs is as good as another; a whole run has two kernels, and kind.
+                let choice = match choice {
+                    cluster::Choice::Kind => Some(choice),
+                    cluster::Choice::Vm => args.cluster.or(args.parts.is_empty().then_some(choice)),
+                };
                 suites::run(&args.existing, choice, &suites)
             }
         }
