@@ -15,6 +15,7 @@ import re
 
 import pyarrow.dataset
 import pyarrow.fs
+import pyarrow.parquet
 
 FORMAT_VERSION = 1  # of the layout; a higher one is not for this code
 
@@ -39,12 +40,15 @@ class Session:
         if not numbers:
             raise LookupError(f"{url} has no manifest: the session still runs, or this is no session's folder")
         self.manifest = self._json(f"_tracelake/manifest-{max(numbers)}.json")
-        self._keys = {}
+        self._keys, self._last, self._agents = {}, {}, set()
         for node in self.manifest["nodes"]:
-            for manifest in node["manifests"]:
-                for file in self._json(manifest)["objects"]:
+            for name in node["manifests"]:
+                manifest = self._json(name)
+                self._agents.update(one["agentVersion"] for one in manifest["incarnations"])
+                for file in manifest["objects"]:
                     table = file["key"].split("/")[0]
                     self._keys.setdefault(table, {})[file["key"]] = None  # a dict: each file once, in order
+                    self._last.setdefault(table, {})[name] = file["key"]
 
         self.tables = sorted(self._keys)  # those that rows were written to
 
@@ -56,10 +60,15 @@ class Session:
         return value
 
     def files(self, table):
-        """The URLs of a table's files."""
+        """The URLs of a table's files. The first has all columns; others lack some if an agent was upgraded meanwhile."""
         if table not in self._keys:
             raise LookupError(f"{self.url} has no rows of {table}, only of {', '.join(self.tables)}")
-        return [f"{self.url}/{key}" for key in self._keys[table]]
+        last = list(self._last[table].values())  # of each node; columns are only ever added
+        widest = max(last, key=self._columns) if len(self._agents) > 1 else last[-1]
+        return [f"{self.url}/{key}" for key in [widest, *(key for key in self._keys[table] if key != widest)]]
+
+    def _columns(self, key):
+        return len(pyarrow.parquet.read_schema(f"{self.folder}/{key}", filesystem=self.store))
 
     def dataset(self, table):
         """The same files as one dataset of pyarrow, which also DuckDB reads."""

@@ -39,10 +39,13 @@ files_read = 0
 def table(name):
     """The rows of all sessions, each with its session's folder: several may have recorded the same process."""
     global files_read
-    files = [file.replace("s3://", "s3a://", 1) for session in sessions for file in session.files(name)]
-    files_read += len(files)
+    files = [[file.replace("s3://", "s3a://", 1) for file in session.files(name)] for session in sessions]
+    files_read += sum(map(len, files))
+    # Sessions of several versions differ in columns; of each session the first file has all.
+    schema = spark.read.option("mergeSchema", "true").parquet(*(of_session[0] for of_session in files)).schema
     folder = F.regexp_extract("_metadata.file_path", "^(.*)/[^/]+/[^/]+$", 1)
-    return spark.read.parquet(*files).withColumn("session", folder)
+    rows = spark.read.schema(schema).parquet(*(file for of_session in files for file in of_session))
+    return rows.withColumn("session", folder)
 
 
 # Which programs ran, and what did they need? A process is known by node, pid and start_ns: numbers are used again.

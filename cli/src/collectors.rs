@@ -8,7 +8,7 @@ use anyhow::Result;
 use dataset::catalogue::{self, CollectorInfo};
 use serde::Serialize;
 
-use crate::output::{self, BAD, BOLD, Format, paint};
+use crate::output::{BAD, BOLD, Format, paint};
 
 /// Arguments of `tracelake collectors`.
 #[derive(Debug, clap::Args)]
@@ -58,7 +58,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     #[cfg(not(target_os = "linux"))]
     let missing = Vec::new();
     let all = collectors(&missing);
-    output::print(&args.output.document(&all)?.unwrap_or_else(|| text(&all)))?;
+    args.output.print(|| &all, || text(&all))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Error, Result, anyhow};
 use dataset::compact::{self, CompactError, Done, Options, Plan, Progress};
-use dataset::manifest::Verdict;
+use dataset::manifest::Manifest;
 use dataset::reader::Contents;
 use dataset::render;
 use k8s_openapi::jiff::Timestamp;
@@ -74,16 +74,10 @@ async fn compact(location: &Location, args: &Args) -> Result<String> {
 
 /// What one should know before one takes the session for merged whole.
 fn notes(contents: &Contents) -> Vec<String> {
-    let manifest = contents.manifest.iter().filter(|manifest| manifest.verdict == Verdict::Incomplete);
-    let nodes = manifest.flat_map(|manifest| &manifest.nodes).filter(|node| !node.reason.is_empty());
-    let plain = |text: &str| dataset::reader::plain(text, 200);
-    nodes
-        .map(|node| {
-            format!(
-                "the session is incomplete (node {}: {}): what that node brings later is not merged by this run",
-                plain(&node.node),
-                plain(&node.reason)
-            )
+    let incomplete = contents.manifest.iter().flat_map(Manifest::incomplete);
+    incomplete
+        .map(|why| {
+            format!("the session is incomplete ({why}): what comes of it later is not merged by this run")
         })
         .collect()
 }

@@ -18,7 +18,7 @@ const SHORT: i64 = 10;
 
 /// All stretches.
 pub(crate) fn table(contents: &Contents) -> String {
-    let mut rows: Vec<&CoverageRow> = contents.nodes.values().flat_map(|node| &node.coverage).collect();
+    let mut rows: Vec<&CoverageRow> = contents.parts().flat_map(|(_, node)| &node.coverage).collect();
     if rows.is_empty() {
         return "\nno container was traced\n".to_owned();
     }

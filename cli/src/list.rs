@@ -35,19 +35,20 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         let sessions = args.scope.sessions().await?;
         let mut found = sessions.list(args.all_namespaces, args.selector.as_deref()).await?;
         found.iter_mut().for_each(tidy);
-        let list = json!({
-            "apiVersion": format!("{}/{}", crds::GROUP, crds::VERSION), "kind": "TraceSessionList", "items": found,
-        });
-        if let Some(document) = args.output.document(&list)? {
-            output::print(&document)?;
-        } else if found.is_empty() {
-            let place = if args.all_namespaces { "the cluster" } else { &sessions.namespace };
-            say(&format!("there is no session in {place}\n"));
-        } else {
+        let list = || {
+            json!({ "apiVersion": format!("{}/{}", crds::GROUP, crds::VERSION), "kind": "TraceSessionList", "items": found })
+        };
+        let text = || {
+            if found.is_empty() {
+                let place = if args.all_namespaces { "the cluster" } else { &sessions.namespace };
+                say(&format!("there is no session in {place}\n"));
+                return String::new();
+            }
             let now = Timestamp::now();
             let rows: Vec<_> = found.iter().map(|session| view::row(session, now)).collect();
-            output::print(&output::table(&view::COLUMNS, &rows))?;
-        }
+            output::table(&view::COLUMNS, &rows)
+        };
+        args.output.print(list, text)?;
         Ok(ExitCode::SUCCESS)
     })
 }

@@ -213,7 +213,6 @@ pub(crate) struct Location {
     /// Where the store's own root is: with a path below it, a place that these commands open.
     pub(crate) root: String,
     /// On this machine.
-    #[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "only recording asks"))]
     pub(crate) is_folder: bool,
     /// One session and nothing else.
     pub(crate) is_session: bool,
@@ -304,6 +303,15 @@ impl Location {
                 "the session at {} has no {missing}: it is not over, or what is here is not whole",
                 self.name
             ),
+            ReadError::Store {
+                source:
+                    object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. },
+                ..
+            } => anyhow::Error::from(error).context(format!(
+                "the store refuses these credentials at {}: others may be meant (AWS_ACCESS_KEY_ID, AWS_PROFILE), and a session of a \
+                 cluster can also be read with --via-operator",
+                self.name
+            )),
             error => error.into(),
         }
     }
@@ -313,7 +321,8 @@ impl Location {
     /// # Errors
     /// When there is none, or it cannot be read.
     pub(crate) async fn contents_so_far(&self) -> Result<Contents> {
-        let contents = reader::load(self.store.as_ref(), &self.prefix).await?;
+        let loaded = reader::load(self.store.as_ref(), &self.prefix).await;
+        let contents = loaded.map_err(|error| self.explained(error))?;
         contents.session.is_some().then_some(contents).ok_or_else(|| self.no_session())
     }
 
@@ -353,6 +362,7 @@ fn settings(
             builder = builder.with_region(region);
         }
         if unset(&builder, AmazonS3ConfigKey::Endpoint)
+            && unset(&builder, AmazonS3ConfigKey::S3Endpoint)
             && let Some(endpoint) = &dataset.endpoint
         {
             builder = builder.with_virtual_hosted_style_request(!dataset.path_style);

@@ -8,8 +8,10 @@ use anyhow::Result;
 use dataset::listing::{self, Files, Listed};
 use dataset::manifest::Verdict;
 use dataset::reader::plain;
+use serde_json::{Value, json};
 
 use crate::location::{Location, Place};
+use crate::output::Format;
 use crate::{runtime, say};
 
 /// Arguments of `tracelake ls`.
@@ -17,6 +19,9 @@ use crate::{runtime, say};
 pub(crate) struct Args {
     #[command(flatten)]
     place: Place,
+    /// How to print them.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
 }
 
 /// Prints a line for each session: where it is, since when, how it ended, what it holds.
@@ -29,23 +34,51 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         } else {
             listing::sessions(location.store.as_ref(), &location.prefix).await?
         };
-        if found.is_empty() {
-            say(&format!(
-                "no session lies at or below {}; a store's status and `status.dataset.uri` of sessions name places\n",
-                location.name
-            ));
-        }
-        for listed in &found {
-            println!("{}", line(&location, listed));
-        }
+        let documents =
+            || found.iter().map(|listed| document(&location, listed)).collect::<Vec<_>>();
+        let lines = || {
+            if found.is_empty() {
+                say(&format!(
+                    "no session lies at or below {}; a store's status and `status.dataset.uri` of sessions name places\n",
+                    location.name
+                ));
+            }
+            found.iter().map(|listed| line(&location, listed) + "\n").collect()
+        };
+        args.output.print(documents, lines)?;
         let readable = found.iter().all(|listed| listed.files.is_ok());
         Ok(if readable { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     })
 }
 
-fn line(location: &Location, listed: &Listed) -> String {
+/// As these commands take it.
+fn place(location: &Location, listed: &Listed) -> String {
     let prefix = listed.prefix.to_string();
-    let place = if prefix.is_empty() { location.root.clone() } else { format!("{}/{prefix}", location.root) };
+    if prefix.is_empty() { location.root.clone() } else { format!("{}/{prefix}", location.root) }
+}
+
+/// For programs: the session's own file and manifest without their lists.
+fn document(location: &Location, listed: &Listed) -> Value {
+    let place = place(location, listed);
+    let files = match &listed.files {
+        Ok(files) => files,
+        Err(error) => return json!({"place": place, "error": error.to_string()}),
+    };
+    let (session, manifest) = (&files.session, files.manifest.as_ref());
+    json!({
+        "place": place,
+        "namespace": session.namespace,
+        "session": session.session,
+        "uid": session.uid,
+        "startTime": session.start_time,
+        "verdict": manifest.map(|manifest| manifest.verdict),
+        "nodes": manifest.map(|manifest| manifest.nodes.len()),
+        "totals": manifest.map(|manifest| manifest.totals),
+    })
+}
+
+fn line(location: &Location, listed: &Listed) -> String {
+    let place = place(location, listed);
     let text = match &listed.files {
         Ok(files) => format!("{place}  {}", summary(files)),
         Err(error) => format!("{place}  unreadable: {error}"),

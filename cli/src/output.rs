@@ -20,22 +20,26 @@ pub(crate) enum Format {
     /// For people.
     #[default]
     Table,
-    /// As the API server has it.
+    /// For programs; resources as the API server has them.
     Json,
-    /// As the API server has it.
+    /// The same as YAML.
     Yaml,
 }
 
 impl Format {
-    /// Something for programs; none for people.
+    /// Prints something: its text for people, or itself for programs.
     ///
     /// # Errors
-    /// When it cannot be written so.
-    pub(crate) fn document(self, value: &impl Serialize) -> Result<Option<String>> {
-        Ok(match self {
-            Self::Table => None,
-            Self::Json => Some(serde_json::to_string_pretty(value)? + "\n"),
-            Self::Yaml => Some(serde_yaml::to_string(value)?),
+    /// As [`print`].
+    pub(crate) fn print<T: Serialize>(
+        self,
+        itself: impl FnOnce() -> T,
+        text: impl FnOnce() -> String,
+    ) -> Result<()> {
+        print(&match self {
+            Self::Table => text(),
+            Self::Json => serde_json::to_string_pretty(&itself())? + "\n",
+            Self::Yaml => serde_yaml::to_string(&itself())?,
         })
     }
 }

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, AwsCredential, AwsCredentialProvider};
@@ -28,6 +29,9 @@ const OTHERS: [&str; 3] = [
     "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
 ];
+
+/// A machine that has a role tells it in milliseconds.
+const ROLE: Duration = Duration::from_secs(5);
 
 /// What a profile says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -145,36 +149,61 @@ impl Profile {
         builder
     }
 
-    /// The store; where this profile cannot be used, one that says so if it finds no other credentials.
+    /// The store; where nobody has given it credentials, one that says so if this machine has no role.
     ///
     /// # Errors
     /// When its settings are not complete.
     pub(crate) fn build(&self, builder: AmazonS3Builder) -> object_store::Result<AmazonS3> {
+        use AmazonS3ConfigKey as Setting;
+        // Who else makes keys, as `object_store` looks for them: it wants both of some.
+        let others: [&[Setting]; 5] = [
+            &[Setting::AccessKeyId],
+            &[Setting::SecretAccessKey],
+            &[Setting::WebIdentityTokenFile, Setting::RoleArn],
+            &[Setting::ContainerCredentialsRelativeUri],
+            &[Setting::ContainerCredentialsFullUri, Setting::ContainerAuthorizationTokenFile],
+        ];
+        let is_set = |setting: &Setting| builder.get_config_value(setting).is_some();
+        let has_others = others.iter().any(|settings| settings.iter().all(is_set));
         let store = builder.clone().build()?;
-        let Some(unusable) = self.unusable.clone() else { return Ok(store) };
-        builder.with_credentials(Arc::new(Others { found: store.credentials().clone(), unusable })).build()
+        if has_others || unsigned() {
+            return Ok(store);
+        }
+        let role = Role { found: store.credentials().clone(), unusable: self.unusable.clone() };
+        builder.with_credentials(Arc::new(role)).build()
     }
 }
 
-/// Credentials that are found without the default profile.
+/// The role of this machine, of whom nobody knows whether it has one: what asks for it would try again for minutes.
 #[derive(Debug)]
-struct Others {
+struct Role {
     found: AwsCredentialProvider,
-    /// Why the profile is not used.
-    unusable: String,
+    /// Why the default profile is not used, though it is there.
+    unusable: Option<String>,
+}
+
+impl Role {
+    /// What to do, first; then why there is nothing.
+    fn missing(&self, why: &str) -> Error {
+        let unusable = self.unusable.as_ref().map(|unusable| format!("; {unusable}")).unwrap_or_default();
+        let said = format!(
+            "neither the environment nor a profile has credentials of the store (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or \
+             AWS_PROFILE; a session of a cluster can also be read with --via-operator), and this machine's role was not found: {why}{unusable}"
+        );
+        Error::Generic { store: "S3", source: said.into() }
+    }
 }
 
 #[tonic::async_trait]
-impl CredentialProvider for Others {
+impl CredentialProvider for Role {
     type Credential = AwsCredential;
 
     async fn get_credential(&self) -> object_store::Result<Arc<AwsCredential>> {
-        self.found.get_credential().await.map_err(|error| match error {
-            Error::Generic { store, source } => {
-                Error::Generic { store, source: format!("{source}; {}", self.unusable).into() }
-            }
-            error => error,
-        })
+        match tokio::time::timeout(ROLE, self.found.get_credential()).await {
+            Ok(Err(Error::Generic { source, .. })) => Err(self.missing(&source.to_string())),
+            Ok(found) => found,
+            Err(_) => Err(self.missing(&format!("nothing answered within {} s", ROLE.as_secs()))),
+        }
     }
 }
 

@@ -4,20 +4,24 @@
 //!
 //! In: a place. Out: the same keys below a folder, each object with the length and SHA-256 that its manifest says. A file is written
 //! beside its place and renamed when it is right, so that one that is there is right, and what was pulled before is not pulled
-//! again. The session's manifest comes last: a folder without one is not whole, and the same command goes on with it.
+//! again. What lists others comes after them, and the session's manifest last: a folder without one is not whole, and the same command
+//! goes on with it. What the folder's own node manifests list and the session has no more, because it was compacted since, is removed at
+//! the end: other programs read whatever lies there.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
-use dataset::key::Key;
-use dataset::manifest::{ObjectEntry, SessionFile};
-use dataset::reader::{Contents, Finding};
-use dataset::{check, render};
+use dataset::key::{Key, SessionPrefix};
+use dataset::manifest::{NodeManifest, ObjectEntry, SessionFile};
+use dataset::reader::{self, Contents, Finding};
+use dataset::render;
 use futures::{StreamExt, TryStreamExt, stream};
 use object_store::ObjectStoreExt;
+use object_store::local::LocalFileSystem;
 use sha2::{Digest, Sha256};
 
 use crate::line::Line;
@@ -46,8 +50,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     runtime()?.block_on(async {
         let location = args.place.open().await?;
         let (contents, pulled) = pull(&location, &args.folder).await?;
+        let removed = match pulled.removed {
+            0 => String::new(),
+            removed => format!("; {removed} files that the session no longer has were removed"),
+        };
         output::print(&format!(
-            "{}{} is what its manifests say: {} objects, {} of them fetched now\n",
+            "{}{} is what its manifests say: {} objects, {} of them fetched now{removed}\n",
             render::summary(&contents),
             args.folder.display(),
             pulled.all,
@@ -61,24 +69,21 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 struct Pulled {
     all: usize,
     fetched: usize,
+    removed: usize,
 }
 
 async fn pull(location: &Location, folder: &Path) -> Result<(Contents, Pulled)> {
     let contents = location.contents().await?;
-    let of_manifest =
-        contents.manifest.iter().flat_map(|manifest| check::compare_manifest(&contents, manifest));
-    if let Some(finding) = contents.compare().into_iter().chain(of_manifest).find(Finding::is_error) {
+    if let Some(finding) = contents.compare().into_iter().find(Finding::is_error) {
         bail!("{finding}; `{} verify` says all that is wrong, nothing was fetched", program());
     }
     let session = contents.session.as_ref().context("a dataset that opens has a session")?;
     claim(folder, session)?;
-    let first: Vec<Key> = [Key::Session].into_iter().chain(contents.nodes.keys().cloned()).collect();
-    let last: Vec<&Key> = contents.objects.keys().filter(|key| matches!(key, Key::Manifest { .. })).collect();
+    let before = there(location, &contents, folder).await?;
     // Its first file says whose folder it is, before anything of the session's is there.
-    for key in &first {
-        fetch(location, folder, key, Promised::length(&contents, key)).await?;
-    }
-    let objects: Vec<&ObjectEntry> = contents.nodes.values().flat_map(|node| &node.objects).collect();
+    fetch(location, folder, &Key::Session, Promised::length(&contents, &Key::Session)).await?;
+    let parts: Vec<(&Key, &NodeManifest)> = contents.parts().collect();
+    let objects: Vec<&ObjectEntry> = parts.iter().flat_map(|(_, node)| &node.objects).collect();
     let mut done = stream::iter(&objects)
         .map(|object| async move {
             let key = Key::parse(&object.key)?;
@@ -100,10 +105,50 @@ async fn pull(location: &Location, folder: &Path) -> Result<(Contents, Pulled)> 
         ));
     }
     drop((done, line));
-    for key in last {
+    let manifests = contents.objects.keys().filter(|key| matches!(key, Key::Manifest { .. }));
+    for key in parts.iter().map(|(key, _)| *key).chain(manifests) {
         fetch(location, folder, key, Promised::length(&contents, key)).await?;
     }
-    Ok((contents, Pulled { all, fetched }))
+    let wanted: BTreeSet<String> = objects
+        .iter()
+        .map(|object| object.key.clone())
+        .chain(parts.iter().map(|(key, _)| key.relative()))
+        .collect();
+    let gone: Vec<PathBuf> =
+        before.into_iter().filter(|key| !wanted.contains(key)).map(|key| folder.join(key)).collect();
+    gone.iter()
+        .try_for_each(fs::remove_file)
+        .with_context(|| format!("{} has files that the session no longer has", folder.display()))?;
+    Ok((contents, Pulled { all, fetched, removed: gone.len() }))
+}
+
+/// What a folder has of the session by its own account: its node manifests, and what they list, as far as that is there.
+///
+/// # Errors
+/// When the folder is the place itself, or has the session as it was later.
+async fn there(location: &Location, contents: &Contents, folder: &Path) -> Result<Vec<String>> {
+    let Ok(canonical) = folder.canonicalize() else { return Ok(Vec::new()) };
+    let is_same = |path: PathBuf| path.canonicalize().is_ok_and(|path| path == canonical);
+    ensure!(
+        !location.is_folder || !is_same(Path::new(&location.root).join(location.prefix.to_string())),
+        "{} is the place itself",
+        folder.display()
+    );
+    let store = LocalFileSystem::new_with_prefix(folder)?;
+    // One that cannot be read has nothing to say.
+    let Ok(before) = reader::load(&store, &SessionPrefix::root("")?).await else { return Ok(Vec::new()) };
+    let number = |contents: &Contents| contents.manifest.as_ref().map(|manifest| manifest.number);
+    ensure!(
+        number(&before) <= number(contents),
+        "{} has the session as it was later than what is at {}: an older copy of the store? Nothing was fetched",
+        folder.display(),
+        location.name
+    );
+    let listed = before.nodes.values().flat_map(|node| &node.objects).map(|object| object.key.clone());
+    let listed = listed.filter(|key| Key::parse(key).is_ok_and(|key| before.objects.contains_key(&key)));
+    let manifests = before.objects.keys().filter(|key| matches!(key, Key::NodeManifest { .. }));
+    // Lists first: what they list is then nobody's, and does no harm if this ends here.
+    Ok(manifests.map(Key::relative).chain(listed).collect())
 }
 
 /// Makes sure that the folder is this session's, or nobody's.
@@ -252,9 +297,7 @@ async fn write(location: &Location, key: &Key, path: &Path, promised: Promised<'
 pub(crate) mod tests {
     use std::sync::Arc;
 
-    use dataset::key::SessionPrefix;
-    use dataset::manifest::{FORMAT_VERSION, Manifest, ManifestNode, NodeManifest};
-    use dataset::reader;
+    use dataset::manifest::{FORMAT_VERSION, Manifest, ManifestNode};
     use object_store::ObjectStore;
     use object_store::memory::InMemory;
 
@@ -330,20 +373,64 @@ pub(crate) mod tests {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path().join("made/for/it");
         let pulled = pull(&at(&store), &folder).await.unwrap().1;
-        assert_eq!(pulled, Pulled { all: 3, fetched: 3 });
+        assert_eq!(pulled, Pulled { all: 3, fetched: 3, removed: 0 });
         for (key, content) in keys.iter().zip(["one", "two", "three"]) {
             assert_eq!(fs::read_to_string(folder.join(key)).unwrap(), content);
         }
         assert!(is_whole(&folder).await);
-        assert_eq!(pull(&at(&store), &folder).await.unwrap().1, Pulled { all: 3, fetched: 0 });
+        assert_eq!(pull(&at(&store), &folder).await.unwrap().1, Pulled { all: 3, fetched: 0, removed: 0 });
 
         // One of the same length, one cut short, one that was never finished.
         fs::write(folder.join(&keys[0]), "eno").unwrap();
         fs::write(folder.join(&keys[1]), "t").unwrap();
         fs::rename(folder.join(&keys[2]), folder.join(&keys[2]).with_added_extension(UNFINISHED)).unwrap();
-        assert_eq!(pull(&at(&store), &folder).await.unwrap().1, Pulled { all: 3, fetched: 3 });
+        assert_eq!(pull(&at(&store), &folder).await.unwrap().1, Pulled { all: 3, fetched: 3, removed: 0 });
         assert_eq!(fs::read_to_string(folder.join(&keys[0])).unwrap(), "one");
         assert!(!folder.join(&keys[2]).with_added_extension(UNFINISHED).exists());
+    }
+
+    #[tokio::test]
+    async fn what_the_session_no_longer_has_goes_from_the_folder_and_nothing_else() {
+        let (store, keys) = session("uid", &["one", "two", "three"]).await;
+        let folder = tempfile::tempdir().unwrap();
+        pull(&at(&store), folder.path()).await.unwrap();
+        // Somebody's own, one of them under a name that an object might have.
+        let kept = folder.path().join("processes_before").join(keys[1].rsplit('/').next().unwrap());
+        fs::create_dir(kept.parent().unwrap()).unwrap();
+        let mine = [folder.path().join("processes/mine.parquet"), folder.path().join("notes.txt"), kept];
+        mine.iter().for_each(|path| fs::write(path, "mine").unwrap());
+
+        // As a compacted session is: a node manifest of the next generation takes the other's place.
+        let prefix = SessionPrefix::root("").unwrap();
+        let first = Key::node_manifest("n", &BOOT.parse().unwrap()).unwrap();
+        let mut node: NodeManifest = reader::read_json(store.as_ref(), &prefix, &first, 9_999).await.unwrap();
+        node.objects.truncate(1);
+        let next = first.clone().of_generation(2);
+        reader::create_json(store.as_ref(), &prefix, &next, &node).await.unwrap();
+        let of_node = ManifestNode {
+            node: "n".to_owned(),
+            manifests: vec![next.relative()],
+            totals: node.totals(),
+            reason: String::new(),
+        };
+        let manifest = Manifest::new(2, String::new(), vec![of_node]);
+        reader::create_json(store.as_ref(), &prefix, &Key::manifest(2), &manifest).await.unwrap();
+
+        let pulled = pull(&at(&store), folder.path()).await.unwrap().1;
+        assert_eq!(pulled, Pulled { all: 1, fetched: 0, removed: 3 });
+        let there = |key: &str| folder.path().join(key).exists();
+        assert!(there(&keys[0]) && there(&next.relative()) && is_whole(folder.path()).await);
+        assert!(!there(&keys[1]) && !there(&keys[2]) && !there(&first.relative()));
+        assert!(mine.iter().all(|path| path.exists()));
+
+        // A copy of the store from before does not undo it.
+        let (older, _) = session("uid", &["one", "two", "three"]).await;
+        let error = pull(&at(&older), folder.path()).await.unwrap_err().to_string();
+        assert!(error.contains("as it was later"), "{error}");
+        assert!(is_whole(folder.path()).await);
+        let itself = Location::open(folder.path().to_str().unwrap()).unwrap();
+        let error = pull(&itself, folder.path()).await.unwrap_err().to_string();
+        assert!(error.contains("is the place itself"), "{error}");
     }
 
     #[tokio::test]
@@ -356,7 +443,10 @@ pub(crate) mod tests {
         assert!(!folder.path().join(&keys[1]).exists() && !is_whole(folder.path()).await);
         // It goes on where it was.
         store.put(&keys[1].as_str().into(), "two".into()).await.unwrap();
-        assert_eq!(pull(&at(&store), folder.path()).await.unwrap().1, Pulled { all: 2, fetched: 1 });
+        assert_eq!(
+            pull(&at(&store), folder.path()).await.unwrap().1,
+            Pulled { all: 2, fetched: 1, removed: 0 }
+        );
         assert!(is_whole(folder.path()).await);
 
         store.put(&keys[0].as_str().into(), "longer".into()).await.unwrap();

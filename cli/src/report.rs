@@ -19,6 +19,7 @@ use report::{Report, page};
 use crate::interrupts::Interrupts;
 use crate::line::Line;
 use crate::location::Place;
+use crate::sql::Engine;
 use crate::{program, say, sql};
 
 /// Arguments of `tracelake report`.
@@ -37,6 +38,8 @@ pub(crate) struct Args {
     /// Print JSON (tracelake-report/2, or tracelake-comparison/2) instead of text.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    engine: Engine,
 }
 
 /// What is shown, of one session or of two.
@@ -89,7 +92,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             program()
         );
     }
-    let shown = made(args.place.clone(), args.other.clone())?;
+    let shown = made(args.place.clone(), args.other.clone(), &args.engine)?;
     if let Some(path) = &args.html {
         write(path, &shown.page()?)?;
     }
@@ -106,13 +109,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 
 /// Prints the report of a session.
 pub(crate) fn print(place: Place) -> Result<()> {
-    let shown = made(place, None)?;
+    let shown = made(place, None, &Engine::default())?;
     std::io::stdout().lock().write_all(shown.text(style()).as_bytes())?;
     Ok(())
 }
 
-fn made(place: Place, other: Option<String>) -> Result<Shown> {
-    sql::with_engine(None, None, true, |runtime, limits| {
+fn made(place: Place, other: Option<String>, engine: &Engine) -> Result<Shown> {
+    sql::with_engine(engine, true, |runtime, limits| {
         // On a thread of the runtime, for its stack.
         let work = runtime.spawn(async move { shown(place, other, &limits).await });
         runtime.block_on(async {

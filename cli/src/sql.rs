@@ -66,8 +66,15 @@ pub(crate) struct Args {
     /// Where the rows of the one statement go, instead of standard output; parquet needs it.
     #[arg(long, value_name = "FILE", requires = "execute")]
     output_file: Option<PathBuf>,
+    #[command(flatten)]
+    engine: Engine,
+}
+
+/// What the engine may take of this machine.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Engine {
     /// Memory of sorts, groups and joins, in MiB. What has no room is written to a temporary folder meanwhile.
-    #[arg(long, value_name = "MIB", default_value = "512")]
+    #[arg(long, value_name = "MIB", default_value_t = Self::MEMORY)]
     memory: NonZeroUsize,
     /// The temporary folder; the system's if none is named.
     #[arg(long, value_name = "FOLDER")]
@@ -75,6 +82,16 @@ pub(crate) struct Args {
     /// Threads; as many as CPUs if not said.
     #[arg(long)]
     threads: Option<NonZeroUsize>,
+}
+
+impl Engine {
+    const MEMORY: NonZeroUsize = NonZeroUsize::new(512).unwrap();
+}
+
+impl Default for Engine {
+    fn default() -> Self {
+        Self { memory: Self::MEMORY, temp_folder: None, threads: None }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -103,11 +120,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     // Who types goes on after Ctrl-C.
     let talks = args.execute.is_none() && std::io::stdin().is_terminal();
-    with_engine(args.threads, args.temp_folder.as_deref(), !talks, |runtime, limits| {
-        let memory_bytes = args.memory.get().saturating_mul(1 << 20);
+    with_engine(&args.engine, !talks, |runtime, limits| {
         runtime.block_on(async {
             let mut interrupts = Interrupts::listen_to_all()?;
-            let tables = interrupts.end(open(&args.place, &Limits { memory_bytes, ..limits })).await?;
+            let tables = interrupts.end(open(&args.place, &limits)).await?;
             match &args.execute {
                 Some(sql) => interrupts.end(tables.execute(sql, args)).await?,
                 None if talks => {
@@ -120,34 +136,37 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     })
 }
 
-/// Does work that asks the engine, which may write what has no room in memory to a folder below `temp` (the system's if none is
-/// named). Whatever ends the work, that folder goes; the work itself listens to what may interrupt it. `ctrl_c`: whether Ctrl-C ends
-/// all of it.
+/// Does work that asks the engine, which may write what has no room in memory to a folder of its own. Whatever ends the work, that folder
+/// goes; the work itself listens to what may interrupt it. `ctrl_c`: whether Ctrl-C ends all of it.
 ///
 /// # Errors
 /// Those of the work, and when the folder cannot be made.
 pub(crate) fn with_engine<T>(
-    threads: Option<NonZeroUsize>,
-    temp: Option<&Path>,
+    engine: &Engine,
     ctrl_c: bool,
     work: impl FnOnce(&Runtime, Limits) -> Result<T>,
 ) -> Result<T> {
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    if let Some(threads) = threads {
+    if let Some(threads) = engine.threads {
         runtime.worker_threads(threads.get());
     }
     let runtime = runtime.thread_stack_size(STACK).enable_all().build()?;
-    let temp = temp.map_or_else(std::env::temp_dir, Path::to_owned);
+    let temp = engine.temp_folder.clone().unwrap_or_else(std::env::temp_dir);
     // Before there is a folder: what comes in between would leave it.
     let watch = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let interrupts = watch.block_on(async { Interrupts::listen_to_all() })?;
     let interrupts = if ctrl_c { interrupts } else { interrupts.without_ctrl_c() };
     let spilled = tempfile::Builder::new().prefix("tracelake-").tempdir_in(&temp).with_context(|| {
         let temp = temp.display();
-        format!("no folder can be made in {temp}; name another with --temp-folder (of sql) or TMPDIR")
+        format!("no folder can be made in {temp}; name another with --temp-folder or TMPDIR")
     })?;
     leave_nothing(watch, interrupts, spilled.path().to_owned());
-    let limits = Limits { spill_to: Some(spilled.path().to_owned()), threads, ..Limits::default() };
+    let limits = Limits {
+        memory_bytes: engine.memory.get().saturating_mul(1 << 20),
+        spill_to: Some(spilled.path().to_owned()),
+        threads: engine.threads,
+        ..Limits::default()
+    };
     let ended = work(&runtime, limits);
     // Threads in the midst of a query do not look up. What they hold goes all the same.
     runtime.shutdown_timeout(UNWIND);

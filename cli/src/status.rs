@@ -48,8 +48,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         let mut session = sessions.get(&name).await?;
         if !args.watch {
             list::tidy(&mut session);
-            let document = args.output.document(&session)?;
-            output::print(&document.unwrap_or_else(|| view::describe(&session, Timestamp::now())))?;
+            args.output.print(|| &session, || view::describe(&session, Timestamp::now()))?;
             if args.coverage {
                 let cluster = args.access.connect(args.session.context()).await?;
                 let location = args.access.open(&cluster, &sessions.namespace, &name).await?;

@@ -8,8 +8,9 @@ use anyhow::{Result, bail};
 
 use crate::follow::{self, Followed, OnInterrupt};
 use crate::interrupts::Interrupts;
+use crate::output::Format;
 use crate::sessions::Named;
-use crate::{output, run, runtime, view};
+use crate::{list, run, runtime, view};
 
 /// Arguments of `tracelake stop`.
 #[derive(Debug, clap::Args)]
@@ -19,21 +20,26 @@ pub(crate) struct Args {
     /// Do not wait until everything is uploaded.
     #[arg(long)]
     no_wait: bool,
+    /// How to print the session, as it is when this command ends.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
 }
 
 /// Asks the session to end, and waits until it is over.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     runtime()?.block_on(async {
         let (sessions, name) = args.session.find().await?;
-        let session = sessions.stop(&name).await?;
+        let mut session = sessions.stop(&name).await?;
         if args.no_wait {
-            output::print(&format!("{} was asked to stop\n", view::title(&session)))?;
+            list::tidy(&mut session);
+            args.output.print(|| &session, || format!("{} was asked to stop\n", view::title(&session)))?;
             return Ok(ExitCode::SUCCESS);
         }
         let mut interrupts = Interrupts::listen()?;
         match follow::follow(&sessions, session, &mut interrupts, OnInterrupt::Leave).await? {
-            Followed::Over(session) => {
-                output::print(&run::ending(&session))?;
+            Followed::Over(mut session) => {
+                list::tidy(&mut session);
+                args.output.print(|| &session, || run::ending(&session))?;
                 Ok(run::exit_code(&view::status(&session)))
             }
             Followed::Deleted(last) => bail!(follow::deleted(&last)),

@@ -59,7 +59,7 @@ fn verify(folder: &Path) -> (Option<i32>, String) {
 type Damage = (&'static str, i32, &'static str, fn(&Path));
 
 /// What is done, the exit status, what is said.
-const DAMAGES: [Damage; 13] = [
+const DAMAGES: [Damage; 19] = [
     ("nothing", 0, "is what its manifests say", |_| {}),
     ("an object is missing", 1, "is listed but not in the store", |folder| {
         fs::remove_file(&segments(folder)[0]).unwrap();
@@ -114,6 +114,46 @@ const DAMAGES: [Damage; 13] = [
     ),
     ("the session's totals are wrong", 1, "error: the session's manifest: its totals", |folder| {
         edit(&folder.join(MANIFEST), |manifest| add_one(&mut manifest["totals"]["objects"]));
+    }),
+    ("a node's totals are wrong", 1, "error: the session's manifest: its totals of node a, ", |folder| {
+        edit(&folder.join(MANIFEST), |manifest| {
+            add_one(&mut manifest["nodes"][0]["totals"]["rows"]);
+            add_one(&mut manifest["totals"]["rows"]);
+        });
+    }),
+    (
+        "the verdict is another",
+        1,
+        "it says incomplete, and from what it says of its nodes follows complete",
+        |folder| {
+            edit(&folder.join(MANIFEST), |manifest| manifest["verdict"] = "incomplete".into());
+        },
+    ),
+    (
+        "a node's reason is in no verdict",
+        1,
+        "it says complete, and from what it says of its nodes follows incomplete",
+        |folder| {
+            edit(&folder.join(MANIFEST), |manifest| manifest["nodes"][0]["reason"] = "NodeLost".into());
+        },
+    ),
+    (
+        "the manifest has another's number",
+        1,
+        "it says that its number is 2, and is stored as number 1",
+        |folder| {
+            edit(&folder.join(MANIFEST), |manifest| add_one(&mut manifest["number"]));
+        },
+    ),
+    ("a manifest is named twice", 1, "json twice", |folder| {
+        edit(&folder.join(MANIFEST), |manifest| {
+            let named = manifest["nodes"][0]["manifests"].as_array_mut().unwrap();
+            named.push(named[0].clone());
+        });
+    }),
+    ("a node that is not named is damaged", 0, "is in the store but in no manifest", |folder| {
+        let other = node_manifest(folder).to_string_lossy().replace("/a_", "/b_");
+        fs::write(other, "no JSON").unwrap();
     }),
     ("the session never ended", 1, "has no _tracelake/manifest-1.json: it is not over", |folder| {
         fs::remove_file(folder.join(MANIFEST)).unwrap();

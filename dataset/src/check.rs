@@ -24,7 +24,7 @@ use crate::finding::{Finding, SHOWN, plain};
 use crate::key::Key;
 use crate::ledger::Term;
 use crate::manifest::{Manifest, NodeManifest, ObjectEntry, Totals};
-use crate::reader::{Contents, READERS, ReadError, fetch};
+use crate::reader::{Contents, READERS, ReadError, fetch, is_named};
 use crate::schema::{META, SCHEMA_VERSION};
 use crate::{catalogue, restated};
 
@@ -104,11 +104,11 @@ impl Contents {
             && self.unreadable.iter().all(|(unreadable, _)| unreadable != key)
     }
 
-    /// Compares what node manifests list with what the store lists, and checks their ledgers.
+    /// Compares what manifests say with each other and with what the store lists, and checks ledgers.
     pub fn compare(&self) -> Vec<Finding> {
         let mut findings = Vec::new();
         let mut listed = BTreeSet::new();
-        for (key, node) in &self.nodes {
+        for (key, node) in self.parts() {
             let find = |key: &Key| match (listed.insert(key.clone()), self.objects.get(key)) {
                 (false, _) => Listed::Twice,
                 (true, None) => Listed::Missing,
@@ -116,20 +116,31 @@ impl Contents {
             };
             compare_node(key, node, find, |finding| findings.push(finding));
         }
-        for (key, reason) in &self.unreadable {
-            findings.push(Finding::Content { key: key.relative(), reason: reason.clone() });
+        // Of a node that returned after the session's manifest was written: until the next one names it, it is no part of the dataset,
+        // and nor are its objects.
+        let named = self.named();
+        for (key, node) in self.nodes.iter().filter(|(key, _)| !is_named(&named, key)) {
+            findings.push(Finding::Unlisted { key: key.relative() });
+            listed.extend(node.objects.iter().filter_map(|object| Key::parse(&object.key).ok()));
         }
+        findings.extend(self.unreadable.iter().map(|(key, reason)| match is_named(&named, key) {
+            true => Finding::Content { key: key.relative(), reason: reason.clone() },
+            false => Finding::Unlisted { key: key.relative() },
+        }));
         let left = self.objects.keys().filter(|key| match key {
             Key::Segment { .. } => !listed.contains(*key),
             _ => self.is_left_over(key),
         });
         findings.extend(left.map(|key| Finding::Unlisted { key: key.relative() }));
         findings.extend(self.unknown.iter().map(|key| Finding::Unknown { key: key.clone() }));
+        if let Some(manifest) = &self.manifest {
+            compare_manifest(self, manifest, &mut findings);
+        }
         findings
     }
 }
 
-/// Reads every object and compares it with its manifest, on top of [`Contents::compare`] and [`compare_manifest`].
+/// Reads every object and compares it with its manifest, on top of [`Contents::compare`].
 ///
 /// # Errors
 /// When the store fails. What is wrong with the dataset is not an error but a [`Finding`].
@@ -159,13 +170,12 @@ pub async fn verify_and_tell(
     if contents.session.is_none() {
         findings.push(Finding::Missing { key: Key::Session.relative() });
     }
-    match &contents.manifest {
-        None => findings.push(Finding::Missing { key: Key::manifest(1).relative() }),
-        Some(manifest) => findings.extend(compare_manifest(contents, manifest)),
+    if contents.manifest.is_none() {
+        findings.push(Finding::Missing { key: Key::manifest(1).relative() });
     }
     // Of each node's small tables of whose rows there are as many as in its manifest: how many objects they have.
     let mut alike: BTreeMap<(&Key, &str), usize> = BTreeMap::new();
-    for (key, node) in &contents.nodes {
+    for (key, node) in contents.parts() {
         for table in crate::bookkeeping::TABLES {
             let entries: Vec<_> =
                 node.objects.iter().filter(|object| table_of(object) == table.name).collect();
@@ -175,10 +185,8 @@ pub async fn verify_and_tell(
             }
         }
     }
-    let all = contents
-        .nodes
-        .iter()
-        .flat_map(|(node, manifest)| manifest.objects.iter().map(move |one| (node, one)));
+    let all =
+        contents.parts().flat_map(|(node, manifest)| manifest.objects.iter().map(move |one| (node, one)));
     let stored = all.filter(|(_, object)| {
         Key::parse(&object.key).is_ok_and(|key| contents.objects.get(&key) == Some(&object.bytes))
     });
@@ -243,30 +251,56 @@ pub async fn verify_and_tell(
     Ok(findings)
 }
 
-/// Compares the session's manifest with the node manifests that it names: whether they are there, and come to its totals.
-pub fn compare_manifest(contents: &Contents, manifest: &Manifest) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    let listed: BTreeSet<&str> =
-        manifest.nodes.iter().flat_map(|node| &node.manifests).map(String::as_str).collect();
-    let present: BTreeSet<String> = contents.nodes.keys().map(Key::relative).collect();
-    for key in &listed {
-        if !present.contains(*key) {
-            findings.push(Finding::Missing { key: (*key).to_owned() });
+/// Compares the session's manifest with the node manifests that it names: whether they are there and their node's, and come to its
+/// totals; and whether its sums and its verdict follow from what it says of its nodes.
+fn compare_manifest(contents: &Contents, manifest: &Manifest, findings: &mut Vec<Finding>) {
+    let last = contents.objects.keys().rev().find(|key| matches!(key, Key::Manifest { .. }));
+    let wrong = |reason: String| Finding::Manifest { reason };
+    if let Some(Key::Manifest { number }) = last.filter(|key| **key != Key::manifest(manifest.number)) {
+        let said = manifest.number;
+        findings.push(wrong(format!("it says that its number is {said}, and is stored as number {number}")));
+    }
+    let present: BTreeMap<String, &NodeManifest> =
+        contents.nodes.iter().map(|(key, node)| (key.relative(), node)).collect();
+    let unreadable: BTreeSet<String> = contents.unreadable.iter().map(|(key, _)| key.relative()).collect();
+    let mut named = BTreeSet::new();
+    for node in &manifest.nodes {
+        let (mut totals, mut is_whole) = (Totals::default(), true);
+        for key in &node.manifests {
+            if !named.insert(key) {
+                findings.push(wrong(format!("it names {key} twice")));
+            }
+            match present.get(key) {
+                Some(found) if found.node == node.node => totals.merge(&found.totals()),
+                Some(found) => {
+                    findings.push(wrong(format!("{key} is of node {}, not of {}", found.node, node.node)));
+                    is_whole = false;
+                }
+                // What it came to nobody knows; why it cannot be read is told with it.
+                None => {
+                    is_whole = false;
+                    if !unreadable.contains(key) {
+                        findings.push(Finding::Missing { key: key.clone() });
+                    }
+                }
+            }
+        }
+        if is_whole && totals != node.totals {
+            findings.push(wrong(format!(
+                "its totals of node {}, {:?}, are not the node's {totals:?}",
+                node.node, node.totals
+            )));
         }
     }
-    // Of a node that returned after the manifest was written: until the next one names it, it is no part of the dataset.
-    let unnamed = present.iter().filter(|key| !listed.contains(key.as_str()));
-    findings.extend(unnamed.map(|key| Finding::Unlisted { key: key.clone() }));
-    let mut totals = Totals::default();
-    for (_, node) in contents.nodes.iter().filter(|(key, _)| listed.contains(key.relative().as_str())) {
-        totals.merge(&node.totals());
+    let follows = Manifest::new(manifest.number, manifest.time.clone(), manifest.nodes.clone());
+    if manifest.totals != follows.totals {
+        findings
+            .push(wrong(format!("its totals {:?} are not the nodes' {:?}", manifest.totals, follows.totals)));
     }
-    if totals != manifest.totals {
-        findings.push(Finding::Manifest {
-            reason: format!("its totals {:?} are not the nodes' {totals:?}", manifest.totals),
-        });
+    if manifest.verdict != follows.verdict {
+        let (said, follows) = (manifest.verdict.as_str(), follows.verdict.as_str());
+        findings.push(wrong(format!("it says {said}, and from what it says of its nodes follows {follows}")));
     }
-    findings
 }
 
 /// Checks an object's content against its entry. Of the rows only the columns are decoded that say what they stand for and of

@@ -16,10 +16,17 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::coverage::CoverageRow;
+use crate::finding::plain;
 use crate::ledger::{LedgerRow, Terms};
 
 /// The version of the whole layout. Readers refuse a higher one; additions do not raise it.
 pub const FORMAT_VERSION: u32 = 1;
+
+/// What is said of nodes that are not complete: reasons, names with each, and characters of both.
+const MOST_REASONS: usize = 20;
+const MOST_NAMES: usize = 3;
+const MOST_NAME: usize = 253;
+const MOST_REASON: usize = 1_000;
 
 /// `_tracelake/session.json`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -212,6 +219,33 @@ impl Manifest {
         let verdict = if complete { Verdict::Complete } else { Verdict::Incomplete };
         Self { format_version: FORMAT_VERSION, number, time, verdict, nodes, totals }
     }
+
+    /// Which nodes are not complete and why, to be said: a line for each reason, however many nodes it is of.
+    pub fn incomplete(&self) -> Vec<String> {
+        let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for node in self.nodes.iter().filter(|node| !node.reason.is_empty()) {
+            reasons.entry(&node.reason).or_default().push(&node.node);
+        }
+        let (all, mut told) = (reasons.values().map(Vec::len).sum::<usize>(), 0);
+        let mut lines = Vec::new();
+        let mut reasons: Vec<(&str, Vec<&str>)> = reasons.into_iter().collect();
+        reasons.sort_by_key(|(_, nodes)| std::cmp::Reverse(nodes.len()));
+        for (reason, nodes) in reasons.iter().take(MOST_REASONS) {
+            told += nodes.len();
+            let names: Vec<String> =
+                nodes.iter().take(MOST_NAMES).map(|node| plain(node, MOST_NAME)).collect();
+            let more = match nodes.len() - names.len() {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            let word = if nodes.len() == 1 { "node" } else { "nodes" };
+            lines.push(format!("{word} {}{more}: {}", names.join(", "), plain(reason, MOST_REASON)));
+        }
+        if all > told {
+            lines.push(format!("{} more nodes, for other reasons", all - told));
+        }
+        lines
+    }
 }
 
 #[cfg(test)]
@@ -231,6 +265,18 @@ mod tests {
         assert_eq!((both.verdict, both.totals.terms.get(Term::Exported)), (Verdict::Complete, 7));
         let one = Manifest::new(2, String::new(), vec![node("a", "", 3), node("b", "NodeLost", 0)]);
         assert_eq!(one.verdict, Verdict::Incomplete);
+    }
+
+    #[test]
+    fn nodes_that_are_not_complete_are_told_by_reason_however_many_there_are() {
+        let lost = (0..3_000).map(|i| node(&format!("n{i:04}"), "NodeLost", 0));
+        let own = (0..50).map(|i| node(&format!("x{i}"), &format!("Failed: {i:02}\u{1b}[31m"), 0));
+        let nodes: Vec<ManifestNode> = [node("a", "", 3)].into_iter().chain(own).chain(lost).collect();
+        let lines = Manifest::new(1, String::new(), nodes).incomplete();
+        assert_eq!(lines.len(), 21, "{lines:?}");
+        assert_eq!(lines[0], "nodes n0000, n0001, n0002 and 2997 more: NodeLost");
+        assert_eq!(lines[2], "node x1: Failed: 01\\u{1b}[31m");
+        assert_eq!(lines[20], "31 more nodes, for other reasons");
     }
 
     #[test]

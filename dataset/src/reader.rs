@@ -270,7 +270,12 @@ async fn read_limited(
     match got.payload {
         // In one go: as a stream it would come in some KiB, each from another thread.
         GetResultPayload::File(file, _) => {
-            let read = move || file.take(limit.saturating_add(1)).read_to_end(&mut content).map(|_| content);
+            let read = move || {
+                // A file's length is the disk's word: room for it, not for twice as much.
+                let bytes = file.metadata()?.len().min(limit);
+                content.reserve_exact(usize::try_from(bytes).unwrap_or_default());
+                file.take(limit.saturating_add(1)).read_to_end(&mut content).map(|_| content)
+            };
             let read = tokio::task::spawn_blocking(read).await.map_err(std::io::Error::from).flatten();
             content = read.map_err(|error| {
                 failed(object_store::Error::Generic { store: "LocalFileSystem", source: Box::new(error) })
@@ -292,6 +297,11 @@ async fn read_limited(
     Ok(content)
 }
 
+/// Whether a node manifest is of the dataset, by what [`Contents::named`] says.
+pub(crate) fn is_named(named: &Option<BTreeSet<&str>>, key: &Key) -> bool {
+    named.as_ref().is_none_or(|named| named.contains(key.relative().as_str()))
+}
+
 impl Contents {
     /// Of a folder in which nothing lies.
     pub fn empty(prefix: SessionPrefix) -> Self {
@@ -306,18 +316,29 @@ impl Contents {
         }
     }
 
-    /// Every object that may be read, by table: those that a node's manifest lists as its own, once each, and once there is
-    /// a session manifest only those of the node manifests that it names.
+    /// Node manifests that make up the dataset: those that the session's manifest names, and while there is none all of them.
+    pub fn parts(&self) -> impl Iterator<Item = (&Key, &NodeManifest)> {
+        let named = self.named();
+        self.nodes.iter().filter(move |(key, _)| is_named(&named, key))
+    }
+
+    /// Those of the dataset that cannot be read, and why.
+    pub fn unreadable_parts(&self) -> impl Iterator<Item = &(Key, String)> {
+        let named = self.named();
+        self.unreadable.iter().filter(move |(key, _)| is_named(&named, key))
+    }
+
+    /// What the session's manifest names, if there is one.
+    pub(crate) fn named(&self) -> Option<BTreeSet<&str>> {
+        let nodes = self.manifest.as_ref().map(|manifest| &manifest.nodes);
+        nodes.map(|nodes| nodes.iter().flat_map(|node| &node.manifests).map(String::as_str).collect())
+    }
+
+    /// Every object that may be read, by table: those that a node manifest of the dataset lists as its own, once each.
     pub fn tables(&self) -> BTreeMap<String, Vec<ObjectEntry>> {
         let mut tables: BTreeMap<String, Vec<ObjectEntry>> = BTreeMap::new();
         let mut taken = BTreeSet::new();
-        let named = |key: &Key| match &self.manifest {
-            None => true,
-            Some(manifest) => {
-                manifest.nodes.iter().flat_map(|node| &node.manifests).any(|one| *one == key.relative())
-            }
-        };
-        for (_, manifest) in self.nodes.iter().filter(|(key, _)| named(key)) {
+        for (_, manifest) in self.parts() {
             for object in &manifest.objects {
                 let Ok(key) = Key::parse(&object.key) else { continue };
                 let Key::Segment { table, node, boot, .. } = &key else { continue };
@@ -330,7 +351,7 @@ impl Contents {
     }
 }
 
-/// The rows of one object, of which no more is read than its manifest promises.
+/// The rows of one object, or the first of them, of which no more is read than its manifest promises.
 ///
 /// # Errors
 /// When the store fails, or the content is longer or not Parquet.
@@ -338,8 +359,9 @@ pub async fn read_object(
     store: &dyn ObjectStore,
     prefix: &SessionPrefix,
     object: &ObjectEntry,
+    first: Option<usize>,
 ) -> Result<Vec<RecordBatch>, ReadError> {
-    batches(&object.key, fetch(store, prefix, &object.key, object.bytes).await?)
+    batches(&object.key, fetch(store, prefix, &object.key, object.bytes).await?, first)
 }
 
 /// The rows of a table, object by object, in the order of the manifests.
@@ -353,7 +375,7 @@ pub async fn read_table(
 ) -> Result<Vec<RecordBatch>, ReadError> {
     let objects = contents.tables().remove(table).unwrap_or_default();
     let rows: Vec<Vec<RecordBatch>> = stream::iter(objects)
-        .map(|object| async move { read_object(store, &contents.prefix, &object).await })
+        .map(|object| async move { read_object(store, &contents.prefix, &object, None).await })
         .buffered(READERS)
         .try_collect()
         .await?;
@@ -371,10 +393,13 @@ pub(crate) async fn fetch(
     read_limited(store, &prefix.object(&parsed), key, limit).await.map(Bytes::from)
 }
 
-fn batches(key: &str, content: Bytes) -> Result<Vec<RecordBatch>, ReadError> {
+fn batches(key: &str, content: Bytes, first: Option<usize>) -> Result<Vec<RecordBatch>, ReadError> {
     let invalid = |reason: String| ReadError::Invalid { key: key.to_owned(), reason };
     ParquetRecordBatchReaderBuilder::try_new(content)
-        .and_then(|reader| reader.build())
+        .and_then(|reader| match first {
+            Some(first) => reader.with_limit(first).build(),
+            None => reader.build(),
+        })
         .map_err(|error| invalid(error.to_string()))?
         .collect::<Result<_, _>>()
         .map_err(|error| invalid(error.to_string()))

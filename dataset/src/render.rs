@@ -14,14 +14,11 @@ use arrow_schema::{DataType, TimeUnit};
 use object_store::ObjectStore;
 
 use crate::ledger::Term;
-use crate::manifest::Verdict;
 use crate::reader::{self, Contents, ReadError, plain};
 use crate::{bookkeeping, catalogue};
 
 /// Longer cells are cut, with an ellipsis.
 pub const MAX_CELL: usize = 40;
-/// So are longer reasons.
-const MAX_REASON: usize = 1_000;
 
 /// A table of text: headers, then rows. Columns of numbers are aligned to the right.
 pub fn table(headers: &[&str], rows: &[Vec<String>]) -> String {
@@ -158,11 +155,7 @@ pub fn summary(contents: &Contents) -> String {
     );
     text += &totals_line(&manifest.totals);
     text.push('\n');
-    if manifest.verdict == Verdict::Incomplete {
-        for node in manifest.nodes.iter().filter(|node| !node.reason.is_empty()) {
-            text += &format!("node {}: {}\n", plain(&node.node, MAX_REASON), plain(&node.reason, MAX_REASON));
-        }
-    }
+    manifest.incomplete().iter().for_each(|line| text += &format!("{line}\n"));
     text
 }
 
@@ -188,11 +181,13 @@ pub async fn dataset(
             if have >= limit {
                 break;
             }
-            let read = reader::read_object(store, &contents.prefix, object).await?;
+            let read = reader::read_object(store, &contents.prefix, object, Some(limit - have)).await?;
             have += read.iter().map(RecordBatch::num_rows).sum::<usize>();
             batches.extend(read);
         }
-        text += &rows(&batches, Some(&narrow(name)), limit);
+        if limit > 0 {
+            text += &rows(&batches, Some(&narrow(name)), limit);
+        }
     }
     for table in bookkeeping::TABLES {
         let batches = reader::read_table(store, contents, table.name).await?;
@@ -288,13 +283,14 @@ mod tests {
         use crate::manifest::{FORMAT_VERSION, Manifest, ManifestNode, NodeManifest, ObjectEntry};
 
         let evil = "\u{1b}[2Jnode\r\u{7}".to_owned();
+        let boot: crate::key::Boot = "0".repeat(32).parse().unwrap();
+        let key = Key::node_manifest("node-1", &boot).unwrap();
         let node = ManifestNode {
             node: evil.clone(),
-            manifests: Vec::new(),
+            manifests: vec![key.relative(), evil.clone()],
             totals: Default::default(),
             reason: format!("{evil}{}", "x".repeat(9_000)),
         };
-        let boot: crate::key::Boot = "0".repeat(32).parse().unwrap();
         let object = ObjectEntry { key: evil.clone(), rows: 0, weight: 0, bytes: 0, sha256: String::new() };
         let listed = NodeManifest {
             format_version: FORMAT_VERSION,
@@ -311,13 +307,14 @@ mod tests {
         };
         let contents = Contents {
             unknown: vec![evil],
-            nodes: [(Key::node_manifest("node-1", &boot).unwrap(), listed)].into(),
+            nodes: [(key, listed)].into(),
             manifest: Some(Manifest::new(1, String::new(), vec![node])),
             ..Contents::empty(SessionPrefix::root("").unwrap())
         };
         let mut text = summary(&contents);
         let findings = contents.compare();
-        assert_eq!(findings.len(), 3, "{findings:?}");
+        // An object that it does not own, its ledger, a stranger, whose manifest it is, and one that is not there.
+        assert_eq!(findings.len(), 5, "{findings:?}");
         findings.iter().for_each(|finding| text += &format!("{finding}\n"));
         assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{text:?}");
         assert!(text.lines().all(|line| line.len() < 2_000), "{text:?}");

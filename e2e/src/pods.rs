@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use crate::Env;
+use crate::{Env, PATIENCE};
 use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{AttachParams, AttachedProcess, LogParams, PostParams};
@@ -23,8 +23,6 @@ pub fn image() -> String {
 
 /// The label by which the tests' sessions select their pods.
 pub const LABEL: &str = "tracelake-e2e";
-/// Emulated nodes start a pod in seconds; a pull or a stuck runtime shows within this time.
-const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A pod to be made: `workload ARGS...` with the label `tracelake-e2e: LABEL`.
 pub struct PodSpec {

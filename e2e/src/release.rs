@@ -5,7 +5,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
@@ -13,12 +12,10 @@ use kube::Api;
 use kube::runtime::wait::await_condition;
 use serde_json::Value;
 
-use crate::Env;
+use crate::{Env, PATIENCE};
 
 /// For Helm to see everything ready, on nodes that may be emulated.
 const UPGRADE: &str = "8m";
-/// For what Helm saw ready to be so by the newest template.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The release under test, and the values that it goes back to.
 pub struct Release {

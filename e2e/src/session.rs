@@ -2,8 +2,6 @@
 
 //! Sessions as a user makes them, and waiting for what their status says.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, bail, ensure};
 use crds::TraceSession;
 use dataset::catalogue;
@@ -12,11 +10,10 @@ use kube::runtime::wait::await_condition;
 use kube::{Api, Client};
 use serde_json::{Value, json};
 
-/// Beyond the session's own times: for starting programs and uploading on emulated nodes.
-const PATIENCE: Duration = Duration::from_secs(180);
+use crate::PATIENCE;
 
-/// A session that no test stops ends within this time.
-const LONGEST_WINDOW: Duration = Duration::from_secs(120);
+/// The window of a session that its test ends: longer than all that the test may wait for meanwhile.
+pub const WINDOW: &str = "1h";
 
 /// One session of one namespace.
 #[derive(Clone)]
@@ -105,10 +102,8 @@ impl Session {
 
     /// Waits until `is` holds of the session.
     pub async fn wait(&self, what: &str, is: impl Fn(&TraceSession) -> bool) -> Result<TraceSession> {
-        // A test stops a session whose window is long.
-        let limit = self.get().await?.spec.duration.duration().min(LONGEST_WINDOW) + PATIENCE;
         let waited = tokio::time::timeout(
-            limit,
+            PATIENCE,
             await_condition(self.api.clone(), &self.name, |session: Option<&TraceSession>| {
                 session.is_none_or(&is)
             }),
@@ -119,7 +114,7 @@ impl Session {
                 session?.with_context(|| format!("session {} is gone while waiting for {what}", self.name))
             }
             Err(_) => {
-                bail!("session {}: no {what} after {limit:?}: {}", self.name, describe(&self.get().await?))
+                bail!("session {}: no {what} after {PATIENCE:?}: {}", self.name, describe(&self.get().await?))
             }
         }
     }

@@ -21,7 +21,7 @@ use object_store::aws::AmazonS3Builder;
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::{Env, pods};
+use crate::{Env, PATIENCE, pods};
 
 /// Where the chart's dev store listens.
 pub const PORT: u16 = 8333;
@@ -30,8 +30,6 @@ pub const BUCKET: &str = "tracelake";
 /// Its keys, and what it reads itself.
 pub const SECRET: &str = "tracelake-dev-store";
 const LABEL: &str = "app.kubernetes.io/component=dev-store";
-/// For its Deployment to make a pod where the last one was deleted.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The dev store's whole bucket, as long as the process lives.
 pub async fn dev_store(client: &Client, namespace: &str) -> Result<Arc<dyn ObjectStore>> {

@@ -23,10 +23,8 @@ use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 use tracelake_e2e::pods::{self, PodSpec};
 use tracelake_e2e::release::{Release, ready};
-use tracelake_e2e::{Env, in_namespace};
+use tracelake_e2e::{Env, PATIENCE, in_namespace};
 
-/// For what is asked of the API server to have come about.
-const PATIENCE: Duration = Duration::from_secs(120);
 /// The folder on a node that stands for a volume.
 const VOLUME: &str = "/var/tmp/tracelake-e2e-volume";
 const VOLUME_NAME: &str = "tracelake-e2e-chart";

@@ -9,9 +9,7 @@ use serde_json::json;
 use tracelake_e2e::in_namespace;
 use tracelake_e2e::pods::{self, PodSpec};
 use tracelake_e2e::rows::{Dataset, Row, text};
-use tracelake_e2e::session::Session;
-
-const WINDOW: &str = "30m";
+use tracelake_e2e::session::{Session, WINDOW};
 
 #[test]
 fn the_first_exec_of_fifty_pods_is_seen_or_coverage_says_why_not() -> Result<()> {

@@ -13,11 +13,8 @@ use kube::runtime::wait::await_condition;
 use serde_json::json;
 use tracelake_e2e::pods::{self, PodSpec};
 use tracelake_e2e::rows::{Dataset, Row, number, sum, text};
-use tracelake_e2e::session::Session;
-use tracelake_e2e::{Env, in_namespace};
-
-/// Long enough for every workload here; a test stops its session when its workload has ended.
-const WINDOW: &str = "15m";
+use tracelake_e2e::session::{Session, WINDOW};
+use tracelake_e2e::{Env, PATIENCE, in_namespace};
 
 fn of<'a>(rows: &'a [Row], pod: &str, column: &str, value: &str) -> Vec<&'a Row> {
     rows.iter().filter(|row| text(row, "pod") == pod && text(row, column) == value).collect()
@@ -315,9 +312,7 @@ async fn rolled_out(api: &Api<Deployment>, name: &str) -> Result<()> {
         })
     };
     let wait = await_condition(api.clone(), name, done);
-    tokio::time::timeout(std::time::Duration::from_secs(180), wait)
-        .await
-        .context("the rollout does not end")??;
+    tokio::time::timeout(PATIENCE, wait).await.context("the rollout does not end")??;
     Ok(())
 }
 

@@ -12,10 +12,9 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Api;
 use tracelake_e2e::pods::{self, PodSpec};
 use tracelake_e2e::rows::{Dataset, Row, number, sum, text};
-use tracelake_e2e::session::Session;
+use tracelake_e2e::session::{Session, WINDOW};
 use tracelake_e2e::{Env, in_namespace};
 
-const WINDOW: &str = "15m";
 const CONNECTIONS: i64 = 37;
 const REFUSED: i64 = 11;
 /// What every connection carries, to the server and back.

@@ -21,14 +21,12 @@ use serde_json::json;
 use tracelake_e2e::nodes::{StoppedNode, home_and_lost};
 use tracelake_e2e::pods::{self, PodSpec};
 use tracelake_e2e::rows::{Dataset, number, programs, text};
-use tracelake_e2e::session::{Session, condition};
+use tracelake_e2e::session::{Session, WINDOW, condition};
 use tracelake_e2e::store::store_node;
-use tracelake_e2e::{Env, in_namespace, store};
+use tracelake_e2e::{Env, PATIENCE, in_namespace, store};
 
-const WINDOW: &str = "15m";
 /// The operator's CA and serving certificate.
 const CA_SECRET: &str = "tracelake-operator-tls";
-const PATIENCE: Duration = Duration::from_secs(180);
 
 async fn kill(env: &Env, namespace: &str, node: &str, process: &str) -> Result<()> {
     pods::signal(env, namespace, node, process, None, "KILL").await

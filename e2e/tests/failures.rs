@@ -20,7 +20,7 @@ use regex::Regex;
 use serde_json::{Value, json};
 use tokio::process::Command;
 use tracelake_e2e::session::Session;
-use tracelake_e2e::{Env, in_namespace, store};
+use tracelake_e2e::{Env, PATIENCE, in_namespace, store};
 
 const HEAD: &str = "\
 # What went wrong, as `kubectl describe` says it
@@ -28,7 +28,6 @@ const HEAD: &str = "\
 Made by a test from the output on a real cluster (`e2e/tests/failures.rs`): the status and Events of each object, without what
 differs from time to time.
 ";
-const PATIENCE: Duration = Duration::from_secs(120);
 /// Without a change for so long, and nothing more is said: an Event follows the status that it is about.
 const STILL: Duration = Duration::from_secs(5);
 

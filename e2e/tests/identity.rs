@@ -2,8 +2,6 @@
 
 //! Who may speak for a node: the operator in the cluster against tokens that the API server really made.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::authorization::v1::SubjectAccessReview;
@@ -17,7 +15,7 @@ use serde_json::json;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 use tracelake_e2e::pods::{self, PodSpec};
-use tracelake_e2e::{Env, in_namespace};
+use tracelake_e2e::{Env, PATIENCE, in_namespace};
 
 const AGENT: &str = "tracelake-node-agent";
 
@@ -115,7 +113,8 @@ fn only_the_agent_of_a_node_speaks_for_it_and_every_refusal_is_counted() -> Resu
         let orphan = token(&env, ours, audience, &short_lived).await?;
         in_system.delete(&ns, &DeleteParams::default()).await?;
         let gone = await_condition(in_system, &ns, |pod: Option<&Pod>| pod.is_none());
-        tokio::time::timeout(Duration::from_secs(120), gone).await.context("the pod does not go")??;
+        // Within the time of its token.
+        tokio::time::timeout(PATIENCE / 2, gone).await.context("the pod does not go")??;
         refused(hello(&channel, Some(&orphan), &a).await, Code::PermissionDenied, "pod_gone")?;
 
         // Its token is good for nothing but the operator.

@@ -9,8 +9,8 @@ use anyhow::{Context, Result, bail, ensure};
 use kube::api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
-use tracelake_e2e::session::{Session, condition};
-use tracelake_e2e::{in_namespace, store};
+use tracelake_e2e::session::{Session, WINDOW, condition};
+use tracelake_e2e::{PATIENCE, in_namespace, store};
 
 /// Applies an object of any of our kinds without changing anything and returns the API server's answer.
 async fn dry_run(
@@ -117,7 +117,7 @@ fn every_good_example_is_admitted() -> Result<()> {
 #[test]
 fn a_running_session_is_stopped_and_its_ttl_changed() -> Result<()> {
     in_namespace("stopped", |env, ns| async move {
-        let session = Session::create(&env.client, &ns, "fixed", Session::spec("nobody", "1m")).await?;
+        let session = Session::create(&env.client, &ns, "fixed", Session::spec("nobody", WINDOW)).await?;
         let api: Api<crds::TraceSession> = Api::namespaced(env.client.clone(), &ns);
         let ttl = Patch::Merge(json!({ "spec": { "ttlSecondsAfterFinished": 5 } }));
         api.patch("fixed", &PatchParams::default(), &ttl).await?;
@@ -126,9 +126,7 @@ fn a_running_session_is_stopped_and_its_ttl_changed() -> Result<()> {
             kube::runtime::wait::await_condition(api, "fixed", |object: Option<&crds::TraceSession>| {
                 object.is_none()
             });
-        tokio::time::timeout(std::time::Duration::from_secs(120), gone)
-            .await
-            .context("the ttl did not act")??;
+        tokio::time::timeout(PATIENCE, gone).await.context("the ttl did not act")??;
         Ok(())
     })
 }
@@ -188,7 +186,7 @@ fn a_store_that_is_missing_or_broken_keeps_a_session_from_collecting_and_says_wh
         let elsewhere = json!(["elsewhere"]);
         store::like_default(&env.client, &ns, |spec| spec["allowedNamespaces"] = elsewhere).await?;
         let mut barred = Session::spec("nobody", "10s");
-        barred["startDeadline"] = json!("5m");
+        barred["startDeadline"] = json!("1h");
         barred["storeRef"] = json!({ "kind": "ClusterTraceStore", "name": ns });
         let session = Session::create(&env.client, &ns, "barred", barred).await?;
         ensure!(session.condition("StoreReady", "False").await? == "NamespaceNotAllowed", "another reason");

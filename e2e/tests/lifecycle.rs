@@ -19,15 +19,16 @@ use tracelake_e2e::nodes::{StoppedNode, home_and_lost};
 use tracelake_e2e::pods::{self, PodSpec};
 use tracelake_e2e::release::{Release, ready};
 use tracelake_e2e::rows::{Dataset, number, programs, text};
-use tracelake_e2e::session::Session;
+use tracelake_e2e::session::{Session, WINDOW};
 use tracelake_e2e::store::{SECRET, store_node};
-use tracelake_e2e::{Env, in_namespace, store};
+use tracelake_e2e::{Env, PATIENCE, in_namespace, store};
 
-const WINDOW: &str = "15m";
 const SPAWN: [&str; 4] = ["/usr/local/bin/workload", "spawn", "23", "/usr/bin/true"];
+/// `drainTimeout` of the session whose namespace is deleted, and what else may take time there on emulated nodes.
+const DRAIN: Duration = Duration::from_secs(60);
+const SETTLING: Duration = Duration::from_secs(180);
 /// Longer than an agent waits before it tells what it has recorded.
 const SETTLED: Duration = Duration::from_secs(10);
-const PATIENCE: Duration = Duration::from_secs(180);
 
 #[test]
 fn a_store_that_is_away_for_longer_than_the_session_gets_all_of_it_when_it_is_back() -> Result<()> {
@@ -131,7 +132,7 @@ async fn deleted_whole(env: &Env, ns: &str) -> Result<()> {
     }))?;
     Api::<TraceStore>::namespaced(env.client.clone(), ns).create(&PostParams::default(), &store).await?;
     let mut spec = Session::spec("tenant", WINDOW);
-    spec["drainTimeout"] = json!("60s");
+    spec["drainTimeout"] = json!(format!("{}s", DRAIN.as_secs()));
     spec["storeRef"] = json!({ "kind": "TraceStore", "name": "own" });
     let session = Session::create(&env.client, ns, "tenant", spec).await?;
     let running = session.recording().await?;
@@ -140,7 +141,7 @@ async fn deleted_whole(env: &Env, ns: &str) -> Result<()> {
     let namespaces: Api<Namespace> = Api::all(env.client.clone());
     namespaces.delete(ns, &DeleteParams::background()).await?;
     let gone = await_condition(namespaces, ns, |namespace: Option<&Namespace>| namespace.is_none());
-    tokio::time::timeout(PATIENCE, gone)
+    tokio::time::timeout(DRAIN + SETTLING, gone)
         .await
         .context("the namespace is not gone: what is left blocks it")??;
     // Nobody is there any more to be told; the dataset tells.

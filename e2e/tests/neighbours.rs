@@ -13,10 +13,8 @@ use dataset::catalogue::COLLECTORS;
 use tracelake_e2e::in_namespace;
 use tracelake_e2e::pods::{self, PodSpec};
 use tracelake_e2e::rows::{Dataset, Row, number, text};
-use tracelake_e2e::session::Session;
+use tracelake_e2e::session::{Session, WINDOW};
 
-/// Long enough for every workload here; a test stops its session when its workload has ended.
-const WINDOW: &str = "15m";
 /// Programs that the pod of each node runs: far more than the other node has events to filter of its own.
 const RUNS: [usize; 2] = [211, 197];
 

@@ -18,8 +18,8 @@ use kube::runtime::wait::await_condition;
 use kube::runtime::watcher::watch_object;
 use tracelake_e2e::pods::{self, PodSpec};
 use tracelake_e2e::rows::{Dataset, text};
-use tracelake_e2e::session::Session;
-use tracelake_e2e::{Env, in_namespace};
+use tracelake_e2e::session::{Session, WINDOW};
+use tracelake_e2e::{Env, PATIENCE, in_namespace};
 
 const LEASE: &str = "tracelake-operator";
 const SLICE: &str = "tracelake-operator-leader";
@@ -27,15 +27,14 @@ const SLICE: &str = "tracelake-operator-leader";
 const AFTER_STOP: Duration = Duration::from_secs(5);
 /// From the death of a leader without a word until another leads.
 const AFTER_DEATH: Duration = Duration::from_secs(15);
-/// For pods to start on nodes that may be emulated.
-const PATIENCE: Duration = Duration::from_secs(180);
 
 #[test]
 fn running_sessions_do_not_notice_that_another_replica_leads() -> Result<()> {
     in_namespace("replicas", |env, ns| async move {
         let api = pods::api(&env.client, &ns);
         PodSpec::workload("sleeper", "replicas", &["sleep"]).start(&api).await?;
-        let session = Session::create(&env.client, &ns, "replicas", Session::spec("replicas", "15m")).await?;
+        let session =
+            Session::create(&env.client, &ns, "replicas", Session::spec("replicas", WINDOW)).await?;
         let before = session.recording().await?;
         let spawn = ["/usr/local/bin/workload", "spawn", "23", "/usr/bin/true"];
         for (dies, limit) in [(false, AFTER_STOP), (true, AFTER_DEATH)] {

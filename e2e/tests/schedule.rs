@@ -14,10 +14,7 @@ use kube::runtime::wait::await_condition;
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 use tracelake_e2e::session::Session;
-use tracelake_e2e::{Env, in_namespace};
-
-/// A session is due each minute, and ends soon after.
-const PATIENCE: Duration = Duration::from_secs(240);
+use tracelake_e2e::{Env, PATIENCE, in_namespace};
 
 fn schedule(changes: &Value) -> Result<TraceSchedule> {
     let mut spec = Session::spec("nobody", "5s");

@@ -31,14 +31,14 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 use tracelake_e2e::pods::{self, PodSpec};
 use tracelake_e2e::session::{Session, condition};
-use tracelake_e2e::{Env, in_namespace, store};
+use tracelake_e2e::{Env, PATIENCE, in_namespace, store};
 
 /// The ServiceAccount that is the tenant, in each of the two namespaces.
 const TENANT: &str = "tenant";
 const LABEL: &str = "tenants";
-/// For the API server to learn of a right, or to forget a token that it has just accepted.
-const PATIENCE: Duration = Duration::from_secs(120);
 const PAUSE: Duration = Duration::from_millis(500);
+/// How long the API server may still accept the token of a ServiceAccount that is gone.
+const BELIEVED: Duration = Duration::from_secs(120);
 
 /// A user with a kubeconfig of its own, which holds a token and nothing of the administrator's.
 struct User {
@@ -502,7 +502,7 @@ fn each_tenant_reads_its_own_data_by_the_operator_and_nothing_of_the_other() -> 
         a.refused(&["-n", own, "get", "pods"], "", "You must be logged in to the server").await?;
         a.write_kubeconfig(of_the_api.trim()).await?;
         admin(&["-n", own, "delete", "serviceaccount", "viewer"]).await?;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + BELIEVED;
         loop {
             // The API server believes for some seconds what it has just looked up.
             match list(&channel, admin_made.trim(), own, "done").await {

@@ -4,7 +4,6 @@
 //! that blocks anybody. Runs last.
 
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use crds::ClusterTraceStore;
@@ -16,12 +15,9 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::wait::await_condition;
 use kube::{Api, ResourceExt};
 use serde_json::json;
-use tracelake_e2e::in_namespace;
 use tracelake_e2e::pods::{self, PodSpec};
-use tracelake_e2e::session::Session;
-
-/// For a store to come back and be tried; it is tried again after 15 s, on nodes that may be emulated.
-const PATIENCE: Duration = Duration::from_secs(120);
+use tracelake_e2e::session::{Session, WINDOW};
+use tracelake_e2e::{PATIENCE, in_namespace};
 
 #[test]
 fn uninstalling_with_a_session_running_leaves_nothing_that_blocks() -> Result<()> {
@@ -33,7 +29,7 @@ fn uninstalling_with_a_session_running_leaves_nothing_that_blocks() -> Result<()
         let api = pods::api(&env.client, &ns);
         PodSpec::workload("sleeper", "uninstall", &["sleep"]).start(&api).await?;
         let session =
-            Session::create(&env.client, &ns, "uninstall", Session::spec("uninstall", "15m")).await?;
+            Session::create(&env.client, &ns, "uninstall", Session::spec("uninstall", WINDOW)).await?;
         session.recording().await?;
         pods::exec(&api, "sleeper", &["/usr/local/bin/workload", "spawn", "23", "/usr/bin/true"]).await?;
         let uid = session.get().await?.metadata.uid.context("a session has a UID")?;

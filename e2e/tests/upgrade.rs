@@ -20,10 +20,9 @@ use serde_json::{Value, json};
 use tracelake_e2e::pods::{self, PodSpec};
 use tracelake_e2e::release::{Release, ready};
 use tracelake_e2e::rows::{Dataset, programs};
-use tracelake_e2e::session::Session;
+use tracelake_e2e::session::{Session, WINDOW};
 use tracelake_e2e::{Env, in_namespace, store};
 
-const WINDOW: &str = "1h";
 const LABEL: &str = "upgrade";
 /// Of the chart's default.
 const REPLICAS: i64 = 2;

@@ -80,6 +80,8 @@ struct Managed {
     late_budget: bool,
     /// When `stored` could not be written to the disk, if it is not there.
     unsaved: Option<Instant>,
+    /// Since when it is known: of those that wait for a place, who came first has the next.
+    since: Instant,
 }
 
 /// The agent's one decider.
@@ -332,7 +334,9 @@ impl<R: Recorder> Agent<R> {
             }
         }
         let missing = self.recorder.mend().err().map(|error| (reason::TARGETS_MISSING, error.to_string()));
-        for managed in self.sessions.values_mut() {
+        let mut sessions: Vec<&mut Managed> = self.sessions.values_mut().collect();
+        sessions.sort_by_key(|managed| managed.since);
+        for managed in sessions {
             managed.pursue(&mut self.recorder);
             managed.miss(missing.as_ref());
             managed.told.turn(Instant::now());
@@ -390,6 +394,7 @@ impl Managed {
             told: Told::default(),
             late_budget: false,
             unsaved: None,
+            since: Instant::now(),
         }
     }
 

@@ -94,6 +94,11 @@ impl Guard {
                     || v6.is_multicast()
                     || v6.segments()[..2] == [0xfd00, 0xec2] // EC2's metadata, and identities of pods
                     || v6 == Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254) // Google's metadata
+                    // What leads to IPv4 addresses that are not to be seen in it, or anywhere in it: translation within a network
+                    // (RFC 8215, 2765), and tunnels (Teredo).
+                    || v6.segments()[..3] == [0x64, 0xff9b, 1]
+                    || v6.segments()[..6] == [0, 0, 0, 0, 0xffff, 0]
+                    || v6.segments()[..2] == [0x2001, 0]
             }
         };
         special || self.refused.iter().any(|network| network.contains(address))
@@ -118,11 +123,11 @@ impl Guard {
 }
 
 /// The IPv4 address that an IPv6 address leads to: mapped (`::ffff:0:0/96`), compatible (`::/96`), by NAT64 with its well-known
-/// prefixes (`64:ff9b::/96`, `64:ff9b:1::/48` with the address at its end), or by 6to4 (`2002::/16`).
+/// prefix (`64:ff9b::/96`), or by 6to4 (`2002::/16`).
 fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let at = |high: u16, low: u16| Some(Ipv4Addr::from((u32::from(high) << 16) | u32::from(low)));
     match address.segments() {
-        [0, 0, 0, 0, 0, 0 | 0xffff, high, low] | [0x64, 0xff9b, 0 | 1, _, _, _, high, low] => at(high, low),
+        [0, 0, 0, 0, 0, 0 | 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => at(high, low),
         [0x2002, high, low, ..] => at(high, low),
         _ => None,
     }
@@ -217,6 +222,9 @@ mod tests {
             "64:ff9b::10.244.3.4",
             "64:ff9b::169.254.169.254",
             "64:ff9b:1::7f00:1",
+            "64:ff9b:1:7f00:0:100::",
+            "::ffff:0:127.0.0.1",
+            "2001::1",
             "2002:7f00:1::1",
             "2002:af4:304::1",
         ] {

@@ -24,6 +24,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use node_api::plan::MESSAGE_MAX;
 
+use crate::connections::{Addresses, Held};
 use crate::data::{self, Readers};
 use crate::hub::{GrantRefusal, Hub};
 use crate::metrics::Metrics;
@@ -213,6 +214,9 @@ fn status(refusal: Refusal) -> Status {
         Refusal::WrongNode => Status::permission_denied("wrong_node: the token is of another node"),
         Refusal::PodGone => Status::permission_denied("pod_gone: the token's pod does not exist any more"),
         Refusal::ReviewFailed => Status::unavailable("review_failed: the API server cannot be asked now"),
+        Refusal::TooManyConnections => {
+            Status::resource_exhausted("too_many_connections: the address has as many as it may")
+        }
     }
 }
 
@@ -276,7 +280,8 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     let (accepted, connections) = mpsc::channel(64);
-    let accepting = tokio::spawn(accept(listener, TlsAcceptor::from(tls), accepted, stop.clone()));
+    let metrics = service.metrics.clone();
+    let accepting = tokio::spawn(accept(listener, TlsAcceptor::from(tls), accepted, metrics, stop.clone()));
     let node = NodeServer::new(Shared(service))
         .max_decoding_message_size(MESSAGE_MAX)
         .max_encoding_message_size(MESSAGE_MAX);
@@ -302,15 +307,17 @@ pub async fn serve(
     result
 }
 
-type Connection = Result<TlsStream<TcpStream>, std::io::Error>;
+type Connection = Result<Held<TlsStream<TcpStream>>, std::io::Error>;
 
-/// Accepts, and shakes hands in a task each, so that a slow peer holds up nobody.
+/// Accepts, and shakes hands in a task each, so that a slow peer holds up nobody. Of one address so many at a time.
 async fn accept(
     listener: TcpListener,
     tls: TlsAcceptor,
     accepted: mpsc::Sender<Connection>,
+    metrics: Metrics,
     stop: CancellationToken,
 ) {
+    let addresses = Addresses::default();
     while let Some(connection) = stop.run_until_cancelled(listener.accept()).await {
         let (stream, peer) = match connection {
             Ok(connection) => connection,
@@ -321,12 +328,18 @@ async fn accept(
                 continue;
             }
         };
+        let Some(place) = addresses.take(peer.ip()) else {
+            // Not louder: whoever comes so often is not to fill the log. The metric tells.
+            metrics.refuse(Refusal::TooManyConnections);
+            tracing::debug!(%peer, "one connection more than an address may hold");
+            continue;
+        };
         let _ = stream.set_nodelay(true);
         let (tls, accepted) = (tls.clone(), accepted.clone());
         tokio::spawn(async move {
             match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
                 // The server is gone only when the process ends.
-                Ok(Ok(stream)) => drop(accepted.send(Ok(stream)).await),
+                Ok(Ok(stream)) => drop(accepted.send(Ok(Held::new(stream, place))).await),
                 Ok(Err(error)) => tracing::debug!(%error, %peer, "TLS handshake failed"),
                 Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),
             }

@@ -24,6 +24,7 @@ pub mod api_server;
 pub mod args;
 pub mod ca;
 pub mod check;
+pub mod connections;
 pub mod data;
 pub mod events;
 pub mod grpc;

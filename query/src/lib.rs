@@ -33,7 +33,6 @@ use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use dataset::catalogue;
 use dataset::key::Key;
-use dataset::manifest::Verdict;
 use dataset::reader::Contents;
 use object_store::ObjectStore;
 
@@ -113,11 +112,9 @@ pub fn notes(contents: &Contents) -> Vec<String> {
             "the session is not over: it has no manifest yet, and only the {} nodes that are done count",
             contents.nodes.len()
         )),
-        Some(manifest) if manifest.verdict == Verdict::Incomplete => {
-            let nodes = manifest.nodes.iter().filter(|node| !node.reason.is_empty());
-            notes.extend(nodes.map(|node| format!("incomplete: node {}: {}", node.node, node.reason)));
+        Some(manifest) => {
+            notes.extend(manifest.incomplete().into_iter().map(|why| format!("incomplete: {why}")));
         }
-        Some(_) => {}
     }
     let known = |key: &Key| {
         contents.nodes.contains_key(key) || contents.unreadable.iter().any(|(other, _)| other == key)
@@ -128,7 +125,7 @@ pub fn notes(contents: &Contents) -> Vec<String> {
     notes.extend(
         gone.map(|name| format!("{name} is not there: the rows that it lists are missing from answers")),
     );
-    notes.extend(contents.unreadable.iter().map(|(key, reason)| {
+    notes.extend(contents.unreadable_parts().map(|(key, reason)| {
         format!("{key} cannot be read, and the rows that it lists are missing from answers: {reason}")
     }));
     let newer = contents.tables().into_keys().filter(|name| catalogue::table(name).is_none());

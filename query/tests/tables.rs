@@ -129,6 +129,34 @@ async fn every_table_and_view_is_there_in_a_session_without_rows_and_one_that_is
 }
 
 #[tokio::test]
+async fn files_of_a_version_that_had_fewer_columns_are_asked_with_todays() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut written = Session::new(folder.path());
+    let table = dataset::catalogue::table("tcp_connections").unwrap();
+    let older = session::rows::batch(table, cells("ts_ns | node | pod | busy_ns\n1 | a | web | 5"), 0);
+    let schema = older.schema();
+    let kept: Vec<usize> =
+        (0..older.num_columns()).filter(|index| schema.field(*index).name() != "busy_ns").collect();
+    let older = older.project(&kept).unwrap();
+    written.write("a", table, 1, 1, |info, file| {
+        let properties = dataset::schema::writer_properties(table, info);
+        let mut writer =
+            parquet::arrow::ArrowWriter::try_new(file, older.schema(), Some(properties)).unwrap();
+        writer.write(&older).unwrap();
+        writer.close().unwrap();
+    });
+    written.segment("b", "tcp_connections", &cells("ts_ns | pod | busy_ns\n2 | web | 7"));
+    written.finish(&[]).await;
+    let context = open(folder.path()).await;
+    let all = "SELECT count(*) || ' ' || count(busy_ns) || ' ' || sum(busy_ns) AS found FROM tcp_connections";
+    assert!(answer(&context, all).await.contains("| 2 1 7 "));
+    for (filter, found) in [("busy_ns IS NULL", "| a "), ("busy_ns > 0", "| b ")] {
+        let of = answer(&context, &format!("SELECT node FROM tcp_connections WHERE {filter}")).await;
+        assert!(of.contains(found) && of.lines().count() == 5, "{filter}: {of}");
+    }
+}
+
+#[tokio::test]
 async fn errors_say_what_there_is_and_nothing_is_written() {
     let folder = tempfile::tempdir().unwrap();
     Session::new(folder.path()).finish(&[]).await;
@@ -149,6 +177,9 @@ async fn errors_say_what_there_is_and_nothing_is_written() {
         let refused = said(writes).await;
         assert!(refused.contains("DML not supported"), "{refused}");
     }
+    // What makes rows itself stands where a table does.
+    assert!(answer(&context, "SELECT sum(value) FROM generate_series(0, 9)").await.contains("| 45 "));
+    assert!(answer(&context, "SELECT count(*) FROM range(0, 10) AS t(i)").await.contains("| 10 "));
     // A name that a query makes itself is one.
     assert!(answer(&context, "WITH mine AS (SELECT 1 AS a) SELECT a FROM mine").await.contains("| 1 |"));
     assert!(

@@ -7,7 +7,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dataset::check::compare_manifest;
 use dataset::coverage::CoverageKind;
 use dataset::ledger::{Term, Terms};
 use dataset::manifest::Verdict;
@@ -201,14 +200,9 @@ impl Account {
             }
         }
         let manifest = contents.manifest.as_ref();
-        let named = manifest.map(|manifest| compare_manifest(contents, manifest)).unwrap_or_default();
-        let findings: Vec<String> = contents
-            .compare()
-            .iter()
-            .chain(&named)
-            .filter(|one| one.is_error())
-            .map(Finding::to_string)
-            .collect();
+        let findings = contents.compare();
+        let errors = findings.iter().filter(|finding| finding.is_error());
+        let findings: Vec<String> = errors.map(Finding::to_string).collect();
         let mut incomplete: BTreeMap<(&str, bool), BTreeSet<&str>> = BTreeMap::new();
         for node in manifest.into_iter().flat_map(|manifest| &manifest.nodes) {
             if !node.reason.is_empty() {

@@ -37,7 +37,10 @@ impl Engine for SessionContext {
         let batches = match answer.await {
             Ok(batches) => batches,
             Err(error) => {
-                let said = error.strip_backtrace();
+                let mut said = error.strip_backtrace();
+                if matches!(error.find_root(), DataFusionError::ResourcesExhausted(_)) {
+                    said += "; give the report more memory (--memory)";
+                }
                 let of_object = is_of_object(self, &error).await;
                 return Err(if of_object { ReportError::Object(said) } else { ReportError::Query(said) });
             }
@@ -128,11 +131,6 @@ fn value(column: &dyn Array, row: usize) -> Result<Value, String> {
             let slots = column.as_list::<i32>().value(row);
             let slots: Result<Vec<Value>, String> = (0..slots.len()).map(|i| value(&slots, i)).collect();
             slots?.into()
-        }
-        DataType::Dictionary(_, _) => {
-            let dictionary = column.as_any_dictionary();
-            let key = dictionary.normalized_keys()[row];
-            value(dictionary.values().as_ref(), key)?
         }
         other => return Err(format!("a column is {other}, which no query of the report answers in")),
     })

@@ -130,7 +130,8 @@ pub struct Process {
 }
 
 /// One row per process. Its beginning in UTC follows from any of its rows: both clocks are in each. `stands` is how many processes it is
-/// counted as; of one whose row of how it came was left out by sampling none, since another one stands for it.
+/// counted as; of one whose row of how it came was left out by sampling none, since another one stands for it. `named` is the newest
+/// name behind its time, which a maximum finds without a sort; a thread's name is not its process's.
 fn one(scope: &Scope<'_>) -> String {
     let mut until: BTreeMap<&str, i64> = BTreeMap::new();
     for (node, stretches) in scope.blind(COLLECTOR) {
@@ -159,10 +160,10 @@ lives AS (\
         max(CASE WHEN kind = 'exit' AND group_dead THEN utime_ns + stime_ns END) AS cpu_ns, \
         max(CASE WHEN kind = 'exit' AND group_dead THEN max_rss_bytes END) AS max_rss_bytes, \
         max(CASE WHEN kind = 'exit' AND group_dead THEN comm END) AS last_comm, \
-        max(CASE WHEN NOT is_thread AND kind <> 'rename' THEN comm END) AS any_comm \
+        max(CASE WHEN NOT is_thread THEN lpad(CAST(ts_ns AS VARCHAR), 20, '0') || comm END) AS named \
     FROM processes GROUP BY node, pid, start_ns), \
 one AS (\
-    SELECT v.*, e.exe, coalesce(v.last_comm, v.any_comm) AS comm, \
+    SELECT v.*, e.exe, coalesce(substr(v.named, 21), v.last_comm) AS comm, \
         coalesce(came, CASE WHEN weight = 1 THEN 1 ELSE 0 END) AS stands, \
         CASE WHEN coalesce(exit_code, 0) <> 0 OR coalesce(signal, 0) <> 0 THEN ended ELSE 0 END AS failed, \
         CASE WHEN to_us IS NULL AND (last_us < b.until_us OR (SELECT max(weight) FROM processes) > 1) THEN 1 ELSE 0 END AS unseen \
@@ -302,7 +303,8 @@ impl Processes {
                     None => scope.to_us,
                 },
                 earlier: process.from_us < scope.from_us,
-                open: process.to_us.is_none(),
+                open: process.to_us.is_none() && !process.end_unseen,
+                unseen: process.end_unseen,
                 failed: process.failed(),
             }
         });

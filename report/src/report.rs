@@ -92,7 +92,7 @@ impl Report {
             .manifest
             .iter()
             .flat_map(|manifest| manifest.nodes.iter().map(|node| node.node.clone()))
-            .chain(contents.nodes.values().map(|node| node.node.clone()))
+            .chain(contents.parts().map(|(_, node)| node.node.clone()))
             .collect();
         nodes.sort();
         nodes.dedup();

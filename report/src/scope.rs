@@ -8,8 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dataset::catalogue;
-use dataset::coverage::CoverageKind;
-use dataset::key::Key;
+use dataset::coverage::{CoverageKind, CoverageRow};
 use dataset::ledger::{LedgerRow, Term};
 use dataset::manifest::NodeManifest;
 use dataset::reader::Contents;
@@ -233,6 +232,17 @@ impl<'a> Scope<'a> {
         blind
     }
 
+    /// By node, the end of what a collector traced there.
+    pub(crate) fn ended(&self, collector: &str) -> BTreeMap<&str, i64> {
+        let mut ended: BTreeMap<&str, i64> = BTreeMap::new();
+        let traced = |row: &&CoverageRow| row.kind == CoverageKind::Traced && row.collector == collector;
+        for row in nodes(self.contents).flat_map(|node| &node.coverage).filter(traced) {
+            let end = ended.entry(&row.node).or_insert(i64::MIN);
+            *end = row.to_utc_us.max(*end);
+        }
+        ended
+    }
+
     /// Events of a table that became no row and are in none's weight.
     pub(crate) fn missing(&self, table: &str) -> u64 {
         let rows = nodes(self.contents).flat_map(|node| &node.ledger).filter(|row| row.table == table);
@@ -300,13 +310,9 @@ impl<'a> Scope<'a> {
     }
 }
 
-/// What nodes say of themselves: of those that the session's manifest names, once there is one.
+/// What nodes say of themselves.
 pub(crate) fn nodes(contents: &Contents) -> impl Iterator<Item = &NodeManifest> {
-    let manifest = contents.manifest.as_ref();
-    let named: Option<BTreeSet<&str>> = manifest
-        .map(|manifest| manifest.nodes.iter().flat_map(|node| &node.manifests).map(String::as_str).collect());
-    let counts = move |key: &Key| named.as_ref().is_none_or(|named| named.contains(key.relative().as_str()));
-    contents.nodes.iter().filter(move |(key, _)| counts(key)).map(|(_, node)| node)
+    contents.parts().map(|(_, node)| node)
 }
 
 /// Collectors and their parameters, as a TraceSession's spec or `tracelake record` has them.

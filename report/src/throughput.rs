@@ -63,6 +63,7 @@ pub struct PodMoved {
     #[serde(flatten)]
     pub moved: Moved,
     /// The most bits per second, both directions, in any window.
+    #[serde(default)]
     pub peak_bps: u64,
 }
 
@@ -92,7 +93,7 @@ pub(crate) async fn read(
                 coalesce(sum(retrans_bytes), 0) AS retrans_bytes";
     let all = format!("SELECT {sums} FROM tcp_throughput");
     let pods = format!(
-        "SELECT pod, {sums}, 0 AS peak_bps, sum(rx_bytes + tx_bytes) AS moved FROM tcp_throughput GROUP BY pod \
+        "SELECT pod, {sums}, sum(rx_bytes + tx_bytes) AS moved FROM tcp_throughput GROUP BY pod \
          ORDER BY moved DESC, pod NULLS FIRST LIMIT {MOST}"
     );
     #[derive(Deserialize)]
@@ -110,7 +111,7 @@ pub(crate) async fn read(
         |bytes: &str| over_time(scope, step_us, "pod", &format!("sum({bytes}) * 8"), "tcp_throughput");
     let all: Vec<Moved> = ask(engine, &all).await?;
     let mut pods: Vec<PodMoved> = ask(engine, &pods).await?;
-    peaks(engine, scope, &mut pods).await?;
+    peaks(engine, (scope.from_us, scope.to_us), TOGETHER, &mut pods).await?;
     let count: Vec<Count> = ask(engine, count).await?;
     Ok(Section::Data(Throughput {
         all: all.first().copied().unwrap_or_default(),
@@ -126,13 +127,18 @@ pub(crate) async fn read(
 
 /// A pod's rate in a window is that of all its rows of that window, on all nodes that have it: one. A part of the windows at a time,
 /// since a session may have as many of them as rows; of a part only its own row groups are read, besides what says where they are.
-async fn peaks(engine: &impl Engine, scope: &Scope<'_>, pods: &mut [PodMoved]) -> Result<(), ReportError> {
+async fn peaks(
+    engine: &impl Engine,
+    session_us: (i64, i64),
+    together: u64,
+    pods: &mut [PodMoved],
+) -> Result<(), ReportError> {
     #[derive(Deserialize)]
     struct Peak {
         pod: Option<String>,
         bps: u64,
     }
-    for (from, until) in parts(engine, scope).await? {
+    for (from, until) in parts(engine, session_us, together).await? {
         let sql = format!(
             "WITH windows AS (SELECT pod, sum(rx_bps + tx_bps) AS bps FROM tcp_throughput WHERE ts_ns >= {from} AND ts_ns < {until} \
                  GROUP BY ts_ns, node, pod) \
@@ -146,19 +152,23 @@ async fn peaks(engine: &impl Engine, scope: &Scope<'_>, pods: &mut [PodMoved]) -
     Ok(())
 }
 
-/// Stretches of `ts_ns` that have all rows: each is made of so many pieces that it has [`TOGETHER`] rows, or of one that has more.
-async fn parts(engine: &impl Engine, scope: &Scope<'_>) -> Result<Vec<(i64, i64)>, ReportError> {
+/// Stretches of `ts_ns` that have all rows: each is made of so many pieces that it has `together` rows, or of one that has more.
+async fn parts(
+    engine: &impl Engine,
+    (from_us, to_us): (i64, i64),
+    together: u64,
+) -> Result<Vec<(i64, i64)>, ReportError> {
     #[derive(Deserialize)]
     struct Part {
         from: i64,
         last: i64,
     }
-    let length = ((scope.to_us - scope.from_us).saturating_mul(1_000) / PIECES).max(1);
+    let length = ((to_us - from_us).saturating_mul(1_000) / PIECES).max(1);
     let began = format!("ts_ns - ts_ns % {length}");
     let sql = format!(
         "WITH pieces AS (SELECT {began} AS began, CAST(count(*) AS BIGINT) AS n FROM tcp_throughput GROUP BY {began}), \
          counted AS (SELECT began, CAST(sum(n) OVER (ORDER BY began) AS BIGINT) - n AS before FROM pieces) \
-         SELECT min(began) AS \"from\", max(began) AS last FROM counted GROUP BY before - before % {TOGETHER} ORDER BY last"
+         SELECT min(began) AS \"from\", max(began) AS last FROM counted GROUP BY before - before % {together} ORDER BY last"
     );
     let parts: Vec<Part> = ask(engine, &sql).await?;
     Ok(parts.iter().map(|part| (part.from, part.last.saturating_add(length))).collect())
@@ -238,4 +248,50 @@ fn rest<'a>(all: &Moved, listed: impl Iterator<Item = &'a Moved>) -> String {
     let (rx, tx) = (all.rx_bytes.saturating_sub(rx), all.tx_bytes.saturating_sub(tx));
     let bytes = |value: u64| Unit::Bytes.format(value as f64);
     if rx + tx == 0 { String::new() } else { format!("{} received, {} sent", bytes(rx), bytes(tx)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use query::datafusion::prelude::SessionContext;
+
+    use super::*;
+
+    /// Windows of two nodes whose clocks began at different times, some of them with several connections of a pod.
+    #[tokio::test]
+    async fn a_pods_busiest_window_is_the_same_in_one_part_and_in_many() {
+        let second = 1_000_000_000_i64;
+        let rows = (0..600_i64).flat_map(|window| {
+            let (node, began) = [("a", 40 * second), ("b", 9_000 * second)][(window % 2) as usize];
+            let ts_ns = began + window / 2 * second;
+            // Of the connections of a window each is slow, and all of the busiest one together are not.
+            (0..1 + window % 7).map(move |connection| {
+                let pod = ["web", "db"][(connection % 2) as usize];
+                format!("({ts_ns}, '{node}', '{pod}', {}.0, 2.0)", (window * 37 + connection * 11) % 501)
+            })
+        });
+        let rows: Vec<String> = rows.collect();
+        let engine = SessionContext::new();
+        let table = format!(
+            "CREATE TABLE tcp_throughput AS SELECT * FROM (VALUES {}) AS v(ts_ns, node, pod, rx_bps, tx_bps)",
+            rows.join(", ")
+        );
+        engine.sql(&table).await.unwrap().collect().await.unwrap();
+        let session_us = (0, 300 * 1_000_000);
+        let mut answers = Vec::new();
+        for (together, at_least) in [(1_000_000, 1), (500, 4), (1, 300)] {
+            let parts = parts(&engine, session_us, together).await.unwrap();
+            assert!(parts.len() >= at_least, "{together} rows: {} parts", parts.len());
+            assert!(parts.is_sorted_by(|one, next| one.1 <= next.0), "{parts:?}");
+            let mut pods = ["web", "db"].map(|pod| PodMoved {
+                pod: Some(pod.to_owned()),
+                moved: Moved::default(),
+                peak_bps: 0,
+            });
+            peaks(&engine, session_us, together, &mut pods).await.unwrap();
+            answers.push(pods);
+        }
+        assert!(answers[0].iter().all(|pod| pod.peak_bps > 1_000), "{answers:?}");
+        assert_eq!(answers[0], answers[1]);
+        assert_eq!(answers[0], answers[2]);
+    }
 }

@@ -242,8 +242,10 @@ pub struct Span {
     pub to_us: i64,
     /// Whether it began before the chart does.
     pub earlier: bool,
-    /// Whether its end was not seen.
+    /// Whether it goes on at the end.
     pub open: bool,
+    /// Whether its end may have been missed: it ends where it was seen last.
+    pub unseen: bool,
     /// Whether it ended badly.
     pub failed: bool,
 }

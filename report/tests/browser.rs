@@ -19,6 +19,8 @@ use std::time::Duration;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use report::Report;
+use report::compare::Comparison;
+use report::view::View;
 use serde_json::{Value, json};
 use support::Session;
 
@@ -78,10 +80,12 @@ impl Browser {
 
     /// Shows the report of a session.
     async fn show(&self, session: &Session) {
-        let written = session.write().await;
-        let report = Report::new(&written.contents, &written.tables().await).await;
-        let report = report.unwrap_or_else(|error| panic!("{error}"));
-        let page = report::page::page(&report.title(), &report.subtitle(), report.views()).expect("a page");
+        let report = report_of(session).await;
+        self.show_page(&report.title(), &report.subtitle(), report.views()).await;
+    }
+
+    async fn show_page(&self, title: &str, subtitle: &str, views: &[View]) {
+        let page = report::page::page(title, subtitle, views).expect("a page");
         let path = self.folder.path().join("report.html");
         std::fs::write(&path, page).expect("the page is written");
         self.post("/url", &json!({"url": format!("file://{}", path.display())})).await;
@@ -153,6 +157,12 @@ impl Drop for Browser {
     }
 }
 
+async fn report_of(session: &Session) -> Report {
+    let written = session.write().await;
+    let report = Report::new(&written.contents, &written.tables().await).await;
+    report.unwrap_or_else(|error| panic!("{error}"))
+}
+
 fn axe() -> String {
     let file = std::env::var_os("TRACELAKE_AXE").map(PathBuf::from).or_else(|| {
         let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
@@ -184,7 +194,22 @@ async fn axe_finds_nothing_in_either_theme_however_it_was_chosen() {
     let mut session = Session::shop().without("pageFaults");
     session.nodes.insert("c".to_owned(), "NodeLost: it did not answer for 10 min".to_owned());
     browser.show(&session).await;
-    browser.run(&axe).await;
+    has_no_violations(&browser, &axe).await;
+    // Two sessions side by side have everything twice.
+    let both = Comparison::new(report_of(&Session::shop()).await, report_of(&session).await);
+    browser.show_page(&both.title(), &both.subtitle(), &both.views()).await;
+    has_no_violations(&browser, &axe).await;
+    let ids = "[...document.querySelectorAll('[id]')].map((one) => one.id)";
+    let twice = format!("{ids}.filter((id, i, all) => all.indexOf(id) !== i).join(' ')");
+    assert_eq!(browser.text(&twice).await, "");
+    let timelines = "document.querySelectorAll('pattern').length";
+    assert_eq!(browser.text(timelines).await, "2");
+    browser.quit().await;
+}
+
+/// Asks axe about the page in each theme, as the system prefers it and as somebody chose.
+async fn has_no_violations(browser: &Browser, axe: &str) {
+    browser.run(axe).await;
     browser.run("document.querySelectorAll('details').forEach((one) => { one.open = true; })").await;
     let background = "getComputedStyle(document.body).backgroundColor";
     let mut seen = Vec::new();
@@ -196,13 +221,12 @@ async fn axe_finds_nothing_in_either_theme_however_it_was_chosen() {
             ))
             .await;
         seen.push(browser.text(background).await);
-        let (found, passes) = violations(&browser).await;
+        let (found, passes) = violations(browser).await;
         assert!(found.is_empty(), "system {system}, chosen {chosen:?}:\n{}", found.join("\n"));
         assert!(passes > 20, "axe looked at something: {passes}");
     }
     let (light, dark) = ("rgb(255, 255, 255)", "rgb(20, 23, 28)");
     assert_eq!(seen, [light, dark, light, dark]);
-    browser.quit().await;
 }
 
 /// The middle of the first chart of a section, scrolled into view, at shares of its width.

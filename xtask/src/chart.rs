@@ -54,6 +54,10 @@ const ODD: &[&[&str]] = &[
 const MISTAKES: &[(&[&str], &str)] = &[
     (&["operator.replica=3"], "replica"),
     (&["operator.replicas=0"], "replicas"),
+    (&["operator.refusedNetworks[0]=10.96.0/12"], "refusedNetworks"),
+    (&["operator.extraDnsNames[0]=bücher.example.com"], "extraDnsNames"),
+    (&["agent.maxUnavailable=0"], "maxUnavailable"),
+    (&["agent.maxUnavailable=0%"], "maxUnavailable"),
     (&["image.repository=registry.example.com/"], "repository"),
     (&["image.pullSecrets[0].name=registry"], "pullSecrets"),
     (&["operator.resources.limit.memory=1Gi"], "resources"),
@@ -238,7 +242,8 @@ impl Chart {
                 pod["imagePullSecrets"] == json!([{"name": "registry"}, {"name": "mirror"}]),
             )?;
             check("priority class", pod["priorityClassName"] == class)?;
-            check("node selector", pod["nodeSelector"] == json!({ "pool": pool }))?;
+            let runs_on = json!({ "kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64", "pool": pool });
+            check("node selector", pod["nodeSelector"] == runs_on)?;
             let tolerations = if agent {
                 json!([{ "operator": "Exists" }])
             } else {

@@ -137,11 +137,7 @@ pub(crate) fn debian_version(package: &str) -> Result<String> {
 /// The Rust toolchain that `rust-toolchain.toml` pins, with what builds need of it.
 pub(crate) fn rust() -> Result<()> {
     let _lock = cache::lock("rust")?;
-    let file = fs::read_to_string(cache::repository().join("rust-toolchain.toml"))?;
-    let channel = file
-        .lines()
-        .find_map(|line| line.strip_prefix("channel")?.split('"').nth(1))
-        .context("rust-toolchain.toml names no channel")?;
+    let channel = &channel()?;
     let components = ["rust-src", "clippy", "rustfmt"];
     let list = |what: &str| {
         exec::output(&mut exec::command("rustup", [what, "list", "--installed", "--toolchain", channel]))
@@ -154,10 +150,25 @@ pub(crate) fn rust() -> Result<()> {
     }
     // Explicitly, because a machine may forbid rustup to install on its own.
     cache::step(&format!("rust: {channel}"), || {
-        let mut add = exec::command("rustup", ["toolchain", "install", channel, "--profile", "minimal"]);
+        let mut add =
+            exec::command("rustup", ["toolchain", "install", channel.as_str(), "--profile", "minimal"]);
         add.args(["--no-self-update", "--target", MUSL_TARGET]);
         exec::quiet(add.args(components.iter().flat_map(|name| ["--component", name])))
     })
+}
+
+/// What rust-toolchain.toml pins.
+fn channel() -> Result<String> {
+    let file = fs::read_to_string(cache::repository().join("rust-toolchain.toml"))?;
+    let channel = file.lines().find_map(|line| line.strip_prefix("channel")?.split('"').nth(1));
+    channel.map(str::to_owned).context("rust-toolchain.toml names no channel")
+}
+
+/// That toolchain's library for a further target.
+pub(crate) fn rust_target(target: &str) -> Result<()> {
+    rust()?;
+    let _lock = cache::lock("rust")?;
+    exec::quiet(&mut exec::command("rustup", ["target", "add", "--toolchain", &channel()?, target]))
 }
 
 /// `bpf-linker`, which the node agent's build script finds on its PATH.

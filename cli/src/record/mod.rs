@@ -23,6 +23,7 @@ use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use crds::{Interval, ValueError};
 use dataset::closing::{self, Effort};
 use dataset::key::Key;
 use dataset::manifest::{FORMAT_VERSION, SessionFile, Verdict};
@@ -65,11 +66,11 @@ pub(crate) struct Args {
     /// A folder or s3://bucket/prefix for the dataset.
     #[arg(short = 'o', long, default_value = "tracelake-data")]
     output: String,
-    /// Seconds after which recording ends, whether or not the command has.
-    #[arg(long, value_name = "SECONDS")]
+    /// After how long recording ends, whether or not the command has, as 90, 90s or 5m.
+    #[arg(short, long, value_name = "TIME", value_parser = seconds)]
     duration: Option<u64>,
-    /// Seconds that a row of a table of windows stands for.
-    #[arg(long, default_value_t = 10, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    /// How long a row of a table of windows stands for, at most an hour.
+    #[arg(long, default_value = "10s", value_name = "TIME", value_parser = window)]
     interval: u64,
     /// Record one event of this many.
     #[arg(long, default_value_t = 1)]
@@ -77,8 +78,8 @@ pub(crate) struct Args {
     /// Record at most so many events a second; 0 means all.
     #[arg(long, default_value_t = 0)]
     max_events_per_second: u64,
-    /// Seconds after which a file is sealed.
-    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    /// After how long a file is sealed.
+    #[arg(long, default_value = "60s", value_name = "TIME", value_parser = seconds)]
     rollover: u64,
     /// No live line, and no summary at the end.
     #[arg(short, long)]
@@ -88,6 +89,23 @@ pub(crate) struct Args {
     /// The command and its arguments.
     #[arg(last = true, conflicts_with_all = Choice::FLAGS)]
     argv: Vec<String>,
+}
+
+/// A number of seconds, or a length of time as resources have it.
+fn seconds(text: &str) -> Result<u64, String> {
+    if let Ok(seconds) = text.parse() {
+        return Ok(seconds);
+    }
+    let length: Interval = text.parse().map_err(|error: ValueError| error.to_string())?;
+    let length = length.duration();
+    if length.subsec_nanos() > 0 { Err("whole seconds, please".to_owned()) } else { Ok(length.as_secs()) }
+}
+
+fn window(text: &str) -> Result<u64, String> {
+    seconds(text).and_then(|seconds| match seconds {
+        1..=3_600 => Ok(seconds),
+        _ => Err("from 1s to 1h".to_owned()),
+    })
 }
 
 /// Removes itself, and moves what still runs inside to the cgroup above.

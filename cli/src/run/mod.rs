@@ -4,7 +4,8 @@
 //!
 //! In: flags, or a file. Out: a session of the cluster; progress on standard error; on standard output where the dataset is, whether it
 //! is whole, and its report, from the objects themselves where the caller can read them, otherwise from the session's status. Of a
-//! session that is deleted meanwhile, as one whose time to live is over at once, the objects tell how it ended.
+//! session that is deleted meanwhile, as one whose time to live is over at once, the objects tell how it ended. For programs standard
+//! output has the session alone, as it ended, and what the dataset is found to be goes to standard error.
 //! Ctrl-C asks the session to stop and waits for it; again, it is left alone.
 
 mod selector;
@@ -28,7 +29,7 @@ use crate::interrupts::Interrupts;
 use crate::location::{self, Access, Location};
 use crate::output::{self, Format, paint, phase_style, plain};
 use crate::sessions::{Scope, Sessions};
-use crate::{program, runtime, say, verify, view};
+use crate::{list, program, runtime, say, verify, view};
 
 /// Left alone before it was over.
 pub(crate) const LEFT: u8 = 130;
@@ -70,6 +71,10 @@ pub(crate) struct Args {
     #[cfg(feature = "sql")]
     #[arg(long)]
     no_report: bool,
+    /// How to print the session, as it is when it is over; for programs no report comes after it. With --no-wait as it was made,
+    /// with --dry-run as it would be (YAML if not said).
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
     #[command(flatten)]
     access: Access,
 }
@@ -92,12 +97,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     let namespace = metadata["namespace"].as_str().map(str::to_owned);
     if args.dry_run {
-        output::print(&Format::Yaml.document(&object)?.unwrap_or_default())?;
+        let format = if args.output == Format::Table { Format::Yaml } else { args.output };
+        format.print(|| &object, String::new)?;
         return Ok(ExitCode::SUCCESS);
     }
     let (status, whole) = runtime()?.block_on(follow_one(args, object, namespace))?;
     #[cfg(feature = "sql")]
-    if let Some((namespace, name)) = whole.filter(|_| !args.no_report) {
+    if let Some((namespace, name)) = whole.filter(|_| !args.no_report && args.output == Format::Table) {
         let place =
             location::Place::session(&namespace, &name, args.scope.context.clone(), args.access.clone());
         if let Err(error) = crate::report::print(place) {
@@ -123,7 +129,7 @@ async fn follow_one(
     let sessions = Sessions::of(&cluster, namespace.as_deref())?;
     object["metadata"]["namespace"] = sessions.namespace.as_str().into();
     let mut interrupts = Interrupts::listen()?;
-    let made = tokio::select! {
+    let mut made = tokio::select! {
         made = sessions.create(&object) => made?,
         () = interrupts.next() => {
             say(&format!(
@@ -135,21 +141,24 @@ async fn follow_one(
     };
     let title = view::title(&made);
     if args.no_wait {
-        output::print(&format!("{title} was made\n"))?;
+        list::tidy(&mut made);
+        args.output.print(|| &made, || format!("{title} was made\n"))?;
         return Ok((ExitCode::SUCCESS, None));
     }
     say(&format!("{}: {title} was made; Ctrl-C stops it\n", program()));
     let name = made.metadata.name.clone().context("the API server gave it no name")?;
-    let (session, gone) = match follow::follow(&sessions, made, &mut interrupts, OnInterrupt::Stop).await? {
-        Followed::Over(session) => (session, false),
-        Followed::Deleted(last) => (last, true),
-        Followed::Left => return Ok((ExitCode::from(LEFT), None)),
-    };
+    let (mut session, gone) =
+        match follow::follow(&sessions, made, &mut interrupts, OnInterrupt::Stop).await? {
+            Followed::Over(session) => (session, false),
+            Followed::Deleted(last) => (last, true),
+            Followed::Left => return Ok((ExitCode::from(LEFT), None)),
+        };
     let status = view::status(&session);
     if gone {
         say(&format!("{}: {}\n", program(), follow::deleted(&session)));
     } else {
-        output::print(&ending(&session))?;
+        list::tidy(&mut session);
+        args.output.print(|| &session, || ending(&session))?;
     }
     // How it ended, as far as its status says.
     let ended = if gone { ExitCode::FAILURE } else { exit_code(&status) };
@@ -165,7 +174,7 @@ async fn follow_one(
     // A session that is gone is named by the place of its data.
     let what = if gone { plain(&place.uri) } else { title.clone() };
     tokio::select! {
-        found = check(&args.access, open, &what) => Ok(match found? {
+        found = check(args, open, &what) => Ok(match found? {
             Checked::Right(contents) if gone => (exit_code_of(&contents), None),
             Checked::Right(_) => (ended, Some((sessions.namespace, name))),
             Checked::Wrong => (ExitCode::FAILURE, None),
@@ -189,7 +198,7 @@ enum Checked {
 }
 
 /// Checks the dataset of a session that is over.
-async fn check(access: &Access, open: impl Future<Output = Result<Location>>, what: &str) -> Result<Checked> {
+async fn check(args: &Args, open: impl Future<Output = Result<Location>>, what: &str) -> Result<Checked> {
     let later = |why: &str| {
         say(&format!(
             "the dataset was not read from here ({why}): `{} verify {what}` checks every object, with credentials of its \
@@ -198,7 +207,7 @@ async fn check(access: &Access, open: impl Future<Output = Result<Location>>, wh
         ));
         Ok(Checked::Unread)
     };
-    if !access.via_operator && !location::has_credentials() {
+    if !args.access.via_operator && !location::has_credentials() {
         return later("no credentials of its store");
     }
     let opened = async {
@@ -220,12 +229,24 @@ async fn check(access: &Access, open: impl Future<Output = Result<Location>>, wh
             return Ok(Checked::Wrong);
         }
     };
-    output::print(&verify::tables(&contents))?;
-    match verify::check(&location, &contents).await {
-        Ok(true) => Ok(Checked::Right(Box::new(contents))),
-        Ok(false) => Ok(Checked::Wrong),
-        Err(error) => later(&plain(&format!("{error:#}"))),
+    let show = |text: &str| match args.output {
+        Format::Table => output::print(text),
+        // Standard output has the session.
+        Format::Json | Format::Yaml => {
+            say(text);
+            Ok(())
+        }
+    };
+    show(&verify::tables(&contents))?;
+    let checked = match verify::check(&location, &contents).await {
+        Ok(checked) => checked,
+        Err(error) => return later(&plain(&format!("{error:#}"))),
+    };
+    show(&checked.text())?;
+    if !checked.is_whole() {
+        return Ok(Checked::Wrong);
     }
+    Ok(Checked::Right(Box::new(contents)))
 }
 
 /// What came of a session, for people.
@@ -273,7 +294,7 @@ fn exit_code_of(contents: &Contents) -> ExitCode {
     let is_whole = |manifest: &Manifest| {
         manifest.verdict == Verdict::Complete && !manifest.totals.unknown && manifest.totals.terms.lost() == 0
     };
-    let mut coverage = contents.nodes.values().flat_map(|node| &node.coverage);
+    let mut coverage = contents.parts().flat_map(|(_, node)| &node.coverage);
     let traced = coverage.all(|row| row.kind == CoverageKind::Traced);
     if traced && contents.manifest.as_ref().is_some_and(is_whole) {
         ExitCode::SUCCESS

@@ -21,6 +21,7 @@ use object_store::{
     CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta,
     ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult,
 };
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{HOST, RANGE};
 use reqwest::{StatusCode, Url};
 use tonic::transport::{Channel, Endpoint};
@@ -73,6 +74,7 @@ struct Inner {
     source: Source,
     uid: String,
     http: reqwest::Client,
+    elsewhere: Option<Elsewhere>,
     token: tokio::sync::Mutex<Option<(String, Instant)>>,
     known: Mutex<HashMap<String, Known>>,
 }
@@ -103,24 +105,29 @@ impl ViaOperator {
     /// # Errors
     /// What the operator says, or that it cannot be asked.
     pub(crate) async fn open(source: Source) -> Result<(Self, String)> {
+        let elsewhere = source.store_address.as_deref().map(Elsewhere::parse).transpose()?;
         let inner = Inner {
             source,
             uid: String::new(),
             http: reqwest::Client::new(),
+            elsewhere,
             token: tokio::sync::Mutex::default(),
             known: Mutex::default(),
         };
         let first = inner.ask("").await?;
         let roots = reqwest::Certificate::from_pem_bundle(first.ca_bundle.as_bytes())
             .context("the store's CA bundle cannot be read")?;
-        let http = reqwest::Client::builder()
+        let mut http = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .tls_certs_merge(roots)
             .user_agent(concat!("tracelake/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(READ_TIMEOUT)
-            .build()?;
-        Ok((Self(Arc::new(Inner { uid: first.uid, http, ..inner })), first.uri))
+            .read_timeout(READ_TIMEOUT);
+        if let Some(elsewhere) = &inner.elsewhere {
+            // HTTP/2 would ask by the port that was forwarded, not by the one that was signed.
+            http = http.dns_resolver(Arc::new(elsewhere.clone())).http1_only();
+        }
+        Ok((Self(Arc::new(Inner { uid: first.uid, http: http.build()?, ..inner })), first.uri))
     }
 
     /// The objects after a key, and whether others follow.
@@ -204,18 +211,47 @@ impl Inner {
 
     fn request(&self, url: &str) -> Result<reqwest::RequestBuilder> {
         let mut url = Url::parse(url)?;
-        let Some(address) = &self.source.store_address else { return Ok(self.http.get(url)) };
-        if url.scheme() != "http" {
-            bail!("--store-address is for stores without TLS: a certificate is for the store's own name");
-        }
-        // What was signed is the name that the store is asked by, not where it is.
+        let Some(elsewhere) = &self.elsewhere else { return Ok(self.http.get(url)) };
+        // What was signed is the name that the store is asked by, not where it is; a certificate is for the name as well.
         let name = url.host_str().unwrap_or_default().to_owned();
         let host = url.port().map_or(name.clone(), |port| format!("{name}:{port}"));
-        let wrong = || anyhow!("--store-address {address} is not HOST:PORT");
-        let there = Url::parse(&format!("http://{address}")).map_err(|_| wrong())?;
-        url.set_host(there.host_str())?;
-        url.set_port(there.port_or_known_default()).map_err(|()| wrong())?;
+        if url.domain().is_none() {
+            // An address is looked up nowhere.
+            if url.scheme() != "http" {
+                bail!(
+                    "--store-address needs a store with a name: the certificate of {name} is for that address"
+                );
+            }
+            url.set_host(Some(&elsewhere.host))?;
+        }
+        url.set_port(Some(elsewhere.port)).map_err(|()| anyhow!("{name} has no port"))?;
         Ok(self.http.get(url).header(HOST, host))
+    }
+}
+
+/// Where the store is reached, whatever its name.
+#[derive(Clone)]
+struct Elsewhere {
+    host: String,
+    port: u16,
+}
+
+impl Elsewhere {
+    fn parse(address: &str) -> Result<Self> {
+        let url = Url::parse(&format!("http://{address}")).ok();
+        let parts = url.as_ref().and_then(|url| Some((url.host_str()?, url.port_or_known_default()?)));
+        let (host, port) = parts.with_context(|| format!("--store-address {address} is not HOST:PORT"))?;
+        Ok(Self { host: host.to_owned(), port })
+    }
+}
+
+impl Resolve for Elsewhere {
+    fn resolve(&self, _: Name) -> Resolving {
+        let there = format!("{}:{}", self.host, self.port);
+        Box::pin(async move {
+            let found: Vec<_> = tokio::net::lookup_host(there).await?.collect();
+            Ok(Box::new(found.into_iter()) as Addrs)
+        })
     }
 }
 
@@ -280,7 +316,15 @@ impl ObjectStore for ViaOperator {
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> object_store::Result<GetResult> {
         if options.head {
-            return Err(Error::NotSupported { source: "what is signed is for reading objects".into() });
+            // What is signed is for reading; how long an object is the operator has said.
+            let known = self.url(location).await?;
+            return Ok(GetResult {
+                payload: GetResultPayload::Stream(stream::empty().boxed()),
+                meta: meta(location.clone(), known.bytes),
+                range: 0..known.bytes,
+                attributes: Default::default(),
+                extensions: Default::default(),
+            });
         }
         let mut pause = STORE_PAUSE;
         let mut tries = 1;

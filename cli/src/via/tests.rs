@@ -7,7 +7,9 @@ use futures::FutureExt;
 use node_api::data::Object;
 use node_api::data::data_server::{Data, DataServer};
 use object_store::ObjectStoreExt;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::Response;
 use tonic::transport::Endpoint;
@@ -18,8 +20,10 @@ use crate::pull::tests::session;
 /// What the operator says and the store holds.
 struct Fake {
     store: Arc<dyn ObjectStore>,
-    /// Where URLs lead.
-    address: String,
+    /// What URLs begin with.
+    root: String,
+    /// By which its certificate is known.
+    ca_bundle: String,
     seconds: u32,
     /// Answers before the first page.
     refusals: Mutex<Vec<Status>>,
@@ -58,7 +62,7 @@ impl Data for Shared {
         let object = |meta: &ObjectMeta| Object {
             key: meta.location.to_string(),
             bytes: meta.size,
-            get_url: format!("http://{}/{}?page={page}", fake.address, meta.location),
+            get_url: format!("{}/{}?page={page}", fake.root, meta.location),
         };
         Ok(Response::new(ListResponse {
             uid: "uid".to_owned(),
@@ -66,7 +70,7 @@ impl Data for Shared {
             objects: all.iter().take(PAGE).map(object).collect(),
             more: all.len() > PAGE,
             seconds: fake.seconds,
-            ca_bundle: String::new(),
+            ca_bundle: fake.ca_bundle.clone(),
         }))
     }
 }
@@ -93,17 +97,21 @@ async fn object(fake: Arc<Fake>, request: axum::extract::Request) -> (StatusCode
     (StatusCode::PARTIAL_CONTENT, body[from..=to.min(body.len() - 1)].to_vec())
 }
 
-/// A session of five objects and three files; the operator, what it is asked with, and the store that is opened by it.
-async fn start(seconds: u32, refusals: Vec<Status>, name: Option<&str>) -> (Arc<Fake>, Source) {
+/// A session of five objects and three files; the operator, what it is asked with, and the store that is opened by it. `root`: how
+/// the cluster calls the store, if not by where it is.
+async fn start(seconds: u32, refusals: Vec<Status>, root: Option<&str>) -> (Arc<Fake>, Source) {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let (store, _) = session("uid", &["one", "two", "three", "four", "five"]).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let there = listener.local_addr().unwrap().to_string();
+    let root = root.map_or_else(|| format!("http://{there}"), str::to_owned);
+    let tls = root.starts_with("https://").then(|| certificate(&root));
     let operator_listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let operator = operator_listener.local_addr().unwrap();
     let fake = Arc::new(Fake {
         store,
-        address: name.unwrap_or(&there).to_owned(),
+        ca_bundle: tls.as_ref().map(|(pem, _)| pem.clone()).unwrap_or_default(),
+        root: root.clone(),
         seconds,
         refusals: Mutex::new(refusals),
         asked: Mutex::default(),
@@ -114,7 +122,12 @@ async fn start(seconds: u32, refusals: Vec<Status>, name: Option<&str>) -> (Arc<
     });
     let state = fake.clone();
     let app = axum::Router::new().fallback(move |request| object(state.clone(), request));
-    tokio::spawn(async move { axum::serve(listener, app).await });
+    tokio::spawn(async move {
+        match tls {
+            Some((_, acceptor)) => axum::serve(Tls { listener, acceptor }, app).await,
+            None => axum::serve(listener, app).await,
+        }
+    });
     let server = tonic::transport::Server::builder().add_service(DataServer::new(Shared(fake.clone())));
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(operator_listener)));
     let made = AtomicUsize::new(0);
@@ -127,7 +140,7 @@ async fn start(seconds: u32, refusals: Vec<Status>, name: Option<&str>) -> (Arc<
         tokens,
         namespace: "shop".to_owned(),
         session: "checkout".to_owned(),
-        store_address: name.map(|_| there),
+        store_address: (!root.contains(&there)).then_some(there),
         patience: Duration::from_secs(60),
     };
     (fake, source)
@@ -174,6 +187,10 @@ async fn parts_of_an_object_are_asked_for_as_parts() {
     let end = GetOptions { range: Some((3..9).into()), ..GetOptions::default() };
     let end = store.get_opts(three, end).await.unwrap();
     assert_eq!((end.range.clone(), end.meta.size), (3..5, 5));
+    // By this a report tells an object that is gone from a store that is away.
+    assert_eq!(store.head(three).await.unwrap().size, 5);
+    let gone = store.head(&"processes/gone.parquet".into()).await.unwrap_err();
+    assert!(matches!(gone, Error::NotFound { .. }), "{gone}");
 }
 
 #[tokio::test]
@@ -202,17 +219,69 @@ async fn urls_that_have_grown_old_are_replaced() {
 
 #[tokio::test]
 async fn a_store_behind_a_forwarded_port_is_asked_by_the_name_that_was_signed() {
-    let (fake, source) = start(900, Vec::new(), Some("store.system.svc:8333")).await;
-    let (store, _) = ViaOperator::open(source).await.unwrap();
-    assert_eq!(read_all(&store).await.len(), 8);
-    assert!(fake.hosts.lock().unwrap().iter().all(|host| host == "store.system.svc:8333"));
+    for (root, name) in [
+        ("http://store.system.svc:8333", "store.system.svc:8333"),
+        ("http://192.0.2.7", "192.0.2.7"),
+        ("https://store.system.svc:8333", "store.system.svc:8333"),
+        ("https://store.system.svc", "store.system.svc"),
+    ] {
+        let (fake, source) = start(900, Vec::new(), Some(root)).await;
+        let (store, _) = ViaOperator::open(source).await.unwrap();
+        assert_eq!(read_all(&store).await.len(), 8, "{root}");
+        let hosts = fake.hosts.lock().unwrap();
+        assert!(hosts.iter().all(|host| host == name), "{root}: {hosts:?}");
+    }
+    let failed = async |source| {
+        let (store, _) = ViaOperator::open(source).await.unwrap();
+        store.get(&"_tracelake/session.json".into()).await.unwrap_err().to_string()
+    };
+    let (_, source) = start(900, Vec::new(), Some("https://192.0.2.7:8333")).await;
+    let error = failed(source).await;
+    assert!(error.contains("the certificate of 192.0.2.7 is for that address"), "{error}");
 
-    let (_, mut source) = start(900, Vec::new(), Some("store.invalid:8333")).await;
+    let (_, mut source) = start(900, Vec::new(), Some("http://store.invalid:8333")).await;
     source.store_address = None;
-    let (store, _) = ViaOperator::open(source).await.unwrap();
-    let error = store.get(&"_tracelake/session.json".into()).await.unwrap_err().to_string();
+    let error = failed(source).await;
     assert!(error.contains("store.invalid") && error.contains("--store-address"), "{error}");
     assert!(!error.contains("page="), "a URL is a secret: {error}");
+
+    let (fake, mut source) = start(900, Vec::new(), None).await;
+    source.store_address = Some("local host:8333".to_owned());
+    let error = ViaOperator::open(source).await.unwrap_err().to_string();
+    assert_eq!(error, "--store-address local host:8333 is not HOST:PORT");
+    assert!(fake.asked.lock().unwrap().is_empty(), "before anybody is asked");
+}
+
+/// A certificate for the host of a URL, which is its own authority.
+fn certificate(root: &str) -> (String, TlsAcceptor) {
+    let host = Url::parse(root).unwrap().host_str().unwrap().to_owned();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::new(vec![host]).unwrap().self_signed(&key).unwrap();
+    let key = rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der());
+    let config = rustls::ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], key.into())
+        .unwrap();
+    (certificate.pem(), TlsAcceptor::from(Arc::new(config)))
+}
+
+struct Tls {
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+}
+
+impl axum::serve::Listener for Tls {
+    type Io = TlsStream<TcpStream>;
+    type Addr = std::net::SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        let (stream, address) = self.listener.accept().await.unwrap();
+        (self.acceptor.accept(stream).await.unwrap(), address)
+    }
+
+    fn local_addr(&self) -> std::io::Result<Self::Addr> {
+        self.listener.local_addr()
+    }
 }
 
 #[tokio::test]
@@ -267,7 +336,7 @@ async fn a_leader_that_dies_during_a_call_is_followed_by_the_next() {
                     dying(near).await;
                     return;
                 }
-                let mut far = tokio::net::TcpStream::connect(operator).await.unwrap();
+                let mut far = TcpStream::connect(operator).await.unwrap();
                 _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
             });
         }
@@ -277,7 +346,7 @@ async fn a_leader_that_dies_during_a_call_is_followed_by_the_next() {
 }
 
 /// As far as HTTP/2 goes until a request is there: settings, and what the client says; then nobody.
-async fn dying(mut near: tokio::net::TcpStream) {
+async fn dying(mut near: TcpStream) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
     const HEADERS: u8 = 1;
@@ -320,7 +389,7 @@ async fn a_way_that_is_silently_gone_is_replaced_by_another() {
             let (mut near, _) = listener.accept().await.unwrap();
             let mut is_gone = is_gone.clone();
             tokio::spawn(async move {
-                let mut far = tokio::net::TcpStream::connect(operator).await.unwrap();
+                let mut far = TcpStream::connect(operator).await.unwrap();
                 tokio::select! {
                     _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
                     () = async { drop(is_gone.wait_for(|gone| *gone && number == 0).await) } => std::future::pending().await,

@@ -183,3 +183,34 @@ async fn a_session_is_stopped_and_waited_for() {
     let asked = server.run("stop shop/checkout --no-wait").await;
     assert_eq!((asked.code, asked.out.as_str()), (Some(0), "shop/checkout was asked to stop\n"));
 }
+
+#[tokio::test]
+async fn programs_are_told_the_session_and_nothing_else() {
+    let server = Server::start().await;
+    server.world().statuses = [running(), completed()].into();
+    let ran = server.run("run --all-pods --name checkout -o json").await;
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let printed: Value = serde_json::from_str(&ran.out).unwrap();
+    let of = |value: &Value| {
+        (value["kind"].clone(), value["status"]["phase"].clone(), value["status"]["dataset"]["uri"].clone())
+    };
+    let over = (json!("TraceSession"), json!("Completed"), json!("s3://bucket/shop/checkout/7d1c"));
+    assert_eq!(of(&printed), over);
+    assert!(ran.err.contains("the dataset was not read from here"), "{}", ran.err);
+
+    server.world().sessions = vec![session("checkout", running())];
+    server.world().after_stop = [completed()].into();
+    let stopped = server.run("stop checkout -o yaml").await;
+    assert_eq!(of(&serde_yaml::from_str(&stopped.out).unwrap()), over, "{stopped:?}");
+    let asked = server.run("stop checkout --no-wait -o json").await;
+    assert_eq!(of(&serde_json::from_str(&asked.out).unwrap()).0, "TraceSession", "{asked:?}");
+
+    server.world().sessions.clear();
+    let made = server.run("run --all-pods --name checkout --no-wait -o json").await;
+    let made: Value = serde_json::from_str(&made.out).unwrap();
+    assert_eq!(made["metadata"]["name"], "checkout");
+    server.world().asked.clear();
+    let dry = server.run("run --all-pods --name other --dry-run -o json").await;
+    assert_eq!(serde_json::from_str::<Value>(&dry.out).unwrap()["metadata"]["name"], "other");
+    assert!(server.world().asked.is_empty(), "a dry run asks nobody");
+}

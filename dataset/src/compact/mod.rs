@@ -247,7 +247,7 @@ async fn sweep(
     say: &mut dyn FnMut(Progress),
 ) -> Result<u64, CompactError> {
     let manifest = now.manifest.as_ref().ok_or(CompactError::NotOver)?;
-    if let Some(wrong) = plan::wrong(now, manifest) {
+    if let Some(wrong) = plan::wrong(now) {
         return Err(CompactError::NotThere(wrong));
     }
     let current = plan::current(now);

@@ -9,9 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::CompactError;
 use crate::catalogue::{self, Table};
-use crate::check::compare_manifest;
 use crate::key::Key;
-use crate::manifest::{Manifest, ObjectEntry};
+use crate::manifest::ObjectEntry;
 use crate::reader::{Contents, Finding};
 
 /// What is to be done.
@@ -56,11 +55,9 @@ pub(super) struct Part {
 /// When the session is not over, or not what its manifests say.
 pub fn plan(contents: &Contents, size: u64) -> Result<Plan, CompactError> {
     let manifest = contents.manifest.as_ref().ok_or(CompactError::NotOver)?;
-    if let Some(wrong) = wrong(contents, manifest) {
+    if let Some(wrong) = wrong(contents) {
         return Err(CompactError::Damaged(wrong));
     }
-    let named: BTreeSet<&str> =
-        manifest.nodes.iter().flat_map(|node| &node.manifests).map(String::as_str).collect();
     let mut plan = Plan {
         number: manifest.number.saturating_add(1),
         size,
@@ -69,7 +66,7 @@ pub fn plan(contents: &Contents, size: u64) -> Result<Plan, CompactError> {
         left_over: 0,
         parts: Vec::new(),
     };
-    for (key, node) in contents.nodes.iter().filter(|(key, _)| named.contains(key.relative().as_str())) {
+    for (key, node) in contents.parts() {
         let mut tables: BTreeMap<&'static str, Vec<(Key, &ObjectEntry)>> = BTreeMap::new();
         for object in &node.objects {
             let Ok(segment) = Key::parse(&object.key) else { continue };
@@ -103,9 +100,8 @@ pub fn plan(contents: &Contents, size: u64) -> Result<Plan, CompactError> {
 }
 
 /// What a listing shows to be wrong with a session, in words.
-pub(super) fn wrong(contents: &Contents, manifest: &Manifest) -> Option<String> {
-    let findings = contents.compare().into_iter().chain(compare_manifest(contents, manifest));
-    findings.filter(Finding::is_error).map(|finding| finding.to_string()).next()
+pub(super) fn wrong(contents: &Contents) -> Option<String> {
+    contents.compare().iter().find(|finding| finding.is_error()).map(Finding::to_string)
 }
 
 /// Every segment that a manifest lists which counts.

@@ -7,7 +7,7 @@
 //! have nothing in common but the events.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use crds::TraceSession;
@@ -23,11 +23,9 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 use tracelake_e2e::rows::{Dataset, Row, number, sum, text};
 use tracelake_e2e::session::Session;
-use tracelake_e2e::{Env, pods};
+use tracelake_e2e::{Env, PATIENCE, pods};
 
 const NAMESPACE: &str = "shop";
-/// For starting two servers on emulated nodes.
-const PATIENCE: Duration = Duration::from_secs(240);
 /// Rows of each table that are printed.
 const ROWS: usize = 5;
 

@@ -20,13 +20,20 @@ use dataset::key::{Key, SessionPrefix};
 use dataset::manifest::{FORMAT_VERSION, NodeManifest, SessionFile, Verdict};
 use dataset::reader::{self, Contents};
 use dataset::schema;
+use dataset::schema::{META, SCHEMA_VERSION};
 use node_agent::pipeline::upload::Destination;
 use object_store::{ObjectStore, ObjectStoreExt};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::arrow::{ArrowWriter, ProjectionMask};
+use parquet::file::properties::WriterProperties;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use crate::known::{self, NODES, Row};
 use crate::support::{BOOT, World};
 
+/// What connections have since version 2 of the schema.
+const ADDED: [&str; 2] = ["busy_ns", "rwnd_limited_ns"];
 /// Manifests before the last: a tenth one sorts before them as text.
 const EARLIER: u64 = 9;
 
@@ -74,6 +81,7 @@ pub(crate) async fn session(store: &Arc<dyn ObjectStore>, session: i64) -> Conte
         }
         world.finish(&mut recorded).await;
         if index == 0 {
+            age(store, &prefix).await;
             close(store, &prefix, Some(EARLIER)).await;
         }
     }
@@ -83,6 +91,35 @@ pub(crate) async fn session(store: &Arc<dyn ObjectStore>, session: i64) -> Conte
     assert_eq!(dataset::check::verify(store.as_ref(), &contents).await.unwrap(), []);
     leave_what_no_manifest_lists(store, &contents).await;
     contents
+}
+
+/// Makes the first file of connections one of an agent that did not know [`ADDED`] yet: it was upgraded in mid-session.
+async fn age(store: &Arc<dyn ObjectStore>, prefix: &SessionPrefix) {
+    let contents = reader::load(store.as_ref(), prefix).await.unwrap();
+    let (of_node, mut node) = contents.nodes.into_iter().next().unwrap();
+    let older = node.objects.iter_mut().find(|object| object.key.starts_with("tcp_connections/")).unwrap();
+    let path = prefix.object(&Key::parse(&older.key).unwrap());
+    let content = store.get(&path).await.unwrap().bytes().await.unwrap();
+    let file = ParquetRecordBatchReaderBuilder::try_new(content).unwrap();
+    let mut said = file.metadata().file_metadata().key_value_metadata().unwrap().clone();
+    let version = said.iter_mut().find(|pair| pair.key == format!("{META}schema_version")).unwrap();
+    version.value = Some((SCHEMA_VERSION - 1).to_string());
+    let names = file.schema().fields().iter().map(|field| field.name().as_str());
+    let kept: Vec<&str> = names.filter(|name| !ADDED.contains(name)).collect();
+    assert_eq!(kept.len() + ADDED.len(), file.schema().fields().len());
+    let mask = ProjectionMask::columns(file.parquet_schema(), kept);
+    let rows: Vec<RecordBatch> =
+        file.with_projection(mask).build().unwrap().collect::<Result<_, _>>().unwrap();
+    let properties = WriterProperties::builder().set_key_value_metadata(Some(said)).build();
+    let mut content = Vec::new();
+    let mut writer = ArrowWriter::try_new(&mut content, rows[0].schema(), Some(properties)).unwrap();
+    rows.iter().for_each(|rows| writer.write(rows).unwrap());
+    writer.close().unwrap();
+    older.bytes = content.len() as u64;
+    older.sha256 = hex::encode(Sha256::digest(&content));
+    store.put(&path, content.into()).await.unwrap();
+    let node = serde_json::to_vec(&node).unwrap();
+    store.put(&prefix.object(&of_node), node.into()).await.unwrap();
 }
 
 /// Writes the session's next manifest, or that of a number.

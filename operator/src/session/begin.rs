@@ -17,7 +17,7 @@ use rand::Rng;
 use super::finish;
 use super::memory::Memory;
 use super::nodes::NodeState;
-use super::reconcile::{Findings, Pass, ReconcileError, WATCHFUL, in_time, later, signed, until};
+use super::reconcile::{Findings, Pass, ReconcileError, WATCHFUL, after, in_time, later, until};
 use super::status::{Early, StoreState};
 use super::validate::ValidatedSession;
 use crate::store::{ResolvedStore, StoreProblem};
@@ -56,8 +56,7 @@ impl Pass<'_> {
         if session.metadata.deletion_timestamp.is_some() {
             return self.let_go(memory, &session).await;
         }
-        let deadline =
-            session.creation_timestamp().map_or(self.now, |at| at.0) + signed(valid.start_deadline);
+        let deadline = after(session.creation_timestamp().map_or(self.now, |at| at.0), valid.start_deadline);
         if session.spec.stop {
             let findings =
                 Findings { early: Some(Early::Stopped), deadline_passed: true, ..Findings::default() };
@@ -74,7 +73,7 @@ impl Pass<'_> {
         }
         match self.open(memory, &session).await? {
             Opening::Open(store, start) => {
-                let end = start + signed(valid.duration);
+                let end = after(start, valid.duration);
                 // If they cannot be learnt now, they are written down before they act.
                 let selected = tokio::time::timeout(ASKED, self.select(memory, valid, start)).await;
                 let selected = selected.ok().and_then(Result::ok);
@@ -170,8 +169,9 @@ impl Pass<'_> {
             return Ok(Opening::Crowded);
         }
         let spec = serde_json::to_value(&session.spec).unwrap_or_default();
-        let opened = in_time(finish::open(&store, &self.id, &self.context.cluster_id, spec, self.now));
-        Ok(match opened.await {
+        let created = session.creation_timestamp().map_or(self.now, |at| at.0);
+        let opened = finish::open(&store, &self.id, &self.context.cluster_id, spec, created, self.now);
+        Ok(match in_time(opened).await {
             Ok(start) => {
                 memory.store = Some(store.clone());
                 Opening::Open(store, start)

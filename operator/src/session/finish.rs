@@ -9,8 +9,8 @@
 //! operator restarted: its start is the session's start. A manifest that says what the last one said is not
 //! written again.
 //!
-//! A store may hold anything: what is read of it is bounded ([`closing`], [`FIRST_MAX`]), and only what nodes of the session wrote
-//! is read at all.
+//! A store may hold anything, put there by anybody: what is read of it is bounded ([`closing`], [`FIRST_MAX`]), a start is between the
+//! session's creation and now, and of the rest only what nodes of the session wrote is read at all.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ use dataset::closing::{self, Closing, Effort};
 use dataset::key::Key;
 use dataset::manifest::{FORMAT_VERSION, Manifest, SessionFile, Verdict};
 use dataset::reader::{self, ReadError};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 
 use super::memory::Late;
@@ -31,6 +31,9 @@ use crate::store::ResolvedStore;
 /// The longest `session.json`: it holds the spec, and the API server takes no longer object.
 const FIRST_MAX: u64 = 2 << 20;
 
+/// How far the clocks of two operators may be apart.
+const SKEW: SignedDuration = SignedDuration::from_mins(1);
+
 /// What is asked of a `session.json` that is there.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -39,15 +42,16 @@ struct First {
     start_time: String,
 }
 
-/// Writes `session.json`, or reads the one that is there. Returns when the window began.
+/// Writes `session.json`, or reads the one that is there. Returns when the window began, which is not after `now`.
 ///
 /// # Errors
-/// When the store fails, or holds another session's file.
+/// When the store fails, or holds another session's file, or one that this session cannot have.
 pub async fn open(
     store: &ResolvedStore,
     id: &SessionId,
     cluster_id: &str,
     spec: serde_json::Value,
+    created: Timestamp,
     now: Timestamp,
 ) -> Result<Timestamp, ReadError> {
     let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
@@ -62,15 +66,15 @@ pub async fn open(
         spec,
         schemas: dataset::schema::versions(),
     };
-    let created =
-        reader::create_json(store.object_store().as_ref(), store.prefix(), &Key::Session, &file).await;
-    match created {
+    let objects = store.object_store().as_ref();
+    match reader::create_json(objects, store.prefix(), &Key::Session, &file).await {
         Ok(()) => Ok(now),
         Err(ReadError::Exists { key }) => {
-            let objects = store.object_store().as_ref();
             let there: First = reader::read_json(objects, store.prefix(), &Key::Session, FIRST_MAX).await?;
-            let start = (there.uid == id.uid).then(|| there.start_time.parse().ok()).flatten();
-            start.ok_or(ReadError::Exists { key })
+            let start = there.start_time.parse::<Timestamp>().ok();
+            let start = start.filter(|start| there.uid == id.uid && start.duration_since(now) <= SKEW);
+            // Where clocks are apart, a session begins no earlier than it was made.
+            start.map(|start| start.max(created).min(now)).ok_or(ReadError::Exists { key })
         }
         Err(error) => Err(error),
     }

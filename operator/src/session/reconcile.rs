@@ -256,7 +256,7 @@ impl Pass<'_> {
         publish(acting.as_ref().unwrap_or(&expected));
 
         let views = self.context.hub.nodes(&self.id.uid, &expected);
-        let last = self.now >= end + signed(valid.drain_timeout);
+        let last = self.now >= after(end, valid.drain_timeout);
         let states = states(&views, &memory.expected, self.instant, last);
         let problem = match &store {
             Ok(store) => store.problem(nodes::troubled_by_store(&views)),
@@ -309,7 +309,7 @@ impl Pass<'_> {
         } else {
             self.writer().status(memory, &session, next).await?
         };
-        let boundary = if self.now < end { end } else { end + signed(valid.drain_timeout) };
+        let boundary = if self.now < end { end } else { after(end, valid.drain_timeout) };
         let uneasy = self.now >= end
             || matches!(findings.store, Some(StoreState::Problem(..)))
             || findings.views.values().any(|view| !view.connected);
@@ -343,7 +343,7 @@ impl Pass<'_> {
             }
             _ => stopped.then_some(Early::Budget),
         };
-        let full = start + signed(valid.duration);
+        let full = after(start, valid.duration);
         let said = |type_, why| {
             crds::conditions::get(&before.conditions, type_).is_some_and(|condition| condition.reason == why)
         };
@@ -658,8 +658,10 @@ fn unreadable(error: &ReadError) -> StoreProblem {
     StoreProblem { reason, message }
 }
 
-pub(super) fn signed(duration: Duration) -> SignedDuration {
-    SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX)
+/// So long after a time, however late that is.
+pub(super) fn after(at: Timestamp, duration: Duration) -> Timestamp {
+    let duration = SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX);
+    at.saturating_add(duration).unwrap_or(Timestamp::MAX)
 }
 
 /// From `now` to `at`; nothing if it has passed.

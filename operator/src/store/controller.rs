@@ -4,8 +4,8 @@
 //! In: stores and Secrets, watched. Out: `status.conditions` and `status.conditionalPut`, written on change only, and a
 //! finalizer that keeps a store while a session that is not over writes to it.
 //!
-//! A store is tried when it or its Secret changes, every ten minutes while it is ready and every fifteen seconds
-//! while it is not, both with jitter. The same version is not tried twice within those times: the status that this
+//! A store is tried when it or its Secret changes, every ten minutes while it is ready, and while it is not every fifteen seconds, less
+//! often the longer that lasts, all with jitter; so many at a time, since a tenant may make any number. The same version is not tried twice within those times: the status that this
 //! controller writes would otherwise trigger the next try.
 //!
 //! Secrets are watched only in the operator's namespace and in those that the chart lists; elsewhere a mended Secret
@@ -22,7 +22,7 @@ use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::Controller;
-use kube::runtime::controller::Action;
+use kube::runtime::controller::{Action, Config};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::watcher;
 use kube::{Client, ResourceExt};
@@ -35,8 +35,11 @@ use super::{Probed, StoreObject, StoreProblem, Stores};
 
 /// Between two tries of a store that is ready.
 const READY_EVERY: Duration = Duration::from_secs(600);
-/// Between two tries of a store that is not; a mended store is noticed within this.
+/// Between two tries of a store that is not, at first and at last: see [`patience`].
 const NOT_READY_EVERY: Duration = Duration::from_secs(15);
+const NOT_READY_MOST: Duration = Duration::from_secs(120);
+/// Stores of a kind that are tried at the same time.
+const AT_ONCE: u16 = 16;
 /// Between two looks at whether a deleted store is still in use.
 const IN_USE_EVERY: Duration = Duration::from_secs(5);
 /// Of the API server; its errors are retried.
@@ -85,6 +88,7 @@ where
     }
     let stop = stop.clone();
     controller
+        .with_config(Config::default().concurrency(AT_ONCE))
         .graceful_shutdown_on(async move { stop.cancelled().await })
         .run(reconcile::<K>, |_, _, _| Action::requeue(jittered(API_EVERY)), stores.clone())
         .for_each(|result| async move {
@@ -106,9 +110,21 @@ async fn reconcile<K: StoreObject>(store: Arc<K>, stores: Arc<Stores>) -> Result
         set_finalizers(&*store, &stores, &finalizers).await?;
         return Ok(Action::await_change());
     }
-    let (result, wait) = try_store(&*store, &stores).await;
+    let (result, mut wait) = try_store(&*store, &stores).await;
+    if result.is_err() {
+        wait = wait.max(patience(store.status(), Timestamp::now()));
+    }
     write_status(&*store, &stores, &result).await?;
     Ok(Action::requeue(wait))
+}
+
+/// How long to leave a store alone that is not ready: a tenth of how long that has been so, at most [`NOT_READY_MOST`]. Whoever changes
+/// the resource or its Secret has it tried at once, and sessions that wait try it themselves.
+fn patience(status: Option<&StoreStatus>, now: Timestamp) -> Duration {
+    let ready = status.and_then(|status| conditions::get(&status.conditions, READY));
+    let since = ready.filter(|ready| ready.status == "False").map(|ready| ready.last_transition_time.0);
+    let age = since.and_then(|since| Duration::try_from(now.duration_since(since)).ok());
+    jittered((age.unwrap_or_default() / 10).clamp(NOT_READY_EVERY, NOT_READY_MOST))
 }
 
 /// The newest result for this version, and when to look again.

@@ -92,18 +92,23 @@ pub(super) async fn read(
     parse(&secret, namespace, name).map(|credential| (credential, version))
 }
 
+/// The longest value of a Secret: tokens of a session are the longest, and have a few thousand.
+const VALUE_MAX: usize = 16 << 10;
+
 fn parse(secret: &Secret, namespace: &str, name: &str) -> Result<Credential, StoreProblem> {
     let text = |key: &str| -> Result<Option<String>, StoreProblem> {
         let Some(value) = secret.data.as_ref().and_then(|data| data.get(key)) else { return Ok(None) };
         // A newline at the end is what `echo` leaves behind; anything else that is not printable is a mistake.
         let text = std::str::from_utf8(&value.0).unwrap_or("\u{0}").trim_end_matches(['\r', '\n']);
-        if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(StoreProblem::new(
-                reason::SECRET_INVALID,
-                format!("key {key} of Secret {namespace}/{name} is empty or holds more than printable ASCII"),
-            ));
-        }
-        Ok(Some(text.to_owned()))
+        let wrong = if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            "is empty or holds more than printable ASCII".to_owned()
+        } else if text.len() > VALUE_MAX {
+            format!("has {} bytes, no credential has more than {VALUE_MAX}", text.len())
+        } else {
+            return Ok(Some(text.to_owned()));
+        };
+        let message = format!("key {key} of Secret {namespace}/{name} {wrong}");
+        Err(StoreProblem::new(reason::SECRET_INVALID, message))
     };
     let required = |key: &str| {
         text(key)?.ok_or_else(|| {

@@ -44,19 +44,22 @@ const AWS: &str = "aws";
 /// What tenants' stores may reach.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EndpointPolicy {
-    /// Endpoints as `https://minio.example.com:9000`, or `aws` for stores without one. Empty: none.
+    /// Endpoints as `https://minio.example.com:9000`, `https://*.storage.example.com` where buckets have hosts of their own, or `aws`
+    /// for stores without one. Empty: none.
     pub allowed: Vec<String>,
     /// What is refused wherever an endpoint's name leads: besides loopback, link-local and the like, pods and Services.
     pub guard: Guard,
 }
 
 impl EndpointPolicy {
-    /// Whether a tenant's store may name this endpoint; what it resolves to is checked at each connection.
+    /// Whether a tenant's store may name this endpoint; what it resolves to is checked at each connection. Without `path_style` the
+    /// bucket's name, which the tenant chooses, is a part of the host.
     ///
     /// # Errors
     /// `EndpointNotAllowed`, or `EndpointAddressRefused` for an address in the place of a name.
-    pub fn admit(&self, endpoint: Option<&str>) -> Result<(), StoreProblem> {
+    pub fn admit(&self, endpoint: Option<&str>, path_style: bool) -> Result<(), StoreProblem> {
         let wanted = endpoint.map_or_else(|| AWS.to_owned(), normal);
+        let wanted = if path_style { wanted } else { wanted.replacen("://", "://*.", 1) };
         if !self.allowed.iter().any(|allowed| normal(allowed) == wanted) {
             return Err(StoreProblem::new(
                 reason::ENDPOINT_NOT_ALLOWED,
@@ -255,9 +258,9 @@ mod tests {
     #[test]
     fn tenants_reach_nothing_by_default() {
         let none = EndpointPolicy::default();
-        assert_eq!(none.admit(None).unwrap_err().reason, reason::ENDPOINT_NOT_ALLOWED);
+        assert_eq!(none.admit(None, false).unwrap_err().reason, reason::ENDPOINT_NOT_ALLOWED);
         assert_eq!(
-            none.admit(Some("https://minio.example.com")).unwrap_err().reason,
+            none.admit(Some("https://minio.example.com"), true).unwrap_err().reason,
             reason::ENDPOINT_NOT_ALLOWED
         );
     }
@@ -265,15 +268,30 @@ mod tests {
     #[test]
     fn tenants_reach_what_is_listed_in_any_spelling() {
         let some = policy(&["https://MinIO.example.com:443/", "aws"], &[]);
-        assert!(some.admit(Some("https://minio.example.com")).is_ok());
-        assert!(some.admit(None).is_ok());
+        assert!(some.admit(Some("https://minio.example.com"), true).is_ok());
+        assert!(some.admit(None, false).is_ok());
         for other in [
             "http://minio.example.com",
             "https://minio.example.com:9000",
             "https://minio.example.com.evil.org",
         ] {
-            assert_eq!(some.admit(Some(other)).unwrap_err().reason, reason::ENDPOINT_NOT_ALLOWED, "{other}");
+            assert_eq!(
+                some.admit(Some(other), true).unwrap_err().reason,
+                reason::ENDPOINT_NOT_ALLOWED,
+                "{other}"
+            );
         }
+    }
+
+    #[test]
+    fn a_bucket_is_a_part_of_a_listed_host_only_where_the_list_says_so() {
+        let one = policy(&["https://storage.example.com"], &[]);
+        let said = one.admit(Some("https://storage.example.com"), false).unwrap_err();
+        assert_eq!(said.reason, reason::ENDPOINT_NOT_ALLOWED);
+        assert!(said.message.contains("https://*.storage.example.com"), "{}", said.message);
+        let any = policy(&["https://*.storage.example.com"], &[]);
+        assert!(any.admit(Some("https://storage.example.com"), false).is_ok());
+        assert!(any.admit(Some("https://storage.example.com"), true).is_err());
     }
 
     #[test]
@@ -281,7 +299,7 @@ mod tests {
         let some =
             policy(&["http://127.0.0.1:9000", "http://[::1]:9000", "http://10.96.0.1"], &["10.96.0.0/16"]);
         for endpoint in ["http://127.0.0.1:9000", "http://[::1]:9000", "http://10.96.0.1"] {
-            let problem = some.admit(Some(endpoint)).unwrap_err();
+            let problem = some.admit(Some(endpoint), true).unwrap_err();
             assert_eq!(problem.reason, reason::ENDPOINT_ADDRESS_REFUSED, "{endpoint}");
         }
     }

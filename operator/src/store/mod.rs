@@ -379,7 +379,7 @@ impl Stores {
             }
         }
         if restricted {
-            self.config.endpoints.admit(spec.endpoint.as_deref())?;
+            self.config.endpoints.admit(spec.endpoint.as_deref(), spec.path_style())?;
         }
         Ok((spec, place))
     }
@@ -461,7 +461,7 @@ impl ResolvedStore {
         extra_ca: Option<&ExtraCa>,
     ) -> Result<Self, StoreProblem> {
         if let Some(policy) = &policy {
-            policy.admit(s3.endpoint.as_deref())?;
+            policy.admit(s3.endpoint.as_deref(), s3.path_style())?;
         }
         let (guard, extra_ca) = (policy.map(|policy| policy.guard), extra_ca.map(ExtraCa::pem));
         let connection = endpoint::connect(&s3, credential, guard, extra_ca.as_deref())?;

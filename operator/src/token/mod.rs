@@ -62,6 +62,8 @@ pub enum Refusal {
     PodGone,
     /// The API server could not be asked; the agent tries again.
     ReviewFailed,
+    /// One connection more than an address may hold: it was ended before it could call.
+    TooManyConnections,
 }
 
 impl Refusal {
@@ -251,12 +253,13 @@ impl Authenticator {
             return answer;
         }
         let reviewed = Places::answer("token", self.review.review(token)).await;
-        drop(turn);
         let status = reviewed.ok_or(Refusal::ReviewFailed)?;
         let claims = Claims::read(token);
         if status.authenticated != Some(true) {
+            // Within the same turn: anybody may come with any claims.
             return Err(self.why_not(&claims).await);
         }
+        drop(turn);
         let ours = status.audiences.iter().flatten().any(|audience| audience == node_api::TOKEN_AUDIENCE);
         if !ours {
             return Err(Refusal::WrongAudience);
@@ -287,10 +290,10 @@ impl Authenticator {
         if claims.subject.as_deref() != Some(&self.username) {
             return Refusal::InvalidToken;
         }
-        match self.pods.uid(pod).await {
-            Ok(Some(found)) if found == *uid => Refusal::InvalidToken,
-            Ok(_) => Refusal::PodGone,
-            Err(_) => Refusal::InvalidToken,
+        match Places::answer("pod", self.pods.uid(pod)).await {
+            Some(Some(found)) if found == *uid => Refusal::InvalidToken,
+            Some(_) => Refusal::PodGone,
+            None => Refusal::InvalidToken,
         }
     }
 }

@@ -558,6 +558,43 @@ async fn without_its_secret_a_session_waits_and_says_so_and_begins_when_it_is_me
 }
 
 #[tokio::test]
+async fn a_start_that_somebody_else_wrote_into_the_store_is_believed_only_where_it_can_be() {
+    let now = jiff::Timestamp::now();
+    let hour = jiff::SignedDuration::from_hours(1);
+    let seconds = jiff::SignedDuration::from_secs(20);
+    // What a time plus a duration cannot be must not end the operator. One that is early is taken for the session's creation; the last but
+    // one is of an operator whose clock was ahead.
+    let starts = [
+        ("9999-12-30T21:59:59Z".to_owned(), false),
+        ("-009999-01-02T01:59:59Z".to_owned(), true),
+        ((now + hour).to_string(), false),
+        ((now - hour).to_string(), true),
+        ((now + seconds).to_string(), true),
+        (now.to_string(), true),
+    ];
+    for (start, is_believed) in starts {
+        let server = Server::in_process().await;
+        let scenario = Scenario::new(&spec(), &server.endpoint);
+        scenario.api.add_pod("web-0", "node-1");
+        let (store, first) =
+            (scenario.store(&server.endpoint), serde_json::json!({"uid": UID, "startTime": start}));
+        let put = reader::create_json(store.object_store().as_ref(), store.prefix(), &Key::Session, &first);
+        put.await.unwrap();
+        scenario.pass().await;
+        let status = scenario.api.status();
+        let Some(began) = status.start_time else {
+            assert!(!is_believed, "{start}");
+            let said = scenario.condition(condition::STORE_READY);
+            assert_eq!(said, ("False".to_owned(), reason::STORE_ERROR.to_owned()), "{start}");
+            continue;
+        };
+        assert!(is_believed, "{start}");
+        let late = began.0.duration_since(now);
+        assert!(late < seconds && late > -seconds, "{start}: {began:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_session_goes_from_its_first_file_to_a_complete_manifest() {
     let server = Server::in_process().await;
     let scenario = Scenario::new(&spec(), &server.endpoint);

@@ -49,7 +49,7 @@ function offset(us) {
   if (us === 0) return '0 s';
   if (Math.abs(s) < 1) return (us / 1e3).toFixed(us % 1000 === 0 ? 0 : 1) + ' ms';
   if (Math.abs(s) < 120) return (Number.isInteger(s) ? s : s.toFixed(1)) + ' s';
-  const min = Math.floor(s / 60), rest = Math.round(s - min * 60);
+  const whole = Math.round(s), min = Math.floor(whole / 60), rest = whole % 60;
   return min < 120 ? min + ' min' + (rest ? ' ' + rest + ' s' : '') : Math.floor(min / 60) + ' h' + (min % 60 ? ' ' + min % 60 + ' min' : '');
 }
 
@@ -254,11 +254,13 @@ class Lines extends Plot {
 
 // Bars from a beginning to an end, one below the other.
 class Timeline extends Plot {
+  static number = 0;
   constructor(chart) {
     super(chart, chart.from_us, Math.max(chart.to_us, chart.from_us + 1));
     this.plot.setAttribute('aria-label', clean(chart.title) + '. Up and down go from bar to bar, plus and minus zoom, 0 shows all.');
     this.figure.append(make('p', { class: 'readout' },
-      'Blue bars ended, hatched ones ended badly, green ones were alive at the end.'));
+      'Blue bars ended, hatched ones ended badly, green ones were alive at the end; the end of grey ones may have been missed.'));
+    this.hatch = 'hatch' + Timeline.number++;
     this.render();
   }
   get least() { return (this.to - this.from) / 1000; }
@@ -278,12 +280,12 @@ class Timeline extends Plot {
     const span = this.chart.spans[this.row];
     if (!span) return '';
     const began = (span.earlier ? 'before ' : '') + offset(span.from_us - this.from);
-    return [clean(span.name), clean(span.detail), 'from ' + began + (span.open ? ', goes on' : ' to ' + offset(span.to_us - this.from))].join(between);
+    return [clean(span.name), clean(span.detail), 'from ' + began + (span.open ? ', goes on' : (span.unseen ? ', seen last at ' : ' to ') + offset(span.to_us - this.from))].join(between);
   }
   render() {
     const height = TOP + BOTTOM + ROW * Math.max(this.chart.spans.length, 1);
     const svg = draw('svg', { viewBox: `0 0 ${this.width} ${height}`, height, 'aria-hidden': 'true', focusable: 'false' });
-    svg.append(draw('defs', {}, draw('pattern', { id: 'hatch', width: 6, height: 6, patternUnits: 'userSpaceOnUse', patternTransform: 'rotate(45)' },
+    svg.append(draw('defs', {}, draw('pattern', { id: this.hatch, width: 6, height: 6, patternUnits: 'userSpaceOnUse', patternTransform: 'rotate(45)' },
       draw('rect', { width: 6, height: 6, fill: 'var(--panel)' }), draw('rect', { width: 3, height: 6, fill: 'var(--crit)' }))));
     this.axis(svg, height);
     this.chart.spans.forEach((span, i) => {
@@ -292,7 +294,7 @@ class Timeline extends Plot {
       const name = clean(span.name);
       svg.append(draw('text', { x: LEFT - 6, y: y + 12, 'text-anchor': 'end' }, name.length > 11 ? name.slice(0, 10) + '…' : name));
       if (right < LEFT || left > this.width - RIGHT) return;
-      const color = span.failed ? 'url(#hatch)' : span.open ? 'var(--c2)' : 'var(--c0)';
+      const color = span.failed ? `url(#${this.hatch})` : span.open ? 'var(--c2)' : span.unseen ? 'var(--c8)' : 'var(--c0)';
       svg.append(draw('rect', { x: left, y: y + 3, width: Math.max(right - left, 2), height: ROW - 6, fill: color, stroke: span.failed ? 'var(--crit)' : 'none', rx: 2 }));
     });
     this.marks(svg, height);

@@ -90,7 +90,7 @@ mod tests {
         let page = page("t", "s", &[]).unwrap();
         for outside in ["src=", "https:", "url(", "@import", "fetch(", "innerHTML"] {
             // The name of SVG is no address that anybody asks, and a pattern is the page's own.
-            let page = page.replace("url(#hatch)", "");
+            let page = page.replace("url(#${this.hatch})", "");
             assert!(!page.contains(outside), "{outside}");
         }
         assert_eq!(page.matches("http:").count(), 1, "the namespace of SVG");

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use dataset::catalogue;
 use serde::Deserialize;
 
-use crate::engine::{Engine, ReportError, ask, three_digits};
+use crate::engine::{Engine, ReportError, ask, stretches, three_digits};
 use crate::format::percent;
 use crate::scope::Scope;
 
@@ -439,7 +439,8 @@ async fn adopted(engine: &impl Engine, pods: &mut BTreeMap<Pod, Inputs>) -> Resu
     Ok(())
 }
 
-/// Sockets that have been in CLOSE_WAIT for longer than a minute when tracing ended: entered before that, and never left.
+/// Sockets that have been in CLOSE_WAIT for longer than a minute when their node's tracing ended: entered before that, and never left.
+/// Of what was entered before a time in which nobody looked, nobody knows whether it was left then.
 async fn leaks(
     engine: &impl Engine,
     scope: &Scope<'_>,
@@ -448,15 +449,18 @@ async fn leaks(
     if scope.has("tcpStates").is_err() || lacks(scope, "tcpStates").is_some() {
         return Ok(());
     }
+    let blind = scope.blind("tcpStates");
+    let last = |node: &str| blind.get(node).into_iter().flatten().map(|(_, to)| *to).max().unwrap_or(0);
+    let looked = scope.ended("tcpStates").into_iter().map(|(node, end)| (node, last(node), end - 60_000_000));
+    let looked = stretches(looked);
     let sql = format!(
-        "SELECT namespace, pod, count(*) AS segments FROM (\
+        "WITH looked AS ({looked}) SELECT namespace, pod, count(*) AS segments FROM (\
              SELECT namespace, pod, node, sock_id, max(CASE WHEN new_state = 'CLOSE_WAIT' THEN CAST(time_utc AS BIGINT) END) AS since, \
                  max(CASE WHEN old_state = 'CLOSE_WAIT' THEN 1 ELSE 0 END) AS gone \
              FROM tcp_states WHERE kind = 'transition' AND sock_id IS NOT NULL \
                  AND (new_state = 'CLOSE_WAIT' OR old_state = 'CLOSE_WAIT') \
              GROUP BY namespace, pod, node, sock_id\
-         ) AS sockets WHERE gone = 0 AND since < {} GROUP BY namespace, pod",
-        scope.to_us - 60_000_000
+         ) AS s JOIN looked l ON s.node = l.node WHERE gone = 0 AND since >= from_us AND since < until_us GROUP BY namespace, pod"
     );
     for (pod, row) in ask::<Of<Named>>(engine, &sql).await?.into_iter().map(Of::split) {
         pods.entry(pod).or_default().leaks = Some(row.segments);

@@ -18,7 +18,7 @@ pub(crate) use self::inputs::SEGMENTS;
 use self::inputs::{Connections, FAILED, Inputs, Receive};
 use self::score::{Counts, Health, LeftOut, Term, VERSION};
 use crate::engine::{Engine, ReportError, ask};
-use crate::format::Unit;
+use crate::format::{Unit, things};
 use crate::scope::{Scope, Section, pod};
 use crate::view::{Advice, Cell, Change, Chart, Figure, Level, Table, View};
 
@@ -206,7 +206,7 @@ impl TcpHealth {
             };
             Figure::cell(term.name, value(term), change)
         }));
-        view.advice.clone_from(&self.advice);
+        view.advice = self.all_advice();
         view.notes.push(format!(
             "{VERSION}: a hundred points, less what each term takes off between its two bounds, over the share of weights with data."
         ));
@@ -265,6 +265,34 @@ impl TcpHealth {
                 bars,
             });
         }
+    }
+
+    /// Of all pods together, and what is true of some pod alone: beside many that do well, one that does not is below every bound. Of
+    /// several such pods the worst is shown.
+    fn all_advice(&self) -> Vec<Advice> {
+        let mut of_pods: BTreeMap<&str, (usize, &PodHealth, &Advice)> = BTreeMap::new();
+        for one in &self.pods {
+            for own in
+                one.advice.iter().filter(|own| self.advice.iter().all(|known| known.cause != own.cause))
+            {
+                let (pods, worst, advice) = of_pods.entry(&own.cause).or_insert((0, one, own));
+                *pods += 1;
+                if own.level > advice.level {
+                    (*worst, *advice) = (one, own);
+                }
+            }
+        }
+        let of_pods = of_pods.into_values().map(|(pods, worst, advice)| {
+            let others = match pods - 1 {
+                0 => String::new(),
+                more => format!(" (and {})", things(more as u64, "other pod", "other pods")),
+            };
+            let evidence = format!("{}{others}: {}", pod(worst.pod.as_deref()), advice.evidence);
+            Advice { evidence, ..advice.clone() }
+        });
+        let mut advice: Vec<Advice> = self.advice.iter().cloned().chain(of_pods).collect();
+        advice.sort_by_key(|one| std::cmp::Reverse(one.level));
+        advice
     }
 
     fn handshakes(&self, view: &mut View) {

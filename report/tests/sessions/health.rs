@@ -2,7 +2,7 @@
 
 //! TCP health where something is left out, cut, sampled or not run: what is not known is in neither side of a term.
 
-use dataset::coverage::CoverageKind;
+use dataset::coverage::{CoverageKind, CoverageRow};
 use dataset::ledger::Term;
 use report::tcp_health::score;
 use report::{Report, Section};
@@ -67,6 +67,30 @@ async fn sockets_that_never_left_a_state_are_told_only_where_every_change_of_sta
     let why = terms.iter().find(|term| term.name == "leak_suspects").unwrap().null_because.clone();
     let said = "the session left some out: 3 events of tcp_states were sampled out, limited or lost";
     assert_eq!(why.as_deref(), Some(said));
+}
+
+#[tokio::test]
+async fn sockets_that_nobody_watched_all_the_time_since_are_no_suspects() {
+    let suspects = async |session: &Session| {
+        let report = report(session).await;
+        let terms = data(&report.tcp_health).all.terms.clone();
+        terms.iter().find(|term| term.name == "leak_suspects").unwrap().numerator
+    };
+    // Entered 25 s and 39 s after the beginning, of 100 s.
+    assert_eq!(suspects(&Session::shop()).await, Some(2));
+    let row = coverage("b", "db", "tcpStates", CoverageKind::Gap);
+    let after = |seconds: i64| row.from_utc_us + seconds * 1_000_000;
+    for (gap, left) in [((30, 35), 1), ((30, 40), 0), ((5, 6), 2)] {
+        let mut session = Session::shop();
+        let (from_utc_us, to_utc_us) = (after(gap.0), after(gap.1));
+        session.coverage.push(CoverageRow { from_utc_us, to_utc_us, ..row.clone() });
+        assert_eq!(suspects(&session).await, Some(left), "{gap:?}");
+    }
+    // What is not seen for a minute: the node's tracing ended before the session's.
+    let mut short = Session::shop();
+    let of_node = short.coverage.iter_mut().filter(|row| row.node == "b");
+    of_node.for_each(|row| row.to_utc_us -= 10_000_000);
+    assert_eq!(suspects(&short).await, Some(1));
 }
 
 #[tokio::test]

@@ -146,6 +146,41 @@ async fn the_shops_processes_are_one_row_for_each_life() {
 }
 
 #[tokio::test]
+async fn a_process_has_its_last_name_whether_it_ended_or_not() {
+    // A container's first process, renamed once it serves; one that calls itself otherwise; one whose last thread has a name of its own.
+    let text = "\
+| ts_ns | weight | node | pod | pid | tid | ppid | start_ns | comm | kind | is_thread | exe | exit_code | signal | group_dead |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+| 101000000000 | 1 | a | web | 7 | 7 | 1 | 101000000000 | runc:[2:INIT] | start | false | | | | |
+| 102000000000 | 1 | a | web | 7 | 7 | 1 | 101000000000 | nginx | exec | false | /usr/sbin/nginx | | | |
+| 9900000000 | 1 | b | db | 8 | 8 | 1 | 9900000000 | zsh | snapshot | false | | | | |
+| 103000000000 | 1 | b | db | 8 | 8 | 1 | 9900000000 | postgres | exec | false | /bin/postgres | | | |
+| 104000000000 | 1 | b | db | 8 | 8 | 1 | 9900000000 | checkpointer | rename | false | | | | |
+| 105000000000 | 1 | b | db | 8 | 9 | 1 | 9900000000 | zz-thread | rename | true | | | | |
+| 101000000000 | 1 | a | web | 10 | 10 | 1 | 100500000000 | sh | start | false | | | | |
+| 102000000000 | 1 | a | web | 10 | 10 | 1 | 100500000000 | java | exec | false | /bin/java | | | |
+| 103000000000 | 1 | a | web | 10 | 10 | 1 | 100500000000 | java | exit | false | | 0 | 0 | false |
+| 104000000000 | 1 | a | web | 10 | 11 | 1 | 100500000000 | gc-worker | exit | true | | 0 | 0 | true |
+";
+    let mut session = Session::shop();
+    session.tables.insert("processes".to_owned(), support::rows::cells(&mut text.lines()));
+    let written = session.write().await;
+    let engine = written.tables().await;
+    let report = Report::new(&written.contents, &engine).await.unwrap();
+    let processes = &data(&report.processes).processes;
+    let mut names: Vec<_> =
+        processes.iter().map(|one| (one.pid, one.comm.as_deref(), one.to_us.is_some())).collect();
+    names.sort_unstable();
+    let expected = [(7, Some("nginx"), false), (8, Some("checkpointer"), false), (10, Some("java"), true)];
+    assert_eq!(names, expected);
+    // The view that `tracelake sql` has says the same.
+    let view = "SELECT pid, comm FROM process_table ORDER BY pid";
+    let rows = report::Engine::rows(&engine, view).await.unwrap();
+    let of_view: Vec<_> = rows.iter().map(|row| row["comm"].as_str()).collect();
+    assert_eq!(of_view, [Some("nginx"), Some("checkpointer"), Some("java")]);
+}
+
+#[tokio::test]
 async fn sampled_processes_are_counted_by_what_their_rows_stand_for() {
     // One of ten rows is there; what came before the session, and what a budget had not sampled yet, stands for itself.
     let text = "\

@@ -8,6 +8,7 @@
 mod bless;
 mod suites;
 
+use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -82,6 +83,11 @@ const PARTS: &[Part] = &[
     part("format", "rustfmt on every crate", Run::Alone(format)),
     part("clippy", "clippy with warnings as errors, host", Run::Alone(clippy)),
     part("clippy-bpf", "the same for the kernel programs' target", Run::Alone(clippy_bpf)),
+    slow(part(
+        "platforms",
+        "the command line for macOS and arm64, as far as Rust's compiler tells without making anything",
+        Run::Alone(platforms),
+    )),
     part("unit", "unit, golden, freshness and conformance tests", Run::Alone(unit)),
     Part {
         when: When::Never,
@@ -313,6 +319,25 @@ fn clippy_bpf() -> Result<()> {
         ])?
         .env("RUSTC_BOOTSTRAP", "1"),
     )
+}
+
+/// Compiles nothing but Rust, and that no further than what is wrong with it: parts in C are made empty, and nothing is linked.
+fn platforms() -> Result<()> {
+    let compiler = cache::dir().join("empty-cc");
+    let script = "#!/bin/sh\n# Makes what it is asked to make, empty.\n\
+                  while [ $# -gt 0 ]; do case $1 in -o) : > \"$2\" ;; *.a) : > \"$1\" ;; esac; shift; done\n";
+    fs::write(&compiler, script).with_context(|| format!("cannot write {}", compiler.display()))?;
+    exec::quiet(exec::command("chmod", ["0755"]).arg(&compiler))?;
+    for target in ["aarch64-apple-darwin", "aarch64-unknown-linux-gnu"] {
+        tools::rust_target(target)?;
+        let mut check = cargo(["clippy", "--locked", "--package", "tracelake", "--target", target])?;
+        for tool in ["CC", "AR"] {
+            check.env(format!("{tool}_{}", target.replace('-', "_")), &compiler);
+        }
+        // Else the SDK is asked for, which only a Mac has.
+        exec::loud(check.env("SDKROOT", "/").args(["--", "-D", "warnings"]))?;
+    }
+    Ok(())
 }
 
 /// What the report's page is tried in.

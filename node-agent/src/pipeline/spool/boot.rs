@@ -16,7 +16,7 @@ use tracing::{error, warn};
 
 use super::journal::{JOURNAL, Record, State};
 use super::open::OpenSegment;
-use super::{Fate, SealedSegment, SegmentId, Spool, SpoolError, TMP, make_dir, remove, sync_dir};
+use super::{Fate, SealedSegment, SegmentId, Share, SpoolError, TMP, make_dir, remove, sync_dir};
 
 const QUARANTINE: &str = "quarantine";
 
@@ -25,12 +25,12 @@ const QUARANTINE: &str = "quarantine";
 pub struct BootSpool {
     pub(super) dir: PathBuf,
     boot: Boot,
-    pub(super) spool: Spool,
+    pub(super) spool: Share,
     state: Mutex<State>,
     pub(super) changed: Notify,
 }
 impl BootSpool {
-    pub(super) fn recover(dir: PathBuf, boot: Boot, spool: Spool) -> Result<Self, SpoolError> {
+    pub(super) fn recover(dir: PathBuf, boot: Boot, spool: Share) -> Result<Self, SpoolError> {
         let path = dir.join(JOURNAL);
         let mut text = Vec::new();
         let mut journal = OpenOptions::new()
@@ -137,8 +137,8 @@ impl BootSpool {
         &self.dir
     }
 
-    /// The spool that this is a part of.
-    pub fn spool(&self) -> &Spool {
+    /// Its session's part of the spool.
+    pub fn spool(&self) -> &Share {
         &self.spool
     }
 

@@ -28,12 +28,13 @@ mod boot;
 mod journal;
 mod open;
 
+use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dataset::key::Boot;
 use dataset::ledger::Term;
@@ -96,12 +97,48 @@ pub enum Fate {
 
 type SegmentId = (String, u64);
 
+/// How many times what is left of the limit a session may have on disk. Alone it has two thirds of the limit, and one whose store is
+/// away for hours leaves room for those that come after it: of a number of such sessions each has less, never one everything.
+const SHARE: u64 = 2;
+
 /// The root folder and its limit.
 #[derive(Clone, Debug)]
 pub struct Spool {
     root: PathBuf,
     max_bytes: u64,
     used: Arc<AtomicU64>,
+    /// What each session has of that.
+    sessions: Arc<Mutex<HashMap<String, Arc<AtomicU64>>>>,
+}
+
+/// A session's part of the spool.
+#[derive(Clone, Debug)]
+pub struct Share {
+    spool: Spool,
+    used: Arc<AtomicU64>,
+}
+
+impl Share {
+    /// Bytes of the session on disk, sealed or being written.
+    pub fn used_bytes(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Whether the session has all that it may: its rows are then counted as lost instead of written.
+    pub fn is_full(&self) -> bool {
+        let left = self.spool.max_bytes.saturating_sub(self.spool.used_bytes());
+        self.used_bytes() >= left.saturating_mul(SHARE)
+    }
+
+    fn add(&self, bytes: u64) {
+        self.used.fetch_add(bytes, Ordering::Relaxed);
+        self.spool.used.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn free(&self, bytes: u64) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+        self.spool.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
 }
 
 impl Spool {
@@ -113,17 +150,12 @@ impl Spool {
         make_dir(root)?;
         let private = fs::Permissions::from_mode(0o700);
         fs::set_permissions(root, private).map_err(SpoolError::at("restrict", root))?;
-        Ok(Self { root: root.to_owned(), max_bytes, used: Arc::default() })
+        Ok(Self { root: root.to_owned(), max_bytes, used: Arc::default(), sessions: Arc::default() })
     }
 
     /// Bytes on disk, sealed or being written.
     pub fn used_bytes(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
-    }
-
-    /// Whether the limit is reached: rows are then counted as lost instead of written.
-    pub fn is_full(&self) -> bool {
-        self.used_bytes() >= self.max_bytes
     }
 
     /// The folder of a session, made if it is not there.
@@ -160,7 +192,7 @@ impl Spool {
     pub fn boot(&self, uid: &str, boot: &Boot) -> Result<Arc<BootSpool>, SpoolError> {
         let dir = self.session_dir(uid)?.join(boot.as_str());
         make_dir(&dir)?;
-        BootSpool::recover(dir, boot.clone(), self.clone()).map(Arc::new)
+        BootSpool::recover(dir, boot.clone(), self.share(uid)).map(Arc::new)
     }
 
     /// Removes everything of a session.
@@ -169,6 +201,7 @@ impl Spool {
     /// When the disk fails.
     pub fn forget(&self, uid: &str) -> Result<(), SpoolError> {
         let dir = self.root.join(uid);
+        lock(&self.sessions).remove(uid);
         match fs::remove_dir_all(&dir) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(SpoolError::at("remove", &dir)(error))
@@ -177,13 +210,14 @@ impl Spool {
         }
     }
 
-    fn add(&self, bytes: u64) {
-        self.used.fetch_add(bytes, Ordering::Relaxed);
+    fn share(&self, uid: &str) -> Share {
+        let used = lock(&self.sessions).entry(uid.to_owned()).or_default().clone();
+        Share { spool: self.clone(), used }
     }
+}
 
-    fn free(&self, bytes: u64) {
-        self.used.fetch_sub(bytes, Ordering::Relaxed);
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn make_dir(path: &Path) -> Result<(), SpoolError> {
@@ -211,5 +245,31 @@ fn remove(path: &Path) -> Result<(), SpoolError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(SpoolError::at("remove", path)(error)),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_whose_store_is_away_leaves_room_for_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = Spool::open(folder.path(), 900).unwrap();
+        let [one, other] = ["one", "other"].map(|uid| spool.share(uid));
+        one.add(599);
+        assert!(!one.is_full());
+        one.add(1);
+        assert!(one.is_full() && !other.is_full());
+        // What is left is shared again, and nobody has all of it.
+        other.add(199);
+        assert!(!other.is_full());
+        other.add(1);
+        assert!(other.is_full() && !spool.share("a third").is_full());
+        // Another boot of a session is the same session.
+        one.free(300);
+        assert!(!other.is_full() && spool.share("one").used_bytes() == 300);
+        spool.forget("one").unwrap();
+        assert_eq!((spool.share("one").used_bytes(), spool.used_bytes()), (0, 500));
     }
 }

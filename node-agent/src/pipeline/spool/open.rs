@@ -14,7 +14,7 @@ use tracing::{error, warn};
 
 use super::boot::BootSpool;
 use super::journal::Record;
-use super::{SealedSegment, Spool, SpoolError, remove, sync_dir};
+use super::{SealedSegment, Share, SpoolError, remove, sync_dir};
 
 /// Writes a file and hashes it on the way.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ pub struct HashingFile {
     file: File,
     sha256: Sha256,
     bytes: u64,
-    spool: Spool,
+    spool: Share,
     sealed: bool,
 }
 
