@@ -113,7 +113,7 @@ pub(crate) fn deleted(last: &TraceSession) -> String {
         return format!("{title} was deleted meanwhile, before it had a place for data");
     };
     let uri = plain(&dataset.uri);
-    let store = dataset.endpoint.map(|endpoint| format!(" and AWS_ENDPOINT={}", plain(&endpoint)));
+    let store = dataset.endpoint.map(|endpoint| format!(" and AWS_ENDPOINT_URL={}", plain(&endpoint)));
     format!(
         "{title} was deleted meanwhile; what it recorded is at {uri}: with credentials of its store{} `{program} verify {uri}` checks it",
         store.unwrap_or_default()

@@ -3,7 +3,7 @@
 //! Where a dataset is: a folder, an `s3://bucket/prefix` URL, or a session of a cluster.
 //!
 //! S3 is reached with the caller's own credentials, in the way other tools do: `AWS_ACCESS_KEY_ID`,
-//! `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT`, a [profile](crate::profile), or the machine's role. For a session that a
+//! `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT_URL`, a [profile](crate::profile), or the machine's role. For a session that a
 //! cluster names, what the environment leaves out is as its status says, and what that leaves out as the profile does. With
 //! `--via-operator` no credentials of the store are needed.
 

@@ -143,7 +143,7 @@ pub mod reason {
     pub const WINDOW_ENDED: &str = "WindowEnded";
     /// `Collecting=False`, and of `failingNodes`: no node can run what was asked for.
     pub const UNSUPPORTED: &str = "Unsupported";
-    /// `Collecting=False`: no store became ready before `startDeadline`.
+    /// `Collecting=False`: no store became ready, or no place in the namespace free, before `startDeadline`.
     pub const START_DEADLINE_EXCEEDED: &str = "StartDeadlineExceeded";
     /// `Collecting=False`, and of `failingNodes`: every place for a session on the node is taken.
     pub const NODE_CAPACITY: &str = "NodeCapacity";

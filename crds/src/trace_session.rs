@@ -80,8 +80,8 @@ pub struct TraceSessionSpec {
     #[x_kube(validation = between("1s", "24h"))]
     pub duration: Interval,
 
-    /// How long the session may wait for its store before it is Failed: 1s to 24h. Left out: as long as `duration`. It begins later
-    /// than that where its store is fine and no operator was there.
+    /// How long the session may wait for its store, or for a place among its namespace's sessions, before it is Failed: 1s to 24h. Left
+    /// out: as long as `duration`. It begins later than that where its store is fine and no operator was there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = between("1s", "24h"))]
     pub start_deadline: Option<Interval>,
@@ -464,7 +464,7 @@ pub struct TraceSessionStatus {
 /// Where a session is.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {
-    /// Waits to be accepted, for its store or for pods.
+    /// Waits to be accepted, for its store or for a place among its namespace's sessions.
     Pending,
     /// Nodes load their hooks.
     Preparing,

@@ -15,7 +15,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::Command;
 use tracelake_e2e::pods::{self, PodSpec};
 use tracelake_e2e::rows::{Dataset, text};
-use tracelake_e2e::session::{Session, condition};
+use tracelake_e2e::session::{Session, WINDOW, condition};
 use tracelake_e2e::{Env, in_namespace, store};
 
 const NAME: &str = "checkout";
@@ -74,7 +74,7 @@ fn a_session_is_run_watched_stopped_and_told_about_from_the_command_line() -> Re
             "--collectors",
             "processes",
             "--duration",
-            "15m",
+            WINDOW,
             "--via-operator",
             "--operator-namespace",
             &env.system,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use crds::{ClusterTraceStore, TraceSchedule, TraceStore};
-use futures::future::join_all;
+use futures::future::{join_all, try_join_all};
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use kube::ResourceExt;
@@ -19,6 +19,7 @@ use kube::runtime::wait::await_condition;
 use regex::Regex;
 use serde_json::{Value, json};
 use tokio::process::Command;
+use tracelake_e2e::pods::{self, PodSpec};
 use tracelake_e2e::session::Session;
 use tracelake_e2e::{Env, PATIENCE, in_namespace, store};
 
@@ -28,6 +29,8 @@ const HEAD: &str = "\
 Made by a test from the output on a real cluster (`e2e/tests/failures.rs`): the status and Events of each object, without what
 differs from time to time.
 ";
+/// Of the pods that sessions record.
+const LABEL: &str = "failures";
 /// Without a change for so long, and nothing more is said: an Event follows the status that it is about.
 const STILL: Duration = Duration::from_secs(5);
 
@@ -110,6 +113,24 @@ const CASES: &[Case] = &[
     },
 ];
 
+/// Failures of sessions that record already.
+const LATER: &[Case] = &[
+    Case {
+        title: "The store's Secret is deleted while nodes record",
+        name: "lost-secret",
+        spec: "{target: {podSelector: {matchLabels: {tracelake-e2e: failures}}}, duration: 1h, drainTimeout: 10s, collectors: [{name: processes}], storeRef: {kind: ClusterTraceStore, name: STORE-lost-secret}}",
+        says: &["SecretNotFound"],
+    },
+    Case {
+        title: "A session's budget is used up",
+        name: "over-budget",
+        spec: "{target: {podSelector: {matchLabels: {tracelake-e2e: failures}}}, duration: 1h, collectors: [{name: processes}], budget: {eventsPerSecond: 1, onExceeded: Stop}}",
+        says: &["BudgetStopped", "Completed"],
+    },
+];
+/// Stores with a Secret of their own, beside the dev store's.
+const WITH_SECRET: [&str; 2] = ["wrong-key", "lost-secret"];
+
 #[test]
 fn describe_alone_explains_each_failure_as_the_documentation_shows_it() -> Result<()> {
     in_namespace("failures", |env, ns| async move {
@@ -122,8 +143,10 @@ fn describe_alone_explains_each_failure_as_the_documentation_shows_it() -> Resul
             }
         }
         let secrets: Api<Secret> = Api::namespaced(env.client.clone(), &env.system);
-        // Where the first of them could not be made, there is none.
-        let _ = secrets.delete(&format!("{ns}-wrong-key"), &DeleteParams::default()).await;
+        for name in WITH_SECRET {
+            // Where the first of them could not be made, and when all was tested, there is none.
+            let _ = secrets.delete(&format!("{ns}-{name}"), &DeleteParams::default()).await;
+        }
         let page = shown?;
         let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs/failures.md");
         if std::env::var_os("UPDATE").is_some() {
@@ -142,27 +165,53 @@ fn describe_alone_explains_each_failure_as_the_documentation_shows_it() -> Resul
 async fn shown(env: &Env, ns: &str) -> Result<String> {
     stores(env, ns).await?;
     for case in CASES {
-        let spec: Value = serde_yaml::from_str(&case.spec.replace("STORE", ns))?;
-        Session::create(&env.client, ns, case.name, spec).await?;
+        create(env, ns, case).await?;
     }
+    fail_later(env, ns).await?;
     let mut page = HEAD.to_owned();
-    let said = CASES.iter().map(|case| settled(env, ns, "tracesession", case.name, case.says));
-    for (case, said) in CASES.iter().zip(join_all(said).await) {
+    let cases = || CASES.iter().chain(LATER);
+    let said = cases().map(|case| settled(env, ns, "tracesession", case.name, case.says));
+    for (case, said) in cases().zip(join_all(said).await) {
         page += &section(case.title, &case.spec.replace("STORE-", ""), &said.with_context(|| case.title)?);
     }
     page += &schedule(env, ns).await?;
     Ok(page)
 }
 
+async fn create(env: &Env, ns: &str, case: &Case) -> Result<Session> {
+    let spec: Value = serde_yaml::from_str(&case.spec.replace("STORE", ns))?;
+    Session::create(&env.client, ns, case.name, spec).await
+}
+
+/// Lets the sessions of [`LATER`] record, and then what goes wrong with them.
+async fn fail_later(env: &Env, ns: &str) -> Result<()> {
+    let api = pods::api(&env.client, ns);
+    let (node, _) = env.two_nodes().await?;
+    PodSpec::workload("idle", LABEL, &["sleep"]).on(&node).start(&api).await?;
+    for session in try_join_all(LATER.iter().map(|case| create(env, ns, case))).await? {
+        session.recording().await?;
+    }
+    let secrets: Api<Secret> = Api::namespaced(env.client.clone(), &env.system);
+    secrets.delete(&format!("{ns}-lost-secret"), &DeleteParams::default()).await?;
+    PodSpec::workload("spawner", LABEL, &["spawn", "300", "/usr/bin/true"]).on(&node).run(&api).await?;
+    Ok(())
+}
+
 /// Stores with one fault each, made from the chart's.
 async fn stores(env: &Env, ns: &str) -> Result<()> {
     let secrets: Api<Secret> = Api::namespaced(env.client.clone(), &env.system);
-    let wrong = json!({ "metadata": { "name": format!("{ns}-wrong-key") },
-        "stringData": { "accessKeyId": "somebody", "secretAccessKey": "else" } });
-    secrets.create(&PostParams::default(), &serde_json::from_value(wrong)?).await?;
+    let (id, key) = store::credentials(&env.client, &env.system).await?;
+    for (name, (id, key)) in WITH_SECRET.into_iter().zip([("somebody", "else"), (&*id, &*key)]) {
+        let secret = json!({ "metadata": { "name": format!("{ns}-{name}") },
+            "stringData": { "accessKeyId": id, "secretAccessKey": key } });
+        secrets.create(&PostParams::default(), &serde_json::from_value(secret)?).await?;
+    }
+    let with_secret =
+        |name: &str| json!({ "credentials": { "secretRef": { "name": format!("{ns}-{name}") } } });
     for (name, change) in [
         ("barred", json!({ "allowedNamespaces": ["elsewhere"] })),
-        ("wrong-key", json!({ "credentials": { "secretRef": { "name": format!("{ns}-wrong-key") } } })),
+        ("wrong-key", with_secret("wrong-key")),
+        ("lost-secret", with_secret("lost-secret")),
         ("no-secret", json!({ "credentials": { "secretRef": { "name": "nowhere" } } })),
         ("unreachable", json!({ "s3": { "bucket": "traces", "endpoint": "http://tracelake-dev-store:9" } })),
     ] {
@@ -231,7 +280,7 @@ async fn describe(env: &Env, ns: &str, kind: &str, name: &str) -> Result<String>
             (r"(?m)^(  (?:Normal|Warning) +\S+) +\S+( \(x\d+ over \S+\))? +(\S+) +", "${1}  ${3}  "),
             (r"(?m)^  (Type +Reason|-+ +-+) +\S+ +(\S+) +", "  ${1}  ${2}  "),
             (r"(?m)^  (Normal |Warning|Type|----) +(\S+) +(\S+) +", "  ${1}  ${2}  ${3}  "),
-            (r"\b\d+ bytes", "<n> bytes"),
+            (r"\b\d+ (bytes|a second)", "<n> ${1}"),
             (r" +\n", "\n"),
             // Conditions with nothing to say.
             (r"(?m)^    Message:\n    Reason: +AsExpected\n    Status: +False\n    Type: +\w+\n", ""),
@@ -255,6 +304,7 @@ async fn describe(env: &Env, ns: &str, kind: &str, name: &str) -> Result<String>
         .replace(&format!("{ns}-"), "")
         .replace(ns, "shop")
         .replace(&env.system, "tracelake-system")
+        .replace(&env.nodes().await?[0], "node-a")
         .trim_end()
         .to_owned())
 }

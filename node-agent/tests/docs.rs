@@ -114,7 +114,8 @@ fn common() -> String {
     }
     write!(
         text,
-        "\n## Queries\n\nThose of the pages are for DuckDB, with a view for each table:\n\n\
+        "\nIn the files `Dict`, `Ip` and `Text` are strings (the first two with a dictionary); `TimeUtc` is a timestamp in UTC, in microseconds.\n\n\
+         ## Queries\n\nThose of the pages are for DuckDB, with a view for each table:\n\n\
          ```sql\nCREATE VIEW processes AS FROM 'DATASET/processes/*.parquet';\n```\n\n\
          A table that no rows were written to has no folder.\n\n\
          ## Histograms\n\nA column of type Histogram is a list of at most {SLOTS} counts, without the zeros at its end. Count i, from 0 on, is of values from 2^i to below \

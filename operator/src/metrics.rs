@@ -73,7 +73,7 @@ pub struct Metrics {
     pub reconciles: Family<Outcome, Counter>,
     /// Writes to a session's status, by outcome.
     pub status_writes: Family<Outcome, Counter>,
-    /// Manifests written, by verdict.
+    /// Manifests written: ok of a complete session, error of an incomplete one.
     pub manifests: Family<Outcome, Counter>,
     /// Unix time of the last change that a watch brought, by kind. Where nothing changes it stays.
     pub watch_seen: Family<Kind, Gauge>,
@@ -108,7 +108,7 @@ impl Metrics {
             "Writes to sessions' status, by result",
             self.status_writes.clone(),
         );
-        registry.register("manifests", "Manifests written, by verdict", self.manifests.clone());
+        registry.register("manifests", "Manifests written, by result: ok of a complete session, error of an incomplete one", self.manifests.clone());
         registry.register(
             "watch_seen_timestamp_seconds",
             "When a watch last brought a change, by kind",

@@ -5,7 +5,7 @@
 //! In: flags, or a file. Out: a session of the cluster; progress on standard error; on standard output where the dataset is, whether it
 //! is whole, and its report, from the objects themselves where the caller can read them, otherwise from the session's status. Of a
 //! session that is deleted meanwhile, as one whose time to live is over at once, the objects tell how it ended. For programs standard
-//! output has the session alone, as it ended, and what the dataset is found to be goes to standard error.
+//! output has the session alone, as it ended or was last seen, and what the dataset is found to be goes to standard error.
 //! Ctrl-C asks the session to stop and waits for it; again, it is left alone.
 
 mod selector;
@@ -71,8 +71,8 @@ pub(crate) struct Args {
     #[cfg(feature = "sql")]
     #[arg(long)]
     no_report: bool,
-    /// How to print the session, as it is when it is over; for programs no report comes after it. With --no-wait as it was made,
-    /// with --dry-run as it would be (YAML if not said).
+    /// How to print the session, as it is when it is over or was last seen; for programs no report comes after it. With --no-wait as
+    /// it was made, with --dry-run as it would be (YAML if not said).
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
     #[command(flatten)]
@@ -156,7 +156,9 @@ async fn follow_one(
     let status = view::status(&session);
     if gone {
         say(&format!("{}: {}\n", program(), follow::deleted(&session)));
-    } else {
+    }
+    // A program is given one in any case.
+    if !gone || args.output != Format::Table {
         list::tidy(&mut session);
         args.output.print(|| &session, || ending(&session))?;
     }

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt, stream};
+use http::uri::Authority;
 use node_api::data::data_client::DataClient;
 use node_api::data::{ListRequest, ListResponse};
 use object_store::path::Path;
@@ -124,8 +125,8 @@ impl ViaOperator {
             .connect_timeout(CONNECT_TIMEOUT)
             .read_timeout(READ_TIMEOUT);
         if let Some(elsewhere) = &inner.elsewhere {
-            // HTTP/2 would ask by the port that was forwarded, not by the one that was signed.
-            http = http.dns_resolver(Arc::new(elsewhere.clone())).http1_only();
+            // HTTP/2 would ask by the port that was forwarded, not by the one that was signed; a proxy would look the name up itself.
+            http = http.dns_resolver(Arc::new(elsewhere.clone())).http1_only().no_proxy();
         }
         Ok((Self(Arc::new(Inner { uid: first.uid, http: http.build()?, ..inner })), first.uri))
     }
@@ -238,16 +239,25 @@ struct Elsewhere {
 
 impl Elsewhere {
     fn parse(address: &str) -> Result<Self> {
-        let url = Url::parse(&format!("http://{address}")).ok();
-        let parts = url.as_ref().and_then(|url| Some((url.host_str()?, url.port_or_known_default()?)));
-        let (host, port) = parts.with_context(|| format!("--store-address {address} is not HOST:PORT"))?;
+        // A user's name before the host would be part of it.
+        let parsed = address.parse::<Authority>().ok().filter(|_| !address.contains('@'));
+        let parts = parsed.as_ref().and_then(|parsed| Some((parsed.host(), parsed.port_u16()?)));
+        let (host, port) = parts
+            .filter(|(host, _)| !host.is_empty())
+            .with_context(|| format!("--store-address {address:?} is not HOST:PORT"))?;
         Ok(Self { host: host.to_owned(), port })
+    }
+}
+
+impl fmt::Display for Elsewhere {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
     }
 }
 
 impl Resolve for Elsewhere {
     fn resolve(&self, _: Name) -> Resolving {
-        let there = format!("{}:{}", self.host, self.port);
+        let there = self.to_string();
         Box::pin(async move {
             let found: Vec<_> = tokio::net::lookup_host(there).await?.collect();
             Ok(Box::new(found.into_iter()) as Addrs)
@@ -267,14 +277,17 @@ fn is_for_a_while(status: StatusCode) -> bool {
     status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error()
 }
 
-fn unreached(error: reqwest::Error, known: &Known) -> anyhow::Error {
+fn unreached(error: reqwest::Error, known: &Known, elsewhere: Option<&Elsewhere>) -> anyhow::Error {
     // Its URL is a secret, and long.
     let error = anyhow::Error::from(error.without_url());
     let host = Url::parse(&known.url).ok().and_then(|url| url.host_str().map(str::to_owned));
     let host = host.unwrap_or_default();
-    error.context(format!(
-        "the store at {host} cannot be reached from here; if you forwarded a port to it, name that with --store-address"
-    ))
+    error.context(match elsewhere {
+        Some(there) => format!("the store {host} cannot be reached at {there}, which --store-address names"),
+        None => format!(
+            "the store at {host} cannot be reached from here; if you forwarded a port to it, name that with --store-address"
+        ),
+    })
 }
 
 fn refused(status: &Status) -> anyhow::Error {
@@ -340,7 +353,7 @@ impl ObjectStore for ViaOperator {
             let answer = request.send().await;
             let passes = answer.as_ref().map_or(true, |answer| is_for_a_while(answer.status()));
             if !passes || tries == STORE_TRIES {
-                break (answer.map_err(|error| generic(unreached(error, &known)))?, known, part);
+                break (answer.map_err(|error| generic(unreached(error, &known, self.0.elsewhere.as_ref())))?, known, part);
             }
             tokio::time::sleep(pause).await;
             (tries, pause) = (tries + 1, pause * 2);

@@ -245,11 +245,19 @@ async fn a_store_behind_a_forwarded_port_is_asked_by_the_name_that_was_signed() 
     assert!(error.contains("store.invalid") && error.contains("--store-address"), "{error}");
     assert!(!error.contains("page="), "a URL is a secret: {error}");
 
-    let (fake, mut source) = start(900, Vec::new(), None).await;
-    source.store_address = Some("local host:8333".to_owned());
-    let error = ViaOperator::open(source).await.unwrap_err().to_string();
-    assert_eq!(error, "--store-address local host:8333 is not HOST:PORT");
-    assert!(fake.asked.lock().unwrap().is_empty(), "before anybody is asked");
+    let (_, mut source) = start(900, Vec::new(), Some("http://store.system.svc:8333")).await;
+    source.store_address = Some("localhost:1".to_owned());
+    let error = failed(source).await;
+    assert!(error.contains("store.system.svc cannot be reached at localhost:1"), "{error}");
+
+    for wrong in ["local host:8333", "localhost", "localhost:", ":8333", "me@localhost:8333", "localhost:8333/x"] {
+        let (fake, mut source) = start(900, Vec::new(), None).await;
+        source.store_address = Some(wrong.to_owned());
+        let error = ViaOperator::open(source).await.unwrap_err().to_string();
+        assert_eq!(error, format!("--store-address {wrong:?} is not HOST:PORT"));
+        assert!(fake.asked.lock().unwrap().is_empty(), "before anybody is asked");
+    }
+    assert_eq!(Elsewhere::parse("[::1]:8333").unwrap().to_string(), "[::1]:8333");
 }
 
 /// A certificate for the host of a URL, which is its own authority.

@@ -59,6 +59,12 @@ async fn of_one_that_cannot_be_read_from_here_nobody_knows_how_it_ended() {
         assert_eq!(ran.code, Some(1), "{ran:?}");
         assert!(ran.err.contains(DELETED) && ran.err.contains(place), "{ran:?}");
     }
+    server.world().statuses = [in_store(&store, "Running")].into();
+    server.world().then = Then::Gone;
+    let ran = server.run("run --all-pods --name checkout -o json").await;
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    let last: Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(last["status"]["phase"], "Running", "as it was last seen: {ran:?}");
     for line in ["stop checkout", "status checkout --watch"] {
         server.world().sessions = vec![session("checkout", Value::Null)];
         server.world().statuses = [in_store(&store, "Running"), in_store(&store, "Running")].into();

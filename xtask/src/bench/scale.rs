@@ -207,7 +207,7 @@ fn page(outcome: &Outcome, small: Option<&Outcome>, machine: &BTreeMap<&'static 
     if let Some(small) = small {
         _ = writeln!(
             text,
-            "\nThen the same with {} nodes, {} pods and {} sessions (G15), of which the idle time alone is looked at: {} s.",
+            "Then the same with {} nodes, {} pods and {} sessions (G15), of which the idle time alone is looked at: {} s.\n",
             short(small.nodes as f64),
             short(small.pods as f64),
             small.sessions,
