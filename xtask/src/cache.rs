@@ -3,9 +3,9 @@
 //! The folder for everything that commands make: `$XDG_CACHE_HOME/tracelake` or `~/.cache/tracelake`.
 //!
 //! An entry is named after the hash of its inputs, is made under a temporary name and renamed when it
-//! is complete: a changed input makes a new entry, an unchanged one costs nothing, and an interrupted
-//! command leaves nothing half-made behind. The whole folder may be deleted at any time while no
-//! cluster runs.
+//! is complete: a changed input makes a new entry, an unchanged one costs nothing, and what an interrupted
+//! command leaves is never taken for an entry, and goes when the next one is made. The whole folder may be
+//! deleted at any time while no cluster runs.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -115,9 +115,14 @@ pub(crate) struct Key(Sha256);
 
 impl Key {
     /// Adds a text, such as a version or a recipe.
-    pub(crate) fn text(mut self, text: &str) -> Self {
-        self.0.update(text.len().to_le_bytes());
-        self.0.update(text);
+    pub(crate) fn text(self, text: &str) -> Self {
+        self.bytes(text.as_bytes())
+    }
+
+    /// Adds what would be a file's content.
+    pub(crate) fn bytes(mut self, bytes: &[u8]) -> Self {
+        self.0.update(bytes.len().to_le_bytes());
+        self.0.update(bytes);
         self
     }
 
@@ -151,7 +156,8 @@ impl Key {
     }
 }
 
-/// The entry `kind/name-KEY`, made by `make` (which gets the path to create, a file or a folder) when it is absent.
+/// The entry `kind/name-KEY`, made by `make` (which gets the path to create, a file or a folder) when it is absent. What
+/// `make` needs beside that has the same path with an extension.
 pub(crate) fn entry(
     kind: &str,
     name: &str,
@@ -168,8 +174,9 @@ pub(crate) fn entry(
         return Ok(path);
     }
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    let temporary = path.with_added_extension("tmp");
-    remove(&temporary)?;
+    forget_interrupted(&folder, name)?;
+    // Its own, since a child of a maker that was killed may still write to that of the maker.
+    let temporary = path.with_added_extension(format!("{}.tmp", std::process::id()));
     step(&format!("{kind}: {name}"), || make(&temporary))
         .with_context(|| format!("cannot make {}", path.display()))?;
     fs::rename(&temporary, &path).with_context(|| format!("{} was not made", temporary.display()))?;
@@ -195,20 +202,54 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
     removed.with_context(|| format!("cannot remove {}", path.display()))
 }
 
+/// Removes what makers of this name left that did not come to their end; whoever calls it is the only one.
+fn forget_interrupted(folder: &Path, name: &str) -> Result<()> {
+    for path in of_name(folder, name)?.iter().filter(|path| path.extension().is_some()) {
+        // Where a child of the maker still writes, some of it may stay until the next time.
+        let _ = remove(path);
+    }
+    Ok(())
+}
+
 fn forget_replaced(folder: &Path, name: &str, current: &Path) -> Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        let same_name = path
-            .file_name()
-            .and_then(|file| file.to_str()?.rsplit_once('-').map(|(stem, _)| stem == name))
-            .unwrap_or(false);
+    for path in of_name(folder, name)? {
         let age = path.metadata().and_then(|metadata| metadata.modified()).ok();
         let old = age
             .and_then(|time| SystemTime::now().duration_since(time).ok())
             .is_some_and(|age| age > KEEP_REPLACED);
-        if same_name && old && path != current {
+        if old && path != current {
             remove(&path)?;
         }
     }
     Ok(())
+}
+
+/// The entries of a name, and with an extension what belongs to their making. Names have no dot, keys and extensions no hyphen.
+fn of_name(folder: &Path, name: &str) -> Result<Vec<PathBuf>> {
+    let paths = fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    let is_of = |path: &PathBuf| {
+        let file = path.file_name().and_then(|file| file.to_str()?.rsplit_once('-'));
+        file.is_some_and(|(stem, _)| stem == name)
+    };
+    Ok(paths.into_iter().filter(is_of).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_interrupted_makers_of_a_name_left_goes() {
+        let folder = std::env::temp_dir().join(format!("tracelake-cache-{}", std::process::id()));
+        fs::create_dir_all(folder.join("node-12.345.tmp.root")).unwrap();
+        for name in ["node-12", "node-34.567.tmp", "node-34.567.tmp.root.log", "kind-node-56.78.tmp"] {
+            File::create(folder.join(name)).unwrap();
+        }
+        forget_interrupted(&folder, "node").unwrap();
+        let left = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut left: Vec<_> = left.collect();
+        left.sort();
+        fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(left, ["kind-node-56.78.tmp", "node-12"], "entries, and what others make right now");
+    }
 }

@@ -34,7 +34,9 @@ pub(crate) fn archive(packages: &[&str], path: &Path) -> Result<()> {
 /// Such an archive, made in a container of Debian's own image: whichever suite this machine has.
 pub(crate) fn archive_by_docker(packages: &[&str], path: &Path) -> Result<()> {
     let image = format!("debian:{SUITE}-slim");
-    let mut docker = exec::command("docker", ["run", "--rm", &image, "sh", "-ec", IN_CONTAINER, "install"]);
+    // A shell that is a container's first process would not notice Ctrl-C.
+    let run = ["run", "--rm", "--init", &image, "sh", "-ec", IN_CONTAINER, "install"];
+    let mut docker = exec::command("docker", run);
     docker.args(packages).stdout(File::create(path)?);
     exec::quiet(&mut docker).context("cannot make a Debian root file system in a container")
 }

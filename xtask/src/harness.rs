@@ -17,12 +17,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
-use crate::cluster::Choice;
+use crate::cluster::{Choice, state_file};
 use crate::{cache, exec, image, tools};
 
 const MARK: &str = "TRACELAKE_HARNESS_TEST";
 /// kind's node that has the API server.
 const CONTROL_PLANE: &str = "tracelake-control-plane";
+/// And the other one.
+const WORKER: &str = "tracelake-worker";
 /// From the command to a process of the cluster that runs; what has to be built is built by the first start.
 const PATIENCE: Duration = Duration::from_secs(180);
 
@@ -41,7 +43,14 @@ pub(crate) fn run(choice: Option<Choice>) -> Result<()> {
         "a cluster runs: end it with `cargo xtask cluster down`"
     );
     for (_, provider) in chosen {
-        cache::step(&format!("harness: {provider}"), || of(provider)).context(*provider)?;
+        let passed = cache::step(&format!("harness: {provider}"), || of(provider)).context(*provider);
+        if passed.is_err() {
+            // What it found wrong says more than what is wrong with this.
+            if let Err(error) = exec::quiet(&mut xtask(&["cluster", "down"])) {
+                eprintln!("harness: the cluster of the test that failed was not ended: {error:#}");
+            }
+        }
+        passed?;
     }
     Ok(())
 }
@@ -53,17 +62,22 @@ fn of(provider: &str) -> Result<()> {
     let node = match provider {
         "vm" => "node-b",
         _ if docker => CONTROL_PLANE,
-        _ => "tracelake-worker",
+        _ => WORKER,
+    };
+    // Also of the same start.
+    let seen = || -> Result<String> {
+        let state = fs::read_to_string(state_file()).context("a cluster without a state")?;
+        Ok(output(&["cluster", "status"])? + &state)
     };
     // Everything is built by this one.
     let before = Lists::now()?;
     exec::quiet(&mut xtask(&up))?;
-    let first = output(&["cluster", "status"])?;
+    let first = seen()?;
     ensure!(first.contains("export KUBECONFIG=") && !first.contains("stopped"), "status says:\n{first}");
     ensure!(before.same().is_err(), "a cluster runs, and the lists do not show it");
     let started = Instant::now();
     exec::quiet(&mut xtask(&up))?;
-    let second = output(&["cluster", "status"])?;
+    let second = seen()?;
     ensure!(first == second, "a second `up` changed the cluster:\n{first}\n{second}");
     println!("harness: {provider} found again ({:.1} s)", started.elapsed().as_secs_f32());
     exec::quiet(&mut xtask(&["cluster", "node", "stop", node]))?;
@@ -72,8 +86,14 @@ fn of(provider: &str) -> Result<()> {
     let unanswered = stopped.contains("does not answer");
     ensure!(told && unanswered == (node == CONTROL_PLANE), "with {node} stopped status says:\n{stopped}");
     exec::quiet(&mut xtask(&up))?;
-    let third = output(&["cluster", "status"])?;
+    let third = seen()?;
     ensure!(first == third, "`up` did not mend the cluster:\n{first}\n{third}");
+    // By Docker, what nodes are made of; it stays when they go.
+    let image = if docker {
+        exec::output(&mut exec::command("docker", ["inspect", "--format", "{{.Image}}", WORKER]))?
+    } else {
+        String::new()
+    };
     exec::quiet(&mut xtask(&["cluster", "down"]))?;
     before.same().context("after `down`")?;
     let gone = output(&["cluster", "status"])?;
@@ -81,24 +101,36 @@ fn of(provider: &str) -> Result<()> {
 
     for signal in [Signal::INT, Signal::KILL] {
         let start = group(&up)?;
-        let deadline = Instant::now() + PATIENCE;
-        while !is_half_started(docker)? {
-            ensure!(Instant::now() < deadline, "nothing of the cluster runs after {PATIENCE:?}");
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        let half = wait_for_half_start(docker);
         interrupt(start, signal)?;
+        half?;
         before.same().with_context(|| format!("after {signal:?} in the middle of `up`"))?;
     }
 
-    // Where the API server's address is taken, no cluster can be of use; Docker chooses another one.
-    let taken = TcpListener::bind("127.0.0.1:6443").context("this test needs the port itself")?;
-    let failed = xtask(&up).output().context("cannot start `cluster up`")?;
-    drop(taken);
-    if failed.status.success() {
-        ensure!(docker, "`up` succeeded without its port");
-        exec::quiet(&mut xtask(&["cluster", "down"]))?;
-    }
+    // What no start can do without is taken: the API server's port, or by Docker, which chooses another one, a node's name.
+    let succeeded = if docker {
+        // The other node comes all the same, perhaps when kind has given up. This one is not kind's, and has to stay.
+        exec::quiet(&mut exec::command("docker", ["create", "--name", WORKER, image.trim()]))?;
+        let succeeded = exec::succeeds(&mut xtask(&up));
+        exec::quiet(&mut exec::command("docker", ["rm", "--volumes", WORKER]))?;
+        succeeded
+    } else {
+        let taken = TcpListener::bind("127.0.0.1:6443").context("this test needs the port itself")?;
+        let succeeded = exec::succeeds(&mut xtask(&up));
+        drop(taken);
+        succeeded
+    };
+    ensure!(!succeeded, "`up` succeeded although what it needs was taken");
     before.same().context("after a start that failed")
+}
+
+fn wait_for_half_start(docker: bool) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_half_started(docker)? {
+        ensure!(Instant::now() < deadline, "nothing of the cluster runs after {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
 }
 
 /// Whether something of the cluster runs, and not all of it. By Docker a start begins with a look for what is left of another

@@ -217,6 +217,13 @@ pub(crate) fn has_docker() -> bool {
     exec::succeeds(&mut exec::command("docker", ["info"]))
 }
 
+/// Why `docker` is of no use, as it says itself; nothing where it is of use, or not installed.
+pub(crate) fn docker_fails() -> Option<String> {
+    let done = exec::command("docker", ["info"]).output().ok().filter(|done| !done.status.success())?;
+    let text = String::from_utf8_lossy(&done.stderr);
+    Some(text.lines().find(|line| !line.trim().is_empty()).unwrap_or("it gives no reason").to_owned())
+}
+
 /// Builds `tracelake/NAME:TAG` of a Dockerfile and the files beside it.
 pub(crate) fn archive(
     (name, tag): (&str, &str),
@@ -234,7 +241,6 @@ pub(crate) fn archive(
     }
     let archive = cache::entry("images", &format!("{name}-{tag}"), key, |archive| {
         let context = archive.with_added_extension("context");
-        cache::remove(&context)?;
         fs::create_dir_all(&context)?;
         fs::copy(dockerfile, context.join("Dockerfile"))?;
         for (path, to) in files {

@@ -72,10 +72,15 @@ impl Initramfs {
         Ok(())
     }
 
-    /// Ends the archive and writes it.
-    pub(crate) fn write(mut self, path: &Path) -> Result<()> {
+    /// Ends the archive and returns it.
+    pub(crate) fn finish(mut self) -> Vec<u8> {
         self.record("TRAILER!!!", 0, (0, 0), b"");
-        fs::write(path, &self.bytes).with_context(|| format!("cannot write {}", path.display()))
+        self.bytes
+    }
+
+    /// Ends the archive and writes it.
+    pub(crate) fn write(self, path: &Path) -> Result<()> {
+        fs::write(path, self.finish()).with_context(|| format!("cannot write {}", path.display()))
     }
 
     fn record(&mut self, path: &str, mode: u32, (major, minor): (u32, u32), content: &[u8]) {

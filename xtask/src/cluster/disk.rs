@@ -81,7 +81,6 @@ pub(super) fn base(kernels: &[kernel::Files], images: &[Image]) -> Result<PathBu
     }
     cache::entry("node-disks", "base", key, |disk| {
         let root = disk.with_added_extension("root");
-        cache::remove(&root)?;
         copy(&rootfs, &root)?;
         for kernel in kernels {
             let modules = root.join("usr/lib/modules");
@@ -118,24 +117,17 @@ pub(super) fn fill(disk: &Path, size: u64, root: &Path) -> Result<()> {
 /// and tests take turns with two, one of which has the product's images.
 pub(super) fn forget_others(base: &Path) -> Result<()> {
     fs::File::open(base)?.set_modified(SystemTime::now())?;
-    // What an interrupted build left has an extension.
-    let used = |path: &Path| match path.extension() {
-        None => path.metadata().and_then(|metadata| metadata.modified()).ok(),
-        Some(_) => None,
-    };
     let mut disks = Vec::new();
     for entry in fs::read_dir(base.parent().context("a disk lies in a folder")?)? {
         let path = entry?.path();
-        disks.push((used(&path), path));
+        // What has an extension somebody makes right now, or was interrupted: that goes when the next one is made.
+        if path.extension().is_none() {
+            disks.push((path.metadata()?.modified()?, path));
+        }
     }
     disks.sort();
     disks.reverse();
-    for (index, (used, path)) in disks.iter().enumerate() {
-        if index >= KEPT || used.is_none() {
-            cache::remove(path)?;
-        }
-    }
-    Ok(())
+    disks.iter().skip(KEPT).try_for_each(|(_, path)| cache::remove(path))
 }
 
 /// Puts the images into the containerd of the folder, and marks them as [`node::mark`] says.
@@ -181,6 +173,10 @@ mod tests {
         let mut left: Vec<_> = left.collect();
         left.sort();
         fs::remove_dir_all(&folder).unwrap();
-        assert_eq!(left, ["base-a", "base-b"], "the one in use and the one used last");
+        assert_eq!(
+            left,
+            ["base-a", "base-b", "base-d.tmp"],
+            "the one in use, the one used last, one being made"
+        );
     }
 }

@@ -107,17 +107,17 @@ pub(super) fn base(kernel: &kernel::Files, images: &[Image]) -> Result<PathBuf> 
         archives.push(built.archive);
     }
 
-    let mut key = cache::Key::default().folder(&assets)?.text(&SIZE.to_string()).text(&kernel.release);
+    // With all that is done below: a change that is forgotten in a key would keep the old disk.
+    let mut key =
+        cache::Key::default().folder(&assets)?.text(include_str!("kind_disk.rs")).text(&kernel.release);
     // Entries of the cache are named after their content.
     for path in [&host_packages, &node_packages, &kubernetes, &kind].into_iter().chain(&archives) {
         key = key.text(&path.file_name().unwrap_or_default().to_string_lossy());
     }
     cache::entry("kind-disks", "base", key.text(&names.join(" ")), |disk| {
         let (host, node) = (disk.with_added_extension("host"), disk.with_added_extension("node"));
-        for (from, to) in [(&host_packages, &host), (&node_packages, &node)] {
-            cache::remove(to)?;
-            copy(from, to)?;
-        }
+        copy(&host_packages, &host)?;
+        copy(&node_packages, &node)?;
         let mut node_root = exec::command("sh", [] as [&str; 0]);
         node_root.arg(assets.join("node-root.sh")).args([&node, &module, &kubernetes, &assets]);
         exec::quiet(node_root.arg(tools::KUBERNETES)).context("cannot make the node image")?;

@@ -10,17 +10,19 @@ use std::io::IsTerminal;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow};
 
-use super::provider::{Action, CLUSTER, NODES, Provider, Started, all_ready, kubectl};
-use super::{bin, kubeconfig};
+use super::provider::{Action, CLUSTER, DAMAGED, NODES, Provider, Started, StartedAgain, node_lines};
+use super::{bin, kubeconfig, state_file};
 use crate::image::Image;
 use crate::kernel::Kernel;
 use crate::{cache, exec, tools};
 
 /// Nodes that have just been made pull nothing more: DNS is there within a minute.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// What a killed kind has asked of Docker is done within seconds.
+/// Docker does what a killed kind has asked of it, with no longer pauses than this.
+const QUIET: Duration = Duration::from_secs(5);
+/// And all of it within this.
 const AFTERMATH: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_secs(1);
 
@@ -31,7 +33,8 @@ pub(super) struct KindDocker;
 
 impl Provider for KindDocker {
     fn start(&self, _: &[(String, Kernel)], _: &[Image]) -> Result<Started> {
-        self.stop()?;
+        // Of one whose state is lost.
+        remove_all()?;
         // kind would add to it.
         cache::remove(&kubeconfig())?;
         let config = cache::repository().join("e2e/kind.yaml");
@@ -47,12 +50,10 @@ impl Provider for KindDocker {
     }
 
     fn complete(&self) -> Result<()> {
-        for name in NODES.into_iter().filter(|name| !runs(name)) {
-            self.node(name, Action::Start)?;
-        }
+        let mut again = StartedAgain::of_kind(self, &nodes(&[])?)?;
         let deadline = Instant::now() + PATIENCE;
         cache::step("cluster: nodes Ready, DNS Available", || {
-            while let Err(error) = all_ready(kubectl) {
+            while let Err(error) = again.all_ready() {
                 if Instant::now() > deadline {
                     return Err(error)
                         .with_context(|| format!("the cluster does not become ready within {PATIENCE:?}"));
@@ -63,35 +64,32 @@ impl Provider for KindDocker {
         })
     }
 
-    /// As `kind delete` does it, but for the network, which that leaves; kind need not be there.
+    /// As `kind delete` does it, but for the network, which that leaves; kind need not be there. Also of a kind that was
+    /// killed: what it had asked for comes later, with or without anything that is there now.
     fn stop(&self) -> Result<()> {
+        // An engine that does not answer will not within the time below.
+        nodes(&["--all"])?;
         let deadline = Instant::now() + AFTERMATH;
-        let found_any = remove_containers()?;
-        // Held by a node that a killed kind had asked for, and that came only now.
-        while let Err(error) = remove_network() {
-            if Instant::now() >= deadline {
-                return Err(error);
+        let mut quiet = Instant::now();
+        loop {
+            match remove_all() {
+                Ok(false) if quiet.elapsed() >= QUIET => return Ok(()),
+                Ok(false) => {}
+                // It fails where a node that has just come holds the network.
+                removed if Instant::now() >= deadline => return removed.map(drop),
+                _ => quiet = Instant::now(),
             }
             std::thread::sleep(POLL);
-            remove_containers()?;
         }
-        // Or that comes now, and finds no network: it is made all the same, and does not run.
-        while found_any && Instant::now() < deadline {
-            std::thread::sleep(POLL);
-            if !remove_containers()? {
-                break;
-            }
-        }
-        Ok(())
     }
 
     fn status(&self) -> (Vec<String>, Result<()>) {
-        let lines = NODES.map(|name| format!("{name:<24} {}", if runs(name) { "runs" } else { "stopped" }));
-        let usable = containers().and_then(|found| {
-            ensure!(found.len() == NODES.len(), "of {} nodes there are {}", NODES.len(), found.len());
-            Ok(())
+        let lines = node_lines(nodes(&[]).ok().as_deref(), "Docker does not answer");
+        let usable = nodes(&["--all"]).and_then(|found| {
+            let missing = NODES.into_iter().find(|name| !found.iter().any(|one| one == name));
+            missing.map_or(Ok(()), |name| Err(anyhow!("{name} is gone")).context(DAMAGED))
         });
-        (lines.to_vec(), usable)
+        (lines, usable)
     }
 
     fn node(&self, name: &str, action: Action) -> Result<i32> {
@@ -103,10 +101,10 @@ impl Provider for KindDocker {
                 docker.args(if words.is_empty() { &shell } else { words }).stdin(Stdio::inherit());
                 return Ok(docker.status().context("cannot start docker")?.code().unwrap_or(255));
             }
-            Action::Load(archives) => archives.iter().try_for_each(|archive| {
+            Action::Load(archives) => {
                 let words = ["load", "image-archive", "--name", CLUSTER, "--nodes", name];
-                exec::quiet(kind()?.args(words).arg(archive))
-            })?,
+                exec::quiet(kind()?.args(words).args(archives))?;
+            }
             Action::Stop => exec::quiet(&mut exec::command("docker", ["kill", name]))?,
             Action::Start => exec::quiet(&mut exec::command("docker", ["start", name]))?,
         }
@@ -114,33 +112,33 @@ impl Provider for KindDocker {
     }
 }
 
-fn runs(node: &str) -> bool {
-    let inspect = ["inspect", "--format", "{{.State.Running}}", node];
-    exec::output(&mut exec::command("docker", inspect)).is_ok_and(|running| running.trim() == "true")
-}
-
-/// The nodes, also those that are stopped.
-fn containers() -> Result<Vec<String>> {
+/// The nodes that run; with `--all` also those that are stopped.
+fn nodes(which: &[&str]) -> Result<Vec<String>> {
     let ours = format!("label=io.x-k8s.kind.cluster={CLUSTER}");
-    let found = exec::output(&mut exec::command("docker", ["ps", "--all", "--quiet", "--filter", &ours]))?;
+    let mut list = exec::command("docker", ["ps", "--format", "{{.Names}}", "--filter", &ours]);
+    let found = exec::output(list.args(which)).with_context(|| {
+        format!(
+            "the cluster was made by Docker, whose engine does not answer: start that and ask again, \
+             or delete {} if it is gone for good",
+            state_file().display()
+        )
+    })?;
     Ok(found.lines().map(str::to_owned).collect())
 }
 
-/// Removes the nodes; whether there were any.
-fn remove_containers() -> Result<bool> {
-    let nodes = containers()?;
-    if nodes.is_empty() {
-        return Ok(false);
+/// Removes the nodes and their network; whether there was anything to remove.
+fn remove_all() -> Result<bool> {
+    let nodes = nodes(&["--all"])?;
+    if !nodes.is_empty() {
+        exec::quiet(exec::command("docker", ["rm", "--force", "--volumes"]).args(&nodes))?;
     }
-    exec::quiet(exec::command("docker", ["rm", "--force", "--volumes"]).args(nodes))?;
-    Ok(true)
-}
-
-/// Removes the nodes' network; does nothing when there is none.
-fn remove_network() -> Result<()> {
     let ours = format!("name=^{NETWORK}$");
     let found = exec::output(&mut exec::command("docker", ["network", "ls", "--quiet", "--filter", &ours]))?;
-    found.lines().try_for_each(|id| exec::quiet(&mut exec::command("docker", ["network", "rm", id])))
+    let networks: Vec<&str> = found.lines().collect();
+    if !networks.is_empty() {
+        exec::quiet(exec::command("docker", ["network", "rm"]).args(&networks))?;
+    }
+    Ok(!nodes.is_empty() || !networks.is_empty())
 }
 
 fn kind() -> Result<Command> {

@@ -4,7 +4,8 @@
 //!
 //! Making it takes minutes, so it is made once for each set of inputs: `kind create cluster` in a VM that runs the disk
 //! of [`kind_disk`](super::kind_disk), until every node is Ready; then the VM's memory and disk are kept in the cache, named
-//! after what went into them. A start goes on from there with a disk that lies over the kept one, and sets the clock.
+//! after what went into them, in a folder that needs nothing else. A start goes on from there with a disk that lies over the
+//! kept one, and sets the clock.
 
 use std::fs::{self, File};
 use std::io::IsTerminal;
@@ -17,7 +18,9 @@ use anyhow::{Context, Result, bail, ensure};
 use super::kind_disk::{self, IMAGE};
 use super::monitor::Monitor;
 use super::network::{self, GATEWAY, Place};
-use super::provider::{self, Action, CLUSTER, NODES, Provider, Started, all_ready, answers};
+use super::provider::{
+    Action, CLUSTER, DAMAGED, NODES, Provider, Started, StartedAgain, all_ready, answers, node_lines,
+};
 use super::{bin, control_plane, disk, link, node, process, proxy, state};
 use crate::image::Image;
 use crate::initramfs::Initramfs;
@@ -28,7 +31,7 @@ use crate::{cache, exec, tools, vm};
 const VM: &str = "kind";
 const KERNEL: Kernel = Kernel::V6_12;
 /// Raised when [`make`] does something else.
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 2;
 /// MiB: two nodes with a control plane take 1.4 GB, the product, its store and its tests the rest.
 const MEMORY: u32 = 6144;
 /// `kind create cluster` takes five minutes on two free CPUs, and as long again until all is Ready.
@@ -47,24 +50,28 @@ impl Provider for KindVm {
         self.stop()?;
         let snapshot = snapshot(images)?;
         disk::forget_others(&snapshot)?;
-        cache::step("cluster: restored", || restore(&snapshot)).with_context(report)?;
-        cache::step("cluster: API server ready", || {
-            wait("the API server does not answer", RESTORED, || {
-                answers().then_some(()).context("/readyz is not ok")
+        let restored = cache::step("cluster: restored", || restore(&snapshot)).and_then(|()| {
+            cache::step("cluster: API server ready", || {
+                wait("the API server does not answer", RESTORED, || {
+                    answers().then_some(()).context("/readyz is not ok")
+                })
             })
-        })
-        .with_context(report)?;
+        });
+        restored.with_context(report).with_context(|| {
+            let snapshot = snapshot.display();
+            format!(
+                "cannot go on from {snapshot}; if that is damaged, delete it: the next start makes another"
+            )
+        })?;
         Ok(Started { nodes: NODES.map(str::to_owned).to_vec(), have_images: false })
     }
 
     fn complete(&self) -> Result<()> {
-        for name in NODES.into_iter().filter(|name| !node_runs(name)) {
-            self.node(name, Action::Start)?;
-        }
+        let mut again = StartedAgain::of_kind(self, &running()?)?;
         // Everything waits for the API server, which is one container among others to the VM's kernel.
         exec::quiet(&mut script(&format!("docker update --cpu-shares 8192 {}", NODES[0])))?;
         cache::step("cluster: nodes Ready, DNS Available", || {
-            wait("the cluster does not become ready", RESTORED * 3, || all_ready(provider::kubectl))
+            wait("the cluster does not become ready", RESTORED * 3, || again.all_ready())
         })
         .with_context(report)
     }
@@ -79,7 +86,7 @@ impl Provider for KindVm {
         let mut lines =
             vec![format!("{:<24} {}, {}", "the nodes' VM", mark(process::runs(VM)), place().address)];
         if process::runs(VM) {
-            lines.extend(NODES.map(|name| format!("{name:<24} {}", mark(node_runs(name)))));
+            lines.extend(node_lines(running().ok().as_deref(), "its VM does not answer"));
         }
         lines.push(format!("{:<24} {}", proxy::NAME, mark(process::runs(proxy::NAME))));
         lines.push(format!("logs: {}", state().join("logs").display()));
@@ -89,7 +96,7 @@ impl Provider for KindVm {
             None if !network::exists() => Err(anyhow::anyhow!("its network is gone")),
             None => Ok(()),
         };
-        (lines, usable)
+        (lines, usable.context(DAMAGED))
     }
 
     fn node(&self, name: &str, action: Action) -> Result<i32> {
@@ -123,10 +130,11 @@ fn snapshot(images: &[Image]) -> Result<PathBuf> {
     let machine = format!("{:?}", machine(Path::new("."), Path::new("disk"), &kernel));
     let key = cache::Key::default()
         .text(&base.file_name().unwrap_or_default().to_string_lossy())
-        .file(&initramfs_init())?
+        // The thing itself, addresses included, whichever code makes it; but for the ssh key, which each snapshot has anew.
+        .bytes(&initramfs(&kernel, b"")?.finish())
         .text(&kernel.release)
         .text(&machine.replace(&*cache::dir().to_string_lossy(), ""))
-        .text(&format!("{RECIPE} {} {GATEWAY} {}", create(), proxy::ADDRESS))
+        .text(&format!("{RECIPE} {} {}", create(), proxy::ADDRESS))
         // Its memory is read by the version that wrote it.
         .text(&exec::output(&mut exec::command("qemu-system-x86_64", ["--version"]))?);
     cache::entry("kind-clusters", "two-nodes", key, |folder| {
@@ -134,21 +142,26 @@ fn snapshot(images: &[Image]) -> Result<PathBuf> {
         fs::create_dir_all(folder)?;
         let made = make(folder, &base, &kernel).with_context(report);
         // It is restored like any other.
-        made.and(KindVm.stop())
+        made.and(KindVm.stop())?;
+        sync(folder)
     })
 }
 
 fn make(folder: &Path, base: &Path, kernel: &kernel::Files) -> Result<()> {
+    // Under a name of its own, beside the disk that lies over it: the cache forgets the other one, and the folder is renamed.
+    fs::hard_link(base, folder.join("base")).with_context(|| {
+        format!(
+            "cannot link {} into {}: the cache has to be one file system",
+            base.display(),
+            folder.display()
+        )
+    })?;
     let disk = folder.join("disk.qcow2");
-    overlay(base, "raw", &disk)?;
+    overlay(Path::new("base"), "raw", &disk)?;
     node::make_key()?;
-    let mut archive = Initramfs::with_busybox()?;
-    archive.copy(&initramfs_init(), "init", 0o755)?;
-    vm::add_modules(&mut archive, kernel, &["virtio_pci", "virtio_blk"])?;
-    let settings = format!("NAME={VM}\nADDRESS={}\nGATEWAY={GATEWAY}\n", place().address);
-    archive.file("config/node.env", 0o644, settings.as_bytes());
-    archive.copy(&node::key().with_added_extension("pub"), "config/authorized_keys", 0o600)?;
-    archive.write(&folder.join("initrd"))?;
+    let public = node::key().with_added_extension("pub");
+    let public = fs::read(&public).with_context(|| format!("cannot read {}", public.display()))?;
+    initramfs(kernel, &public)?.write(&folder.join("initrd"))?;
     for name in ["ssh-key", "ssh-key.pub"] {
         fs::copy(state().join(name), folder.join(name))?;
     }
@@ -217,8 +230,24 @@ fn restore(snapshot: &Path) -> Result<()> {
     wait("ssh does not answer", RESTORED, set_clock)
 }
 
-fn initramfs_init() -> PathBuf {
-    cache::repository().join("e2e/cluster/node/initramfs-init.sh")
+/// Has all files of a snapshot on the disk, so that a loss of power leaves a whole one or none.
+fn sync(folder: &Path) -> Result<()> {
+    let files = fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    files.iter().map(PathBuf::as_path).chain([folder]).try_for_each(|path| {
+        let synced = File::open(path).and_then(|file| file.sync_all());
+        synced.with_context(|| format!("cannot write {} to the disk", path.display()))
+    })
+}
+
+/// What the VM boots with; `public` is the ssh key that it accepts.
+fn initramfs(kernel: &kernel::Files, public: &[u8]) -> Result<Initramfs> {
+    let mut archive = Initramfs::with_busybox()?;
+    archive.copy(&cache::repository().join("e2e/cluster/node/initramfs-init.sh"), "init", 0o755)?;
+    vm::add_modules(&mut archive, kernel, &["virtio_pci", "virtio_blk"])?;
+    let settings = format!("NAME={VM}\nADDRESS={}\nGATEWAY={GATEWAY}\n", place().address);
+    archive.file("config/node.env", 0o644, settings.as_bytes());
+    archive.file("config/authorized_keys", 0o600, public);
+    Ok(archive)
 }
 
 /// The VM, the same whenever it runs: memory that was written by another one would not fit.
@@ -243,6 +272,7 @@ fn within(qemu: &Command) -> Command {
     network::within(qemu.get_program(), qemu.get_args())
 }
 
+/// Makes a disk that lies over another one, whose path is absolute or of the new disk's folder.
 fn overlay(base: &Path, format: &str, disk: &Path) -> Result<()> {
     cache::remove(disk)?;
     let mut create = exec::command("qemu-img", ["create", "-q", "-f", "qcow2", "-F", format, "-b"]);
@@ -276,9 +306,10 @@ fn set_clock() -> Result<()> {
     exec::quiet(&mut script(&format!("date -s @{now:.2}")))
 }
 
-fn node_runs(name: &str) -> bool {
-    exec::output(&mut script(&format!("docker inspect --format '{{{{.State.Running}}}}' {name}")))
-        .is_ok_and(|running| running.trim() == "true")
+/// Those of the nodes that run.
+fn running() -> Result<Vec<String>> {
+    let found = exec::output(&mut script("docker ps --format '{{.Names}}'"))?;
+    Ok(found.lines().map(str::to_owned).collect())
 }
 
 /// Imports those archives into a node by `kind load` that it does not have. Each command there is a second on emulated CPUs:

@@ -34,6 +34,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -75,9 +76,13 @@ pub(crate) enum Command {
         #[arg(long)]
         to: String,
     },
-    /// End the cluster when standard input ends, unless it is kept; started by whatever starts a cluster.
+    /// End a cluster when standard input ends, unless it is kept; started by whatever starts a cluster.
     #[command(hide = true)]
-    Guard,
+    Guard {
+        /// Its id.
+        #[arg(long)]
+        of: String,
+    },
 }
 
 /// `cargo xtask cluster node`.
@@ -109,6 +114,8 @@ pub(crate) struct Options {
 /// A cluster, as commands find it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Cluster {
+    /// Of one start, whose guard ends no other.
+    id: String,
     provider: Source,
     /// For an administrator.
     pub(crate) kubeconfig: PathBuf,
@@ -145,7 +152,7 @@ pub(crate) fn main(command: &Command) -> Result<()> {
         Command::Node(NodeCommand::Stop { name }) => current()?.at(name, Action::Stop).map(drop)?,
         Command::Node(NodeCommand::Start { name }) => current()?.at(name, Action::Start).map(drop)?,
         Command::Proxy { to } => proxy::run(to)?,
-        Command::Guard => guard::run()?,
+        Command::Guard { of } => guard::run(of)?,
     }
     Ok(())
 }
@@ -166,59 +173,58 @@ pub(crate) fn start(options: &Options, images: &[Image]) -> Result<Running> {
         !is_kind || options.nodes.is_empty(),
         "kind has two nodes of its own: --nodes is for `--cluster vm`"
     );
-    if let Ok(cluster) = current() {
-        ensure!(
-            asked.is_none_or(|source| source == cluster.provider),
-            "a cluster of another provider runs: end it with `cargo xtask cluster down`"
-        );
-        let asked: Vec<&String> = options.nodes.iter().map(|(name, _)| name).collect();
-        ensure!(
-            asked.is_empty() || cluster.nodes.iter().eq(asked),
-            "a cluster of the nodes {} runs: end it with `cargo xtask cluster down`",
-            cluster.nodes.join(", ")
-        );
-        return Ok(Running { cluster, has_images: false, guard: None });
+    let why = match current() {
+        Ok(cluster) => {
+            ensure!(
+                asked.is_none_or(|source| source == cluster.provider),
+                "a cluster of another provider runs: end it with `cargo xtask cluster down`"
+            );
+            let asked: Vec<&String> = options.nodes.iter().map(|(name, _)| name).collect();
+            ensure!(
+                asked.is_empty() || cluster.nodes.iter().eq(asked),
+                "a cluster of the nodes {} runs: end it with `cargo xtask cluster down`",
+                cluster.nodes.join(", ")
+            );
+            return Ok(Running { cluster, has_images: false, guard: None });
+        }
+        Err(why) => why,
+    };
+    // One of another version may have been kept as well.
+    let kept = state_file().exists() && read_state().map_or(true, |cluster| cluster.kept);
+    clear()?;
+    if kept {
+        println!("cluster: the one that was kept is damaged ({}) and is replaced", why.root_cause());
     }
-    // What is left of one that is damaged.
-    down_locked()?;
-    let guard = Guard::start()?;
+    let mut cluster = Cluster::begin(asked.unwrap_or(Source::Vms))?;
+    let guard = Guard::start(&cluster.id)?;
     // Given back before the guard is dropped, which waits for it.
     let _lock = lock;
-    let (cluster, has_images) = create(asked.unwrap_or(Source::Vms), options, images)?;
+    let has_images = create(&mut cluster, options, images)?;
     Ok(Running { cluster, has_images, guard: Some(guard) })
 }
 
-fn create(source: Source, options: &Options, images: &[Image]) -> Result<(Cluster, bool)> {
-    fs::create_dir_all(state())?;
+/// Starts what was begun; whether its nodes have the images.
+fn create(cluster: &mut Cluster, options: &Options, images: &[Image]) -> Result<bool> {
     link(&tools::helm()?)?;
-    let mut cluster = Cluster {
-        provider: source,
-        kubeconfig: kubeconfig(),
-        kubectl: bin().join("kubectl"),
-        helm: bin().join("helm"),
-        nodes: Vec::new(),
-        started: false,
-        kept: false,
-    };
-    // Already now, so that whoever ends it knows whose it is.
-    cluster.save()?;
     let nodes = if options.nodes.is_empty() {
         vec![("node-a".to_owned(), Kernel::V6_1), ("node-b".to_owned(), Kernel::V6_12)]
     } else {
         options.nodes.clone()
     };
-    let Started { nodes, have_images } = source.provider().start(&nodes, images)?;
+    let Started { nodes, have_images } = cluster.provider.provider().start(&nodes, images)?;
     cluster.nodes = nodes;
     cluster.started = true;
     cluster.save()?;
-    Ok((cluster, have_images))
+    Ok(have_images)
 }
 
 impl Running {
     /// Lets the cluster go on when nobody uses it any more.
     pub(crate) fn keep(&self) -> Result<()> {
         let _lock = cache::lock("cluster")?;
-        Cluster { kept: true, ..read_state()? }.save()
+        let now = read_state()?;
+        ensure!(now.id == self.cluster.id, "the cluster was ended meanwhile, and another one was started");
+        Cluster { kept: true, ..now }.save()
     }
 
     /// Ends the cluster after a test or a demo, unless a user asked for it, perhaps meanwhile: then says how to use it.
@@ -228,7 +234,7 @@ impl Running {
         }
         match self.guard {
             Some(guard) => drop(guard),
-            None => end_unless_kept()?,
+            None => end_unless_kept(&self.cluster.id)?,
         }
         // What was shown or tested counts, not what became of the cluster since.
         if let Ok(cluster) = current() {
@@ -246,9 +252,15 @@ pub(crate) fn down() -> Result<()> {
     down_locked()
 }
 
-fn end_unless_kept() -> Result<()> {
+/// Ends the cluster of this id, unless it was ended already, or is kept.
+fn end_unless_kept(id: &str) -> Result<()> {
     let _lock = cache::lock("cluster")?;
-    if read_state().is_ok_and(|cluster| cluster.kept) { Ok(()) } else { down_locked() }
+    if read_state().is_ok_and(|cluster| cluster.id == id && !cluster.kept) { down_locked() } else { Ok(()) }
+}
+
+/// Ends what is left of a cluster, for one that takes its place. Without a state there is none, and Docker need not be asked.
+fn clear() -> Result<()> {
+    if state_file().exists() { down_locked() } else { Ok(()) }
 }
 
 fn down_locked() -> Result<()> {
@@ -273,8 +285,9 @@ impl ApiServer {
     pub(crate) fn start() -> Result<Self> {
         let lock = cache::lock("cluster")?;
         ensure!(current().is_err(), "a cluster runs: end it with `cargo xtask cluster down`");
-        down_locked()?;
-        let server = Self(Guard::start()?);
+        clear()?;
+        // Never started as far as others know, but its guard finds it.
+        let server = Self(Guard::start(&Cluster::begin(Source::Vms)?.id)?);
         // Given back before the guard is dropped, which waits for it.
         let _lock = lock;
         vms::start_api_server()?;
@@ -297,11 +310,29 @@ pub(crate) fn current() -> Result<Cluster> {
     let cluster = read_state()?;
     ensure!(cluster.started, "the cluster is being started, or its start was interrupted");
     let (_, usable) = cluster.provider.provider().status();
-    usable.context("the cluster is damaged: `cargo xtask cluster down`, then `up`")?;
+    usable?;
     Ok(cluster)
 }
 
 impl Cluster {
+    /// One that is about to be started, known already now to whoever may have to end it.
+    fn begin(provider: Source) -> Result<Self> {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_nanos();
+        let cluster = Self {
+            id: format!("{}-{now}", std::process::id()),
+            provider,
+            kubeconfig: kubeconfig(),
+            kubectl: bin().join("kubectl"),
+            helm: bin().join("helm"),
+            nodes: Vec::new(),
+            started: false,
+            kept: false,
+        };
+        fs::create_dir_all(state()).with_context(|| format!("cannot create {}", state().display()))?;
+        cluster.save()?;
+        Ok(cluster)
+    }
+
     /// Whether all of it, control plane and nodes, runs on emulated CPUs: what is done side by side there is late.
     pub(crate) fn is_emulated_whole(&self) -> bool {
         self.provider == Source::KindVm
@@ -339,9 +370,11 @@ impl Cluster {
         self.provider.provider().node(node, action)
     }
 
+    /// Whole at any time, since others read it without a lock.
     fn save(&self) -> Result<()> {
-        let path = state_file();
-        fs::write(&path, serde_json::to_vec_pretty(self)?)
+        let (path, temporary) = (state_file(), state_file().with_added_extension("tmp"));
+        fs::write(&temporary, serde_json::to_vec_pretty(self)?)
+            .and_then(|()| fs::rename(&temporary, &path))
             .with_context(|| format!("cannot write {}", path.display()))
     }
 
@@ -380,7 +413,8 @@ fn kubeconfig() -> PathBuf {
     state().join("kubeconfig")
 }
 
-fn state_file() -> PathBuf {
+/// What is known of the cluster, as commands find it.
+pub(crate) fn state_file() -> PathBuf {
     state().join("cluster.json")
 }
 

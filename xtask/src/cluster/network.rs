@@ -15,6 +15,7 @@ use std::process::Command;
 use std::sync::mpsc;
 
 use anyhow::{Context, Result};
+use rustix::process::{Pid, Signal, getpid, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::exec;
@@ -58,9 +59,20 @@ pub(super) fn up(places: &[Place]) -> Result<()> {
     exec::quiet(&mut within("sh", ["-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"]))
 }
 
-/// Removes the namespace and everything in it.
+/// Ends what still runs in the namespace, and removes it with everything in it.
 pub(super) fn down() -> Result<()> {
-    if exists() { exec::quiet(&mut exec::command("ip", ["netns", "delete", NAMESPACE])) } else { Ok(()) }
+    if !exists() {
+        return Ok(());
+    }
+    // As what a command started that was killed before it could record it: without its name the namespace would live on.
+    let left = exec::output(&mut exec::command("ip", ["netns", "pids", NAMESPACE]))?;
+    let left = left.lines().filter_map(|line| line.trim().parse().ok()).filter_map(Pid::from_raw);
+    // This one is among them when a user calls it from inside.
+    for id in left.filter(|id| *id != getpid()) {
+        // An error means that it has ended.
+        let _ = kill_process(id, Signal::KILL);
+    }
+    exec::quiet(&mut exec::command("ip", ["netns", "delete", NAMESPACE]))
 }
 
 /// Whether the namespace is there.

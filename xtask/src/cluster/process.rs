@@ -41,12 +41,21 @@ pub(super) fn start(name: &str, command: &Command) -> Result<()> {
             None => detached.env_remove(key),
         };
     }
-    let child = detached.current_dir("/").spawn().with_context(|| format!("cannot start {name}"))?;
-    let id = i32::try_from(child.id()).context("process ids are below 2^22")?;
+    let mut child = detached.current_dir("/").spawn().with_context(|| format!("cannot start {name}"))?;
+    record(name, child.id()).inspect_err(|_| {
+        // Without a record nobody would ever end it. An error means that it ended by itself.
+        let _ = child.kill();
+        let _ = child.wait();
+    })
+}
+
+fn record(name: &str, id: u32) -> Result<()> {
+    let id = i32::try_from(id).context("process ids are below 2^22")?;
     let started =
-        started(id).with_context(|| format!("{name} ended at once: see {}", self::log(name).display()))?;
-    fs::write(record_path(name), serde_json::to_vec(&Record { id, started })?)?;
-    Ok(())
+        started(id).with_context(|| format!("{name} ended at once: see {}", log(name).display()))?;
+    let path = record_path(name);
+    fs::write(&path, serde_json::to_vec(&Record { id, started })?)
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Whether the process of this name runs.

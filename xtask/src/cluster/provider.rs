@@ -4,8 +4,10 @@
 //!
 //! One file per provider: [`vms`](super::vms), [`kind_docker`](super::kind_docker), [`kind_vm`](super::kind_vm).
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Once;
 
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -19,6 +21,9 @@ use crate::{exec, tools};
 pub(super) const CLUSTER: &str = "tracelake";
 /// In the order of kind's own list.
 pub(super) const NODES: [&str; 2] = ["tracelake-control-plane", "tracelake-worker"];
+
+/// What can be done about a cluster that lacks something.
+pub(super) const DAMAGED: &str = "the cluster is damaged: `cargo xtask cluster down`, then `up`";
 
 /// A way to get a cluster. All end with an API server at the address in [`kubeconfig`](super::kubeconfig), which an
 /// administrator may use from the host's network. Errors of a start leave what they began: the caller stops it.
@@ -107,6 +112,66 @@ pub(super) fn all_ready(kubectl: impl Fn() -> Command) -> Result<()> {
     Ok(())
 }
 
+/// A line of status for each of kind's nodes, of which these run, if that is known.
+pub(super) fn node_lines(running: Option<&[String]>, unknown: &str) -> Vec<String> {
+    let state = |name: &str| match running {
+        Some(running) if running.iter().any(|one| one == name) => "runs".to_owned(),
+        Some(_) => "stopped".to_owned(),
+        None => format!("not known: {unknown}"),
+    };
+    NODES.map(|name| format!("{name:<24} {}", state(name))).to_vec()
+}
+
+/// Nodes that are started again, each with the time of its lease before: until its kubelet renews that, what the API server
+/// says of the node is of before its end, and may well be Ready.
+#[derive(Default)]
+pub(super) struct StartedAgain(BTreeMap<String, Option<String>>);
+
+impl StartedAgain {
+    /// Starts those of kind's nodes that do not run.
+    pub(super) fn of_kind(provider: &dyn Provider, running: &[String]) -> Result<Self> {
+        let mut again = Self::default();
+        for name in NODES.into_iter().filter(|name| !running.iter().any(|one| one == name)) {
+            again.note(name);
+            provider.node(name, Action::Start)?;
+        }
+        Ok(again)
+    }
+
+    /// Notes a node that does not run and is about to be started.
+    pub(super) fn note(&mut self, node: &str) {
+        self.0.insert(node.to_owned(), renewed(node).ok());
+    }
+
+    /// Whether the node has been heard of since its start; one that was not started again has.
+    pub(super) fn is_back(&mut self, node: &str) -> bool {
+        let Some(before) = self.0.get_mut(node) else { return true };
+        let Ok(now) = renewed(node) else { return false };
+        match before {
+            Some(before) => *before != now,
+            // The API server was away with the node: what it says first may be of before.
+            None => {
+                *before = Some(now);
+                false
+            }
+        }
+    }
+
+    /// Whether all nodes of kind are back and Ready and names are resolved, if not why.
+    pub(super) fn all_ready(&mut self) -> Result<()> {
+        for name in NODES {
+            ensure!(self.is_back(name), "{name} has not renewed its lease since it was started again");
+        }
+        all_ready(kubectl)
+    }
+}
+
+/// When the node renewed its lease; nothing of one that has none yet.
+fn renewed(node: &str) -> Result<String> {
+    let get = ["-n", "kube-node-lease", "get", "lease", node, "--ignore-not-found", "-o"];
+    exec::output(kubectl().args(get).arg("jsonpath={.spec.renewTime}"))
+}
+
 /// What users may ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Choice {
@@ -121,7 +186,15 @@ impl Choice {
         match self {
             Self::Vm => Source::Vms,
             Self::Kind if image::has_docker() => Source::KindDocker,
-            Self::Kind => Source::KindVm,
+            Self::Kind => {
+                static TOLD: Once = Once::new();
+                TOLD.call_once(|| {
+                    if let Some(why) = image::docker_fails() {
+                        println!("cluster: kind runs inside a VM, since `docker` is here but fails: {why}");
+                    }
+                });
+                Source::KindVm
+            }
         }
     }
 }

@@ -7,6 +7,8 @@
 
 use std::io;
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -16,6 +18,8 @@ use super::network;
 pub(super) const ADDRESS: &str = "127.0.0.1:6443";
 /// What its process is called.
 pub(super) const NAME: &str = "proxy";
+/// After a connection that could not be served: where descriptors or threads have run out, others end meanwhile.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until it is killed; `to` is the address inside.
 pub(super) fn run(to: &str) -> Result<()> {
@@ -24,13 +28,18 @@ pub(super) fn run(to: &str) -> Result<()> {
     // Threads started from now on inherit the namespace; the listener keeps the one it was made in.
     network::enter()?;
     for client in listener.incoming() {
-        let client = client?;
         let to = to.to_owned();
-        std::thread::spawn(move || {
-            if let Err(error) = join(client, &to) {
-                eprintln!("connection failed: {error}");
-            }
-        });
+        let serve = |client| {
+            thread::Builder::new().spawn(move || {
+                if let Err(error) = join(client, &to) {
+                    eprintln!("connection failed: {error}");
+                }
+            })
+        };
+        if let Err(error) = client.and_then(serve) {
+            eprintln!("connection not served: {error}");
+            thread::sleep(PAUSE);
+        }
     }
     Ok(())
 }
@@ -38,7 +47,7 @@ pub(super) fn run(to: &str) -> Result<()> {
 fn join(client: TcpStream, to: &str) -> io::Result<()> {
     let server = TcpStream::connect(to)?;
     let (mut from_client, mut to_server) = (client.try_clone()?, server.try_clone()?);
-    let upstream = std::thread::spawn(move || {
+    let upstream = thread::spawn(move || {
         // A broken connection ends both directions alike.
         let _ = io::copy(&mut from_client, &mut to_server);
         let _ = to_server.shutdown(Shutdown::Write);

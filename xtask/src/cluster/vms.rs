@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::node::{self, Node};
-use super::provider::{Action, Provider, Started, answers, kubectl};
+use super::provider::{Action, DAMAGED, Provider, Started, StartedAgain, answers, kubectl};
 use super::{control_plane, disk, kubeconfig, link, network, process, state};
 use crate::image::Image;
 use crate::kernel::Kernel;
@@ -62,11 +62,12 @@ impl Provider for Vms {
         let _lock = lock()?;
         let nodes = node::all()?;
         // One that ended, but was not stopped, is not just started again: see [`restart`].
-        let started = process::names();
+        let (started, mut again) = (process::names(), StartedAgain::default());
         for node in nodes.iter().filter(|node| !started.contains(&node.name)) {
+            again.note(&node.name);
             node.start()?;
         }
-        wait_for_nodes(&nodes).with_context(|| failure_report(&nodes))
+        wait_for_nodes(&nodes, &mut again).with_context(|| failure_report(&nodes))
     }
 
     fn stop(&self) -> Result<()> {
@@ -93,7 +94,7 @@ impl Provider for Vms {
             None if !network::exists() => Err(anyhow::anyhow!("its network is gone")),
             None => Ok(()),
         };
-        (lines, usable)
+        (lines, usable.context(DAMAGED))
     }
 
     fn node(&self, name: &str, action: Action) -> Result<i32> {
@@ -135,6 +136,7 @@ fn wait_for_server() -> Result<()> {
 pub(super) fn start_api_server() -> Result<()> {
     tools::machines()?;
     Vms.stop()?;
+    node::save(&[])?;
     control_plane::make_keys()?;
     network::up(&[])?;
     control_plane::start_api_server()?;
@@ -153,7 +155,7 @@ fn lock() -> Result<fs::File> {
     cache::lock("nodes")
 }
 
-fn wait_for_nodes(nodes: &[Node]) -> Result<()> {
+fn wait_for_nodes(nodes: &[Node], again: &mut StartedAgain) -> Result<()> {
     let deadline = Instant::now() + DEADLINE;
     for node in nodes {
         let ready = r#"jsonpath={.status.conditions[?(@.type=="Ready")].status}"#;
@@ -161,8 +163,12 @@ fn wait_for_nodes(nodes: &[Node]) -> Result<()> {
         cache::step(&format!("cluster: {} Ready", node.name), || {
             wait(&format!("{} does not become Ready", node.name), deadline, || {
                 if !process::runs(&node.name) {
+                    again.note(&node.name);
                     restart(node, starts)?;
                     starts += 1;
+                }
+                if !again.is_back(&node.name) {
+                    return Ok(false);
                 }
                 let status = exec::output(kubectl().args(["get", "node", &node.name, "-o", ready]));
                 Ok(status.is_ok_and(|status| status == "True"))
