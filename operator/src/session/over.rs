@@ -162,9 +162,7 @@ impl Pass<'_> {
                 ..Findings::default()
             };
             let next = self.status(session, &findings);
-            // A new manifest is news; it is not held back.
-            memory.last_write = None;
-            self.writer().status(memory, session, next).await?;
+            self.writer().news(memory, session, next).await?;
             self.context.hub.trigger(self.id.object_ref());
         }
         Ok(())

@@ -297,8 +297,7 @@ impl Pass<'_> {
         let written = if is_growing && acting.is_some() && !gathering.is_zero() {
             Written::Later(gathering)
         } else if is_growing {
-            memory.last_write = None;
-            let written = self.writer().status(memory, &session, next).await?;
+            let written = self.writer().news(memory, &session, next).await?;
             publish(&expected);
             written
         } else if next.phase == before.phase

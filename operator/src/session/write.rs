@@ -97,6 +97,20 @@ impl<'a> Writer<'a> {
         Ok(Written::Current)
     }
 
+    /// The same of what is not held back, however lately there was a write.
+    ///
+    /// # Errors
+    /// As [`status`](Self::status).
+    pub async fn news(
+        &self,
+        memory: &mut Memory,
+        session: &TraceSession,
+        next: TraceSessionStatus,
+    ) -> Result<Written, kube::Error> {
+        memory.last_write = None;
+        self.status(memory, session, next).await
+    }
+
     /// Keeps the session in the API server until it is over.
     ///
     /// # Errors
