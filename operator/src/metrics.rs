@@ -108,7 +108,11 @@ impl Metrics {
             "Writes to sessions' status, by result",
             self.status_writes.clone(),
         );
-        registry.register("manifests", "Manifests written, by result: ok of a complete session, error of an incomplete one", self.manifests.clone());
+        registry.register(
+            "manifests",
+            "Manifests written, by result: ok of a complete session, error of an incomplete one",
+            self.manifests.clone(),
+        );
         registry.register(
             "watch_seen_timestamp_seconds",
             "When a watch last brought a change, by kind",

@@ -353,7 +353,11 @@ impl ObjectStore for ViaOperator {
             let answer = request.send().await;
             let passes = answer.as_ref().map_or(true, |answer| is_for_a_while(answer.status()));
             if !passes || tries == STORE_TRIES {
-                break (answer.map_err(|error| generic(unreached(error, &known, self.0.elsewhere.as_ref())))?, known, part);
+                break (
+                    answer.map_err(|error| generic(unreached(error, &known, self.0.elsewhere.as_ref())))?,
+                    known,
+                    part,
+                );
             }
             tokio::time::sleep(pause).await;
             (tries, pause) = (tries + 1, pause * 2);

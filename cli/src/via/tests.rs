@@ -250,7 +250,9 @@ async fn a_store_behind_a_forwarded_port_is_asked_by_the_name_that_was_signed() 
     let error = failed(source).await;
     assert!(error.contains("store.system.svc cannot be reached at localhost:1"), "{error}");
 
-    for wrong in ["local host:8333", "localhost", "localhost:", ":8333", "me@localhost:8333", "localhost:8333/x"] {
+    for wrong in
+        ["local host:8333", "localhost", "localhost:", ":8333", "me@localhost:8333", "localhost:8333/x"]
+    {
         let (fake, mut source) = start(900, Vec::new(), None).await;
         source.store_address = Some(wrong.to_owned());
         let error = ViaOperator::open(source).await.unwrap_err().to_string();
